@@ -1,0 +1,965 @@
+//! One PE's core: threads, the step slot, vector instructions, scalar code and tasks (rules M8 to M14, M18, M19).
+
+use super::network::{NONE, Network};
+use super::{Class, PeCounters};
+use crate::machine::Machine;
+use crate::numerics as num;
+use crate::program::*;
+use std::collections::VecDeque;
+
+/// A descriptor register's contents, padded in front to four extents.
+#[derive(Clone, Copy, Debug)]
+struct Desc {
+    ty: Ty,
+    shape: [i64; 4],
+    place: DescPlace,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum DescPlace {
+    /// Base address and strides in bytes.
+    Memory {
+        base: i64,
+        strides: [i64; 4],
+        wide: bool,
+    },
+    In(Color),
+    Out(Color, bool),
+}
+
+/// An operand of a vector instruction that runs.
+#[derive(Clone, Copy)]
+enum Arg {
+    Memory { ty: Ty, base: i64, strides: [i64; 4], at: i64 },
+    In { ty: Ty, color: Color, queue: u32 },
+    Out { ty: Ty, color: Color, queue: u32, flag: bool },
+    Imm(f32),
+}
+
+/// The sparse elements of an Axpy that runs.
+#[derive(Clone, Copy)]
+struct Sparse {
+    period: i64,
+    y_step: i64,
+    x_step: i64,
+    source: Source,
+    value: f32,
+    last: bool,
+    index: Option<i64>,
+}
+
+#[derive(Clone, Copy)]
+enum Source {
+    Fabric { queue: u32, color: Color, ty: Ty },
+    Memory { index: i64, value: i64, left: i64, ty: Ty },
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Phase {
+    /// Cycles until the first step may happen.
+    Issue(u32),
+    /// An Axpy's element comes from the fabric.
+    Fetch,
+    Step,
+    Done,
+}
+
+/// A vector instruction between its issue and its last step.
+#[derive(Clone)]
+pub(super) struct Run {
+    pc: u32,
+    op: Op,
+    dst: Arg,
+    a: Arg,
+    b: Arg,
+    sparse: Option<Sparse>,
+    shape: [i64; 4],
+    index: [i64; 3],
+    column: i64,
+    width: i64,
+    cost: u32,
+    paid: u32,
+    count: Count,
+    phase: Phase,
+    then: Option<u16>,
+}
+
+/// What a thread that can't go on waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    Input(Color),
+    Room(Color),
+    /// Another thread.
+    Thread(u8),
+}
+
+enum Main {
+    Idle,
+    Launching(u32),
+    Ready,
+    Scalar(u32),
+    Vector(Box<Run>),
+    Halted,
+}
+
+#[derive(Default)]
+struct Micro {
+    queue: VecDeque<Run>,
+    elements: u64,
+}
+
+pub(super) struct Core<'p> {
+    pub region: u32,
+    pub block_index: u32,
+    block: &'p Block,
+    params: Vec<i64>,
+    memory: Vec<u8>,
+    registers: [i64; 16],
+    descriptors: Vec<Option<Desc>>,
+    active: Vec<bool>,
+    blocked: Vec<bool>,
+    pc: u32,
+    main: Main,
+    micro: Vec<Micro>,
+    pe: u32,
+    pub counters: PeCounters,
+    /// What the core does in the cycle that was visited last.
+    pub class: Class,
+    /// Whether its next cycle may differ without a wavelet's coming.
+    pub awake: bool,
+}
+
+/// A fault: the instruction's index and what is wrong.
+pub(super) type Fault = (u32, String);
+
+/// What one cycle of a core did.
+pub(super) struct Cycle {
+    /// Anything changed, or will by itself.
+    pub event: bool,
+    /// A wavelet sent, for probes.
+    pub sent: Option<(Color, Wavelet)>,
+}
+
+/// What the machine description says, in the form that a core needs.
+pub(super) struct Rules<'m> {
+    pub machine: &'m Machine,
+}
+
+impl<'p> Core<'p> {
+    pub fn new(program: &'p Program, region: u32, block_index: u32, x: u32, y: u32, pe: u32, machine: &Machine) -> Core<'p> {
+        let block = &program.regions[region as usize].blocks[block_index as usize];
+        let memory = block.memory.iter().map(|b| b.address as usize + b.bytes as usize).max().unwrap_or(0);
+        Core {
+            region,
+            block_index,
+            block,
+            params: block.params.iter().map(|p| p.value.at(x as i64, y as i64)).collect(),
+            memory: vec![0; memory],
+            registers: [0; 16],
+            descriptors: vec![None; 44],
+            active: block.tasks.iter().map(|t| t.trigger == Trigger::Start).collect(),
+            blocked: block.tasks.iter().map(|t| t.blocked).collect(),
+            pc: 0,
+            main: Main::Idle,
+            micro: (0..machine.pe.threads).map(|_| Micro::default()).collect(),
+            pe,
+            counters: PeCounters::default(),
+            class: Class::Idle,
+            awake: true,
+        }
+    }
+
+    /// Whether the main thread has halted and the microthreads are idle.
+    pub fn halted(&self) -> bool {
+        matches!(self.main, Main::Halted) && self.micro.iter().all(|m| m.queue.is_empty())
+    }
+
+    /// What its threads wait for, given the state at `now`: thread number, instruction, reason.
+    pub fn waits(&self, net: &Network, now: u64) -> Vec<(u8, u32, Wait)> {
+        let mut all = Vec::new();
+        for (t, m) in self.micro.iter().enumerate() {
+            if let Some(run) = m.queue.front()
+                && let Err(w) = run.ready(net, now)
+            {
+                all.push((t as u8, run.pc, w));
+            }
+        }
+        match &self.main {
+            Main::Vector(run) => all.extend(run.ready(net, now).err().map(|w| (0, run.pc, w))),
+            Main::Ready => match &self.block.code[self.pc as usize] {
+                Instr::Wait(t, _) | Instr::Async(t, ..) => all.push((0, self.pc, Wait::Thread(*t))),
+                _ => {}
+            },
+            Main::Idle => {
+                for (i, task) in self.block.tasks.iter().enumerate() {
+                    if let (Trigger::Data(c), false) = (task.trigger, self.blocked[i]) {
+                        all.push((0, task.entry, Wait::Input(c)));
+                    }
+                }
+            }
+            _ => {}
+        }
+        all
+    }
+
+    /// Whether the main thread idles for good: no task can start without an activation that nobody will give.
+    pub fn idle_main(&self) -> bool {
+        matches!(self.main, Main::Idle)
+    }
+
+    fn val(&self, v: Val) -> i64 {
+        match v {
+            Val::Imm(c) => c,
+            Val::Reg(r) => self.registers[r as usize],
+            Val::Param(p) => self.params[p as usize],
+        }
+    }
+
+    /// One cycle: threads that hold, the main thread's next instruction, the step slot, the class.
+    pub fn cycle(&mut self, net: &mut Network, rules: &Rules, now: u64) -> Result<Cycle, Fault> {
+        let mut event = false;
+        let mut launch = false;
+        // microthreads that issue; those that may step are looked at below
+        for m in &mut self.micro {
+            if let Some(run) = m.queue.front_mut() {
+                if let Phase::Issue(left) = run.phase
+                    && left > 0
+                {
+                    launch = true;
+                }
+                run.hold();
+            }
+        }
+        let main_wait = self.fetch(net, rules, now, &mut launch, &mut event)?;
+        event |= launch;
+        // rule M10: of the ready threads one gets the slot
+        let mut waits: [Option<Wait>; 2] = [None, None];
+        let mut note = |w: Wait| match w {
+            Wait::Room(_) => waits[0] = Some(w),
+            Wait::Input(_) => waits[1] = Some(w),
+            Wait::Thread(_) => {}
+        };
+        if let Some(w) = main_wait {
+            note(w);
+        }
+        let mut winner = None;
+        let main_ready = match &self.main {
+            Main::Scalar(_) => true,
+            Main::Vector(run) if run.may_step() => match run.ready(net, now) {
+                Ok(()) => true,
+                Err(w) => {
+                    note(w);
+                    false
+                }
+            },
+            _ => false,
+        };
+        if main_ready && !rules.machine.pe.moves_first {
+            winner = Some(0);
+        }
+        for (t, m) in self.micro.iter().enumerate() {
+            if let Some(run) = m.queue.front()
+                && run.may_step()
+            {
+                match run.ready(net, now) {
+                    Ok(()) => winner = winner.or(Some(t)),
+                    Err(w) => note(w),
+                }
+            }
+        }
+        if main_ready && winner.is_none() {
+            winner = Some(0);
+        }
+        let mut sent = None;
+        if let Some(t) = winner {
+            event = true;
+            if t == 0 {
+                self.main_slot(net, rules, now, &mut sent)?;
+            } else {
+                let Core { micro, memory, counters, .. } = self;
+                let run = micro[t].queue.front_mut().expect("it was ready");
+                let done = run.slot(memory, net, rules, now, counters, &mut sent).map_err(|m| (run.pc, m))?;
+                micro[t].elements += done as u64;
+            }
+        }
+        // instructions of no elements end with their issue
+        for m in &mut self.micro {
+            if m.queue.front().is_some_and(|run| run.phase == Phase::Done) {
+                let run = m.queue.pop_front().expect("just looked");
+                event = true;
+                if let Some(task) = run.then {
+                    self.active[task as usize] = true;
+                }
+            }
+        }
+        self.class = if winner.is_some() {
+            Class::Busy
+        } else if launch {
+            Class::Launch
+        } else if waits[0].is_some() {
+            Class::WaitRoom
+        } else if waits[1].is_some() {
+            Class::WaitInput
+        } else {
+            Class::Idle
+        };
+        if let Some((color, w)) = sent {
+            let queue = net.core_out[(self.pe * net.colors) as usize + color as usize];
+            net.push(queue, now + 1, w);
+            net.wavelets += 1;
+        }
+        Ok(Cycle { event, sent })
+    }
+
+    /// Advances the main thread to something that takes time. Returns what it waits for.
+    fn fetch(&mut self, net: &mut Network, rules: &Rules, now: u64, launch: &mut bool, event: &mut bool) -> Result<Option<Wait>, Fault> {
+        let cost = &rules.machine.pe.cost;
+        let mut launched = false;
+        loop {
+            match &mut self.main {
+                Main::Halted | Main::Scalar(_) => return Ok(None),
+                Main::Launching(left) => {
+                    if *left > 0 {
+                        *left -= 1;
+                        *launch = true;
+                        return Ok(None);
+                    }
+                    self.main = Main::Ready;
+                }
+                Main::Vector(run) => {
+                    if matches!(run.phase, Phase::Issue(left) if left > 0) {
+                        *launch = true;
+                    }
+                    run.hold();
+                    if run.phase == Phase::Done {
+                        self.pc += 1;
+                        self.main = Main::Ready;
+                        continue;
+                    }
+                    return Ok(None);
+                }
+                Main::Idle => {
+                    if launched {
+                        return Ok(None);
+                    }
+                    match self.choose_task(net, now) {
+                        Ok(entry) => {
+                            *event = true;
+                            launched = true;
+                            self.pc = entry;
+                            self.main = Main::Launching(cost.task_launch);
+                        }
+                        Err(wait) => return Ok(wait),
+                    }
+                }
+                Main::Ready => {
+                    let block = self.block;
+                    let Some(instr) = block.code.get(self.pc as usize) else {
+                        return Err((self.pc, "the code ends without `end` or `halt`".into()));
+                    };
+                    match instr {
+                        Instr::Wait(t, n) => {
+                            let m = &self.micro[*t as usize];
+                            let done = match n {
+                                Some(n) => m.elements as i64 >= self.val(*n),
+                                None => m.queue.is_empty(),
+                            };
+                            if !done {
+                                return Ok(m.queue.front().filter(|r| r.may_step()).and_then(|r| r.ready(net, now).err()));
+                            }
+                            *event = true;
+                            self.pc += 1;
+                        }
+                        Instr::End => {
+                            *event = true;
+                            self.main = Main::Idle;
+                        }
+                        Instr::Halt => {
+                            *event = true;
+                            self.main = Main::Halted;
+                        }
+                        Instr::Vector(v) => {
+                            let run = self.start(v, self.pc, None, net, rules).map_err(|m| (self.pc, m))?;
+                            self.main = Main::Vector(Box::new(run));
+                        }
+                        Instr::Async(t, ..) if self.micro[*t as usize].queue.len() >= rules.machine.pe.move_queue as usize => {
+                            let front = self.micro[*t as usize].queue.front();
+                            return Ok(front.filter(|r| r.may_step()).and_then(|r| r.ready(net, now).err()));
+                        }
+                        Instr::Load(..) | Instr::Store(..) => self.main = Main::Scalar(cost.load),
+                        Instr::Mul(..) => self.main = Main::Scalar(cost.multiply),
+                        Instr::Jump(_) | Instr::Branch(..) => self.main = Main::Scalar(cost.branch),
+                        Instr::Desc(..) => self.main = Main::Scalar(cost.descriptor),
+                        _ => self.main = Main::Scalar(cost.add),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Rule M12. The entry of the lowest ready task, or what an idle main thread waits for.
+    fn choose_task(&mut self, net: &mut Network, now: u64) -> Result<u32, Option<Wait>> {
+        let mut waits = None;
+        for (i, task) in self.block.tasks.iter().enumerate() {
+            if self.blocked[i] {
+                continue;
+            }
+            if self.active[i] {
+                self.active[i] = false;
+                return Ok(task.entry);
+            }
+            if let Trigger::Data(color) = task.trigger {
+                let queue = net.core_in[(self.pe * net.colors) as usize + color as usize];
+                if let Some(w) = net.queues[queue as usize].head(now) {
+                    net.pop(queue);
+                    self.registers[0] = w.bits as u32 as i32 as i64;
+                    self.registers[1] = w.flag as i64;
+                    return Ok(task.entry);
+                }
+                waits = waits.or(Some(Wait::Input(color)));
+            }
+        }
+        Err(waits)
+    }
+
+    /// The main thread has the slot.
+    fn main_slot(&mut self, net: &mut Network, rules: &Rules, now: u64, sent: &mut Option<(Color, Wavelet)>) -> Result<(), Fault> {
+        self.counters.last_busy = now;
+        if let Main::Vector(run) = &mut self.main {
+            run.slot(&mut self.memory, net, rules, now, &mut self.counters, sent).map_err(|m| (run.pc, m))?;
+            if run.phase == Phase::Done {
+                self.pc += 1;
+                self.main = Main::Ready;
+            }
+            return Ok(());
+        }
+        let Main::Scalar(left) = &mut self.main else { unreachable!("only these get the slot") };
+        *left -= 1;
+        if *left > 0 {
+            return Ok(());
+        }
+        self.main = Main::Ready;
+        let pc = self.pc;
+        self.pc += 1;
+        self.scalar(pc, net, rules).map_err(|m| (pc, m))
+    }
+
+    /// The effect of a scalar instruction.
+    fn scalar(&mut self, pc: u32, net: &Network, rules: &Rules) -> Result<(), String> {
+        let block = self.block;
+        // registers hold 32 bits
+        let wrap = |n: i64| n as i32 as i64;
+        match &block.code[pc as usize] {
+            Instr::Set(d, a) => self.registers[*d as usize] = wrap(self.val(*a)),
+            Instr::Add(d, a, b) => self.registers[*d as usize] = wrap(self.val(*a).wrapping_add(self.val(*b))),
+            Instr::Sub(d, a, b) => self.registers[*d as usize] = wrap(self.val(*a).wrapping_sub(self.val(*b))),
+            Instr::Mul(d, a, b) => self.registers[*d as usize] = wrap(self.val(*a).wrapping_mul(self.val(*b))),
+            Instr::Load(word, d, a, b) => {
+                let at = self.address(*word, *a, *b)?;
+                let m = &self.memory;
+                self.registers[*d as usize] = match word {
+                    Word::U16 => u16::from_le_bytes([m[at], m[at + 1]]) as i64,
+                    Word::I32 => i32::from_le_bytes([m[at], m[at + 1], m[at + 2], m[at + 3]]) as i64,
+                };
+            }
+            Instr::Store(word, a, b, v) => {
+                let at = self.address(*word, *a, *b)?;
+                let v = self.val(*v);
+                match word {
+                    Word::U16 => self.memory[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()),
+                    Word::I32 => self.memory[at..at + 4].copy_from_slice(&(v as i32).to_le_bytes()),
+                }
+            }
+            Instr::Jump(to) => self.pc = *to,
+            Instr::Branch(cond, a, b, to) => {
+                let (a, b) = (self.val(*a), self.val(*b));
+                let holds = match cond {
+                    Cond::Eq => a == b,
+                    Cond::Ne => a != b,
+                    Cond::Lt => a < b,
+                    Cond::Ge => a >= b,
+                };
+                if holds {
+                    self.pc = *to;
+                }
+            }
+            Instr::Desc(d, descriptor) => self.descriptors[*d as usize] = Some(self.descriptor(descriptor)?),
+            Instr::Base(d, a) => *self.base(*d)? = self.val(*a),
+            Instr::Advance(d, a) => {
+                let by = self.val(*a);
+                let base = self.base(*d)?;
+                *base = base.wrapping_add(by);
+            }
+            Instr::Async(t, vector, then) => {
+                let run = self.start(vector, pc, *then, net, rules)?;
+                self.micro[*t as usize].queue.push_back(run);
+            }
+            Instr::Activate(t) => self.active[*t as usize] = true,
+            Instr::Block(t) => self.blocked[*t as usize] = true,
+            Instr::Unblock(t) => self.blocked[*t as usize] = false,
+            Instr::Vector(_) | Instr::Wait(..) | Instr::End | Instr::Halt => unreachable!("not scalar"),
+        }
+        Ok(())
+    }
+
+    fn address(&self, word: Word, a: Val, b: Val) -> Result<usize, String> {
+        let at = self.val(a).wrapping_add(self.val(b));
+        let bytes = if word == Word::U16 { 2 } else { 4 };
+        if at < 0 || at + bytes > self.memory.len() as i64 {
+            return Err(format!("address {at} is outside the {} bytes that the block's buffers cover", self.memory.len()));
+        }
+        Ok(at as usize)
+    }
+
+    fn base(&mut self, d: u8) -> Result<&mut i64, String> {
+        match &mut self.descriptors[d as usize] {
+            Some(Desc { place: DescPlace::Memory { base, .. }, .. }) => Ok(base),
+            _ => Err(format!("d{d} is not a memory descriptor")),
+        }
+    }
+
+    fn descriptor(&self, d: &Descriptor) -> Result<Desc, String> {
+        let rank = d.shape.len();
+        if rank == 0 || rank > 4 {
+            return Err(format!("a descriptor has one to four extents, not {rank}"));
+        }
+        let mut shape = [1i64; 4];
+        for (i, n) in d.shape.iter().enumerate() {
+            shape[4 - rank + i] = self.val(*n);
+        }
+        if shape.iter().any(|n| !(0..=1 << 24).contains(n)) {
+            return Err(format!("extents {:?} are outside 0 to {}", &shape[4 - rank..], 1 << 24));
+        }
+        let place = match &d.place {
+            Place::Memory { base, strides: s, wide } => {
+                let mut strides = [0i64; 4];
+                for (i, n) in s.iter().take(rank).enumerate() {
+                    strides[4 - rank + i] = self.val(*n).wrapping_mul(d.ty.bytes() as i64);
+                }
+                DescPlace::Memory { base: self.val(*base), strides, wide: *wide }
+            }
+            Place::In(c) => DescPlace::In(*c),
+            Place::Out { color, flag } => DescPlace::Out(*color, *flag),
+        };
+        Ok(Desc { ty: d.ty, shape, place })
+    }
+
+    fn get(&self, d: u8) -> Result<Desc, String> {
+        self.descriptors[d as usize].ok_or_else(|| format!("d{d} was never set"))
+    }
+
+    /// Checks that a memory operand stays inside the buffers, for all offsets of its base between 0 and `slack`.
+    fn bounds(&self, base: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> Result<(), String> {
+        let (mut low, mut high) = (base, base + ty.bytes() as i64);
+        for (s, n) in strides.iter().zip(shape) {
+            let reach = s.wrapping_mul((n - 1).max(0));
+            if reach < 0 { low += reach } else { high += reach }
+        }
+        if shape.contains(&0) || (low >= 0 && high <= self.memory.len() as i64) {
+            return Ok(());
+        }
+        Err(format!("bytes {low} to {high} of a memory operand are outside the {} bytes that the block's buffers cover", self.memory.len()))
+    }
+
+    /// Issues a vector instruction: captures its operands, fixes the width of its steps and their cost (rules M8, M9).
+    fn start(&self, v: &Vector, pc: u32, then: Option<u16>, net: &Network, rules: &Rules) -> Result<Run, String> {
+        let machine = rules.machine;
+        let queue = |queues: &[u32], c: Color| {
+            let q = queues[(self.pe * net.colors) as usize + c as usize];
+            if q == NONE { Err(format!("colour {c} has no route to this core")) } else { Ok(q) }
+        };
+        let mut shape: Option<[i64; 4]> = None;
+        let mut width = i64::MAX;
+        let mut types = Vec::new();
+        let mut sources: Vec<i64> = Vec::new();
+        let mut arg = |o: Operand, write: bool, source: bool| -> Result<Arg, String> {
+            let d = match o {
+                Operand::Imm(x) => return Ok(Arg::Imm(x)),
+                Operand::Reg(r) => return Ok(Arg::Imm(f32::from_bits(self.registers[r as usize] as u32))),
+                Operand::Desc(d) => self.get(d)?,
+            };
+            match shape {
+                None => shape = Some(d.shape),
+                Some(s) if s != d.shape => return Err(format!("operands of shapes {s:?} and {:?} in one instruction", d.shape)),
+                _ => {}
+            }
+            types.push(d.ty);
+            match d.place {
+                DescPlace::Memory { base, strides, wide } => {
+                    self.bounds(base, &strides, &d.shape, d.ty)?;
+                    width = width.min(access_width(d.ty, base, &strides, &d.shape, wide, machine));
+                    if source && (strides[3] != 0 || d.shape[3] == 1) {
+                        sources.push(base);
+                    }
+                    Ok(Arg::Memory { ty: d.ty, base, strides, at: base })
+                }
+                DescPlace::In(c) if !write => {
+                    width = width.min((machine.link.bits / d.ty.bits()) as i64);
+                    Ok(Arg::In { ty: d.ty, color: c, queue: queue(&net.core_in, c)? })
+                }
+                DescPlace::Out(c, flag) if write => {
+                    width = width.min((machine.link.bits / d.ty.bits()) as i64);
+                    Ok(Arg::Out { ty: d.ty, color: c, queue: queue(&net.core_out, c)?, flag })
+                }
+                DescPlace::In(_) => Err("an `in` descriptor cannot be a destination".into()),
+                DescPlace::Out(..) => Err("an `out` descriptor cannot be a source".into()),
+            }
+        };
+        let issue = Phase::Issue(machine.pe.cost.issue);
+        match v {
+            Vector::Map { op, dst, a, b, count } => {
+                let a = arg(*a, false, true)?;
+                let b = b.map_or(Ok(Arg::Imm(0.0)), |b| arg(b, false, true))?;
+                let dst = arg(Operand::Desc(*dst), true, *op == Op::Mac)?;
+                if *op == Op::Mac && !matches!(dst, Arg::Memory { .. }) {
+                    return Err("the accumulator of a multiply-accumulate must be in memory".into());
+                }
+                let shape = shape.unwrap_or([0; 4]);
+                let cost = match op {
+                    Op::Exp => machine.pe.special.exp,
+                    Op::Div => machine.pe.special.divide,
+                    Op::Rsqrt => machine.pe.special.rsqrt,
+                    Op::Tanh => machine.pe.special.tanh,
+                    _ if conflict(&sources, machine) => 2,
+                    _ => 1,
+                };
+                let special = matches!(op, Op::Exp | Op::Div | Op::Rsqrt | Op::Tanh);
+                let lanes = if special { 1 } else { lanes(*op == Op::Mac, &types, dst, machine) };
+                Ok(Run {
+                    pc,
+                    op: *op,
+                    dst,
+                    a,
+                    b,
+                    sparse: None,
+                    shape,
+                    index: [0; 3],
+                    column: 0,
+                    width: width.min(lanes).max(1),
+                    cost,
+                    paid: 0,
+                    count: *count,
+                    phase: issue,
+                    then,
+                })
+            }
+            Vector::Axpy { y, x, list, period, y_step, x_step, count } => {
+                let x = arg(Operand::Desc(*x), false, true)?;
+                let y = arg(Operand::Desc(*y), true, true)?;
+                if !matches!((x, y), (Arg::Memory { .. }, Arg::Memory { .. })) {
+                    return Err("both operands of an axpy must be in memory".into());
+                }
+                let period = self.val(*period);
+                if period < 1 {
+                    return Err(format!("an axpy's period is at least 1, not {period}"));
+                }
+                let source = match list {
+                    List::Fabric { color, ty } => Source::Fabric { queue: queue(&net.core_in, *color)?, color: *color, ty: *ty },
+                    List::Memory { index, value, count, ty } => {
+                        let (index, value, left) = (self.val(*index), self.val(*value), self.val(*count));
+                        let size = self.memory.len() as i64;
+                        if left < 0 || index < 0 || value < 0 || index + 2 * left > size || value + ty.bytes() as i64 * left > size {
+                            return Err(format!("a list of {left} elements at {index} and {value} is outside the {size} bytes of buffers"));
+                        }
+                        Source::Memory { index, value, left, ty: *ty }
+                    }
+                };
+                // each element's operands must keep the alignment that the width rests on
+                let (y_step, x_step) = (self.val(*y_step), self.val(*x_step));
+                let granule = (machine.pe.sram.port_bits / 8) as i64;
+                if y_step % granule != 0 || x_step % granule != 0 {
+                    width = 1;
+                }
+                let lanes = lanes(true, &types, y, machine);
+                let shape = shape.unwrap_or([0; 4]);
+                if shape.contains(&0) {
+                    return Err("the operands of an axpy have no elements".into());
+                }
+                let empty = matches!(source, Source::Memory { left: 0, .. });
+                let mut run = Run {
+                    pc,
+                    op: Op::Mac,
+                    dst: y,
+                    a: Arg::Imm(0.0),
+                    b: x,
+                    sparse: Some(Sparse { period, y_step, x_step, source, value: 0.0, last: empty, index: None }),
+                    shape,
+                    index: [0; 3],
+                    column: 0,
+                    width: width.min(lanes).max(1),
+                    cost: 1,
+                    paid: 0,
+                    count: *count,
+                    phase: issue,
+                    then,
+                };
+                if matches!(source, Source::Fabric { .. }) {
+                    run.phase = Phase::Fetch;
+                } else if empty {
+                    run.shape[3] = 0;
+                } else {
+                    run.next_from_memory(&self.memory, machine)?;
+                }
+                Ok(run)
+            }
+        }
+    }
+}
+
+/// Elements that a memory operand's accesses give a step (rule M8).
+fn access_width(ty: Ty, base: i64, strides: &[i64; 4], shape: &[i64; 4], wide: bool, machine: &Machine) -> i64 {
+    let element = ty.bytes() as i64;
+    if strides[3] == 0 || shape[3] == 1 {
+        return if strides[3] == 0 && shape[3] > 1 { i64::MAX } else { (machine.pe.sram.port_bits / ty.bits()) as i64 };
+    }
+    if strides[3] != element {
+        return 1;
+    }
+    let bytes = if wide { machine.pe.sram.port_bits as i64 / 8 } else { 4 };
+    let aligned = base % bytes == 0 && (0..3).all(|i| shape[i] <= 1 || strides[i] % bytes == 0);
+    if aligned { bytes / element } else { 1 }
+}
+
+/// Rule M9: whether the memory sources of an instruction conflict.
+fn conflict(sources: &[i64], machine: &Machine) -> bool {
+    let s = &machine.pe.sram;
+    let bank = |a: i64| (a / s.bank_bytes as i64).rem_euclid(s.banks as i64) % s.conflict_modulus as i64;
+    sources.len() > 2 || (sources.len() == 2 && bank(sources[0]) == bank(sources[1]))
+}
+
+fn lanes(mac: bool, types: &[Ty], dst: Arg, machine: &Machine) -> i64 {
+    let l = &machine.pe.lanes;
+    let half = types.contains(&Ty::F16);
+    let narrow = matches!(dst, Arg::Memory { ty: Ty::F16, .. });
+    (match (mac, half) {
+        (true, false) => l.f32,
+        (true, true) if narrow => l.f16_accumulate,
+        (true, true) => l.f16,
+        (false, false) => l.f32_simple,
+        (false, true) => l.f16_simple,
+    }) as i64
+}
+
+impl Run {
+    /// A cycle of issue passes.
+    fn hold(&mut self) {
+        if let Phase::Issue(left) = &mut self.phase {
+            if *left > 0 {
+                *left -= 1;
+                return;
+            }
+            self.phase = if self.shape.contains(&0) { Phase::Done } else { Phase::Step };
+        }
+    }
+
+    fn may_step(&self) -> bool {
+        matches!(self.phase, Phase::Step | Phase::Fetch)
+    }
+
+    /// Whether the next slot can be used: inputs there, room for what is sent.
+    fn ready(&self, net: &Network, now: u64) -> Result<(), Wait> {
+        if self.phase == Phase::Fetch {
+            return match self.sparse {
+                Some(Sparse { source: Source::Fabric { queue, color, .. }, .. }) => {
+                    net.queues[queue as usize].head(now).map(|_| ()).ok_or(Wait::Input(color))
+                }
+                _ => Ok(()),
+            };
+        }
+        if let Arg::Out { color, queue, .. } = self.dst
+            && !net.queues[queue as usize].has_room()
+        {
+            return Err(Wait::Room(color));
+        }
+        for arg in [&self.a, &self.b] {
+            if let Arg::In { color, queue, .. } = arg
+                && net.queues[*queue as usize].head(now).is_none()
+            {
+                return Err(Wait::Input(*color));
+            }
+        }
+        Ok(())
+    }
+
+    /// Uses one slot. Returns the elements handled.
+    fn slot(
+        &mut self,
+        memory: &mut [u8],
+        net: &mut Network,
+        rules: &Rules,
+        now: u64,
+        counters: &mut PeCounters,
+        sent: &mut Option<(Color, Wavelet)>,
+    ) -> Result<i64, String> {
+        counters.last_busy = now;
+        if self.phase == Phase::Fetch {
+            self.fetch(net, memory.len() as i64, rules)?;
+            return Ok(0);
+        }
+        self.paid += 1;
+        if self.paid < self.cost {
+            return Ok(0);
+        }
+        self.paid = 0;
+        let n = self.width.min(self.shape[3] - self.column);
+        self.step(n, memory, net, sent)?;
+        if self.count != Count::None {
+            counters.operations[self.count as usize - 1] += n as u64;
+        }
+        self.advance(n);
+        if self.phase == Phase::Done
+            && let Some(s) = self.sparse
+            && !s.last
+        {
+            self.index = [0; 3];
+            self.column = 0;
+            match s.source {
+                Source::Fabric { .. } => self.phase = Phase::Fetch,
+                Source::Memory { .. } => {
+                    self.phase = Phase::Issue(rules.machine.pe.cost.issue);
+                    self.next_from_memory(memory, rules.machine)?;
+                }
+            }
+        }
+        Ok(n)
+    }
+
+    /// The next (index, value) of a list in memory.
+    fn next_from_memory(&mut self, memory: &[u8], machine: &Machine) -> Result<(), String> {
+        let s = self.sparse.as_mut().expect("an axpy");
+        let Source::Memory { index, value, left, ty } = &mut s.source else { unreachable!("memory list") };
+        let i = u16::from_le_bytes([memory[*index as usize], memory[*index as usize + 1]]) as i64;
+        s.value = num::load(memory, *ty, *value as usize);
+        *index += 2;
+        *value += ty.bytes() as i64;
+        *left -= 1;
+        s.last = *left == 0;
+        self.element(i, memory.len() as i64, machine)
+    }
+
+    /// One wavelet of a sparse element from the fabric.
+    fn fetch(&mut self, net: &mut Network, size: i64, rules: &Rules) -> Result<(), String> {
+        let s = self.sparse.as_mut().expect("an axpy");
+        let Source::Fabric { queue, ty, color } = s.source else { unreachable!("fabric list") };
+        let w = net.pop(queue).expect("ready was checked");
+        if w.elements != 1 {
+            return Err(format!("a sparse element of colour {color} came in a wavelet of {} elements", w.elements));
+        }
+        let two = ty == Ty::F32 && rules.machine.link.bits < 48;
+        let index = match s.index {
+            None if two => {
+                s.index = Some((w.bits & 0xffff) as i64);
+                return Ok(());
+            }
+            None => (w.bits >> if ty == Ty::F16 { 16 } else { 32 }) as i64 & 0xffff,
+            Some(i) => i,
+        };
+        s.index = None;
+        s.value = num::from_bits(ty, w.bits, 0);
+        s.last = w.flag;
+        if rules.machine.skip.zero_operands && s.value == 0.0 {
+            self.phase = if s.last { Phase::Done } else { Phase::Fetch };
+            return Ok(());
+        }
+        self.phase = Phase::Issue(rules.machine.pe.cost.issue);
+        self.element(index, size, rules.machine)
+    }
+
+    /// Points the operands at a sparse element's accumulator and operand, and decides their conflict.
+    fn element(&mut self, index: i64, size: i64, machine: &Machine) -> Result<(), String> {
+        let s = self.sparse.as_ref().expect("an axpy");
+        let (y_at, x_at) = (index.rem_euclid(s.period) * s.y_step, index.div_euclid(s.period) * s.x_step);
+        self.a = Arg::Imm(s.value);
+        let mut sources = Vec::with_capacity(2);
+        for (arg, offset) in [(&mut self.dst, y_at), (&mut self.b, x_at)] {
+            let Arg::Memory { ty, base, strides, at } = arg else { unreachable!("checked at issue") };
+            *at = *base + offset;
+            let (mut low, mut high) = (*at, *at + ty.bytes() as i64);
+            for (s, n) in strides.iter().zip(&self.shape) {
+                let reach = s * (n - 1).max(0);
+                if reach < 0 { low += reach } else { high += reach }
+            }
+            if low < 0 || high > size {
+                return Err(format!("index {index} of a list points to bytes {low} to {high}, outside the {size} bytes of buffers"));
+            }
+            if strides[3] != 0 || self.shape[3] == 1 {
+                sources.push(*at);
+            }
+        }
+        self.cost = if conflict(&sources, machine) { 2 } else { 1 };
+        Ok(())
+    }
+
+    /// The arithmetic of one step of `n` elements.
+    fn step(&mut self, n: i64, memory: &mut [u8], net: &mut Network, sent: &mut Option<(Color, Wavelet)>) -> Result<(), String> {
+        let mut taken = [0u64; 2];
+        for (arg, bits) in [&self.a, &self.b].into_iter().zip(&mut taken) {
+            if let Arg::In { queue, color, .. } = arg {
+                let w = net.pop(*queue).expect("ready was checked");
+                if w.elements as i64 != n {
+                    return Err(format!(
+                        "a wavelet of colour {color} carries {} elements, the step takes {n}: sender and receiver disagree (rule M8)",
+                        w.elements
+                    ));
+                }
+                *bits = w.bits;
+            }
+        }
+        // where an innermost row starts, for each operand; its elements follow at the inner stride
+        let (op, base) = (self.op, self.column);
+        let source = |arg: &Arg, memory: &[u8], bits: u64, i: i64| -> f32 {
+            match arg {
+                Arg::Memory { ty, strides, at, .. } => num::load(memory, *ty, (at + strides[3] * (base + i)) as usize),
+                Arg::In { ty, .. } => num::from_bits(*ty, bits, i as u32),
+                Arg::Imm(x) => *x,
+                Arg::Out { .. } => unreachable!("never a source"),
+            }
+        };
+        let mut bits = 0u64;
+        for i in 0..n {
+            let a = source(&self.a, memory, taken[0], i);
+            let b = source(&self.b, memory, taken[1], i);
+            match &self.dst {
+                Arg::Memory { ty, strides, at, .. } => {
+                    let at = (at + strides[3] * (base + i)) as usize;
+                    let value = match op {
+                        Op::Mac => num::mac(*ty, num::load(memory, *ty, at), a, b),
+                        op => num::apply(op, a, b),
+                    };
+                    num::store(memory, *ty, at, value);
+                }
+                Arg::Out { ty, .. } => bits |= num::to_bits(*ty, num::apply(op, a, b)) << (ty.bits() as i64 * i),
+                _ => unreachable!("never a destination"),
+            }
+        }
+        if let Arg::Out { color, flag, .. } = self.dst {
+            let last = self.column + n == self.shape[3] && (0..3).all(|d| self.index[d] + 1 == self.shape[d]);
+            *sent = Some((color, Wavelet { bits, elements: n as u8, flag: flag && last }));
+        }
+        Ok(())
+    }
+
+    /// Moves to the next step's place, or to the end.
+    fn advance(&mut self, n: i64) {
+        self.column += n;
+        if self.column < self.shape[3] {
+            return;
+        }
+        self.column = 0;
+        for d in (0..3).rev() {
+            self.index[d] += 1;
+            let wraps = self.index[d] == self.shape[d];
+            let back = if wraps { -(self.shape[d] - 1) } else { 1 };
+            for arg in [&mut self.dst, &mut self.a, &mut self.b] {
+                if let Arg::Memory { strides, at, .. } = arg {
+                    *at += strides[d] * back;
+                }
+            }
+            if !wraps {
+                return;
+            }
+            self.index[d] = 0;
+        }
+        self.phase = Phase::Done;
+    }
+}

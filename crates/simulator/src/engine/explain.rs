@@ -1,0 +1,214 @@
+//! How a run that stopped is explained (rule M17): the circle of waits, or the chain of waits down to what never comes.
+
+use super::core::Wait;
+use super::network::{NONE, Target};
+use super::reference::State;
+use super::{Landed, RunError};
+use crate::machine::Side;
+use crate::program::{Color, Port, Program};
+
+/// Region, block and instruction, for messages.
+pub(super) fn place(program: &Program, region: u32, block: u32, pc: u32) -> String {
+    let r = &program.regions[region as usize];
+    let text = r.blocks[block as usize].code.get(pc as usize).map_or("past the end".into(), crate::text::instruction);
+    format!("region {}, block {block}, instruction {pc} `{text}`", r.name)
+}
+
+/// Whether a run that has no event left ended well.
+pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunError> {
+    let cycle = state.now;
+    let width = state.net.width;
+    if state.cores.iter().flatten().any(|c| !c.halted()) || state.net.channels.iter().any(|c| !c.is_empty()) {
+        return Err(RunError::Deadlock { cycle, explanation: deadlock(state) });
+    }
+    let mut left = Vec::new();
+    for (pe, router) in state.net.routers.iter().enumerate() {
+        for r in router {
+            let mut n = 0;
+            let mut queues: Vec<u32> = r.positions.iter().map(|p| p.queue).collect();
+            let slot = pe * state.net.colors as usize + r.color as usize;
+            queues.extend([state.net.core_in[slot], state.net.core_out[slot]]);
+            queues.sort_unstable();
+            queues.dedup();
+            queues.iter().filter(|q| **q != NONE).for_each(|q| n += state.net.queues[*q as usize].wavelets.len());
+            if n > 0 {
+                let (x, y) = (pe as u32 % width, pe as u32 / width);
+                left.push(format!("{n} wavelet(s) of colour {} ({}) left on PE ({x}, {y})", r.color, stream(state, pe as u32, r.color)));
+            }
+        }
+    }
+    for (d, l) in state.program.drains.iter().zip(landed) {
+        if d.wavelets != l.len() as u64 {
+            left.push(format!("{} of the {} wavelets of drain {} at row {}", l.len(), d.wavelets, d.name, d.row));
+        }
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    let more = left.len().saturating_sub(4);
+    left.truncate(4);
+    let tail = if more > 0 { format!("; and {more} more places") } else { String::new() };
+    Err(RunError::LeftOver { cycle, message: left.join("; ") + &tail })
+}
+
+fn stream(state: &State, pe: u32, color: Color) -> String {
+    let routed = state.net.routers[pe as usize].iter().find(|r| r.color == color);
+    routed.map_or_else(|| "no route".into(), |r| state.program.regions[r.route.0 as usize].routes[r.route.1 as usize].stream.clone())
+}
+
+/// Something that waits, or that is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Node {
+    /// A core, in what its threads wait for.
+    Core(u32),
+    /// A wavelet of the colour that should leave the router (first number) by the port.
+    Missing(u32, Color, Port),
+    /// Room in the queue of the colour at the router's input port (the ramp: the queue out of the core).
+    Full(u32, Color, Port),
+    /// Room in the queue into the core.
+    FullCore(u32, Color),
+}
+
+/// Follows waits from the first PE in row order that waits, depth first, until something repeats or nothing follows.
+fn deadlock(state: &State) -> String {
+    let width = state.net.width;
+    let start = (0..state.cores.len() as u32).find(|pe| {
+        state.cores[*pe as usize].as_ref().is_some_and(|c| c.waits(&state.net, state.now).iter().any(|w| !matches!(w.2, Wait::Thread(_))))
+    });
+    let start = start.or_else(|| (0..state.cores.len() as u32).find(|pe| state.cores[*pe as usize].as_ref().is_some_and(|c| !c.halted())));
+    let mut path: Vec<(Node, String)> = Vec::new();
+    let mut node = match start {
+        Some(pe) => Node::Core(pe),
+        None => return edge_only(state),
+    };
+    loop {
+        if let Some(i) = path.iter().position(|(n, _)| *n == node) {
+            let circle: Vec<_> = path[i..].iter().map(|(_, t)| t.as_str()).collect();
+            return format!("a circle of waits:\n  {}\n  and so again {}", circle.join("\n  "), name(node, width));
+        }
+        let (text, next) = follow(state, node);
+        path.push((node, text));
+        match next {
+            Some(n) => node = n,
+            None => {
+                let chain: Vec<_> = path.iter().map(|(_, t)| t.as_str()).collect();
+                return format!("a chain of waits:\n  {}", chain.join("\n  "));
+            }
+        }
+    }
+}
+
+fn edge_only(state: &State) -> String {
+    let c = state.net.channels.iter().find(|c| !c.is_empty());
+    c.map_or_else(|| "nothing waits".into(), |c| format!("the {:?} channel of row {} can't enter its next wavelet: no room in the border router", c.channel.side, c.channel.row))
+}
+
+fn name(node: Node, width: u32) -> String {
+    let at = |pe: u32| format!("({}, {})", pe % width, pe / width);
+    match node {
+        Node::Core(pe) => format!("PE {}", at(pe)),
+        Node::Missing(pe, c, p) => format!("colour {c} from router {} {p:?}", at(pe)),
+        Node::Full(pe, c, p) => format!("the queue of colour {c} at router {} {p:?}", at(pe)),
+        Node::FullCore(pe, c) => format!("the queue of colour {c} into PE {}", at(pe)),
+    }
+}
+
+/// One line about a node, and what it waits for.
+fn follow(state: &State, node: Node) -> (String, Option<Node>) {
+    let net = &state.net;
+    let width = net.width;
+    let what = name(node, width);
+    match node {
+        Node::Core(pe) => {
+            let Some(core) = &state.cores[pe as usize] else { return (format!("{what} has no code"), None) };
+            let waits = core.waits(net, state.now);
+            let wait = waits.iter().find(|w| !matches!(w.2, Wait::Thread(_)));
+            let Some(&(thread, pc, wait)) = wait else {
+                let state = if core.halted() { "has halted" } else if core.idle_main() { "has no task that can start" } else { "waits for an idle microthread" };
+                return (format!("{what} {state}"), None);
+            };
+            let at = place(state.program, core.region, core.block_index, pc);
+            match wait {
+                Wait::Input(c) => (
+                    format!("{what} thread {thread} waits for a wavelet of colour {c} ({}) in {at}", stream(state, pe, c)),
+                    Some(Node::Missing(pe, c, Port::Ramp)),
+                ),
+                Wait::Room(c) => (
+                    format!("{what} thread {thread} waits for room to send on colour {c} ({}) in {at}", stream(state, pe, c)),
+                    Some(Node::Full(pe, c, Port::Ramp)),
+                ),
+                Wait::Thread(_) => unreachable!("filtered above"),
+            }
+        }
+        Node::Missing(pe, c, port) => {
+            let Some(r) = net.routers[pe as usize].iter().find(|r| r.color == c) else {
+                return (format!("{what}: the router has no route of it"), None);
+            };
+            let p = &r.positions[r.current];
+            if !net.queues[p.queue as usize].wavelets.is_empty() && p.outputs.iter().any(|o| o.port == port) {
+                return (format!("{what}: a wavelet waits there"), blocked(state, pe, c));
+            }
+            let switch = if p.outputs.iter().any(|o| o.port == port) {
+                String::new()
+            } else {
+                format!(" (its switch stands at position {}, which does not lead {port:?})", r.current)
+            };
+            let text = format!("{what}: nothing came from {:?}{switch}", p.input);
+            if !net.queues[p.queue as usize].wavelets.is_empty() {
+                return (text, blocked(state, pe, c));
+            }
+            let (x, y) = (pe % width, pe / width);
+            let next = match p.input {
+                Port::Ramp => Node::Core(pe),
+                Port::West if x == 0 => return outside(state, text, y, Side::West, c),
+                Port::East if x + 1 == width => return outside(state, text, y, Side::East, c),
+                Port::North if y == 0 => return (text, None),
+                Port::South if y + 1 == net.height => return (text, None),
+                Port::West => Node::Missing(pe - 1, c, Port::East),
+                Port::East => Node::Missing(pe + 1, c, Port::West),
+                Port::North => Node::Missing(pe - width, c, Port::South),
+                Port::South => Node::Missing(pe + width, c, Port::North),
+            };
+            if let (Node::Core(p), Some(core)) = (next, &state.cores[pe as usize])
+                && core.waits(net, state.now).is_empty()
+            {
+                let end = if core.halted() { "has halted: it never comes" } else { "never sends it" };
+                return (format!("{text}; PE ({}, {}) {end}", p % width, p / width), None);
+            }
+            if matches!(next, Node::Core(_)) && state.cores[pe as usize].is_none() {
+                return (format!("{text}; the PE has no code: it never comes"), None);
+            }
+            (text, Some(next))
+        }
+        Node::Full(pe, c, port) => {
+            let Some(r) = net.routers[pe as usize].iter().find(|r| r.color == c) else { return (format!("{what} leads nowhere"), None) };
+            let p = &r.positions[r.current];
+            if p.input != port {
+                let text = format!("{what} is full; its switch stands at position {}, which takes from {:?}", r.current, p.input);
+                let queue = net.queues[p.queue as usize].wavelets.is_empty();
+                return (text, if queue { p.outputs.first().map(|o| Node::Missing(pe, c, o.port)) } else { blocked(state, pe, c) });
+            }
+            (format!("{what} is full"), blocked(state, pe, c))
+        }
+        Node::FullCore(pe, _) => (format!("{what} is full"), Some(Node::Core(pe))),
+    }
+}
+
+fn outside(state: &State, text: String, row: u32, side: Side, color: Color) -> (String, Option<Node>) {
+    let left = state.net.feed_left(row, side, color);
+    (format!("{text}; the {side:?} channel of row {row} has {left} wavelets of it left"), None)
+}
+
+/// What the head of a colour in a router waits for: the first output without room.
+fn blocked(state: &State, pe: u32, color: Color) -> Option<Node> {
+    let net = &state.net;
+    let r = net.routers[pe as usize].iter().find(|r| r.color == color)?;
+    r.positions[r.current].outputs.iter().find_map(|o| {
+        let Target::Queue { queue, .. } = o.target else { return None };
+        if queue == NONE || net.queues[queue as usize].has_room() {
+            return None;
+        }
+        let to = net.queues[queue as usize].pe;
+        Some(if o.port == Port::Ramp { Node::FullCore(to, color) } else { Node::Full(to, color, o.port.opposite()) })
+    })
+}

@@ -1,0 +1,151 @@
+//! What an engine is given and what it answers. `reference` is the plain transcription of `docs/machine.md`: the oracle.
+
+mod core;
+mod explain;
+mod network;
+mod reference;
+
+use crate::program::{Color, Wavelet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+pub use reference::run;
+
+/// How to run; nothing here may change a result.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which PEs are visited each cycle, and in which order.
+    pub visit: Visit,
+    /// Streams to record where their core sends them.
+    pub probes: Vec<Probe>,
+    /// Gives up after this many cycles.
+    pub max_cycles: Option<u64>,
+    /// Updated with the cycle now and then, for a progress bar.
+    pub progress: Option<Arc<AtomicU64>>,
+}
+
+/// Order of visits; results never depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Visit {
+    /// Only PEs in which something can happen.
+    #[default]
+    Active,
+    /// Every PE, every cycle.
+    All,
+    /// Every PE, every cycle, in another order, drawn from this seed.
+    Shuffled(u64),
+}
+
+/// Records all wavelets that the core at (x, y) sends on `color`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Column.
+    pub x: u32,
+    /// Row.
+    pub y: u32,
+    /// Colour.
+    pub color: Color,
+}
+
+/// What a PE did in a cycle (rule M18); the numbers index [`PeCounters::classes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The step slot was used.
+    Busy = 0,
+    /// A thread was issuing or launching.
+    Launch = 1,
+    /// A thread waited for credit.
+    WaitRoom = 2,
+    /// A thread waited for a wavelet.
+    WaitInput = 3,
+    /// None of these.
+    Idle = 4,
+}
+
+/// Counters of one PE.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeCounters {
+    /// Cycles by [`Class`].
+    pub classes: [u64; 5],
+    /// Of these, the cycles before epoch 1 began.
+    pub load_classes: [u64; 5],
+    /// Operations executed: multiply-adds with weights, of activations, reduction additions, others.
+    pub operations: [u64; 4],
+    /// First cycle of epoch 1 or later in which the slot was used.
+    pub first_busy: Option<u64>,
+    /// Last cycle in which the slot was used.
+    pub last_busy: u64,
+}
+
+/// A wavelet that left at the edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landed {
+    /// Cycle of its arrival outside.
+    pub cycle: u64,
+    /// The wavelet.
+    pub wavelet: Wavelet,
+}
+
+/// The result of a run that ended well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Cycles from 0 to the last event.
+    pub cycles: u64,
+    /// The cycle at which each epoch's feeds could first enter.
+    pub epochs: Vec<u64>,
+    /// One a PE, row by row.
+    pub pes: Vec<PeCounters>,
+    /// What left, one list a drain of the program.
+    pub drains: Vec<Vec<Landed>>,
+    /// What was sent, one list a probe.
+    pub probes: Vec<Vec<Wavelet>>,
+    /// Wavelets sent by cores and entered at the edge.
+    pub wavelets: u64,
+    /// Link traversals between routers.
+    pub hops: u64,
+    /// Wavelets over edge channels, both ways.
+    pub edge_wavelets: u64,
+    /// Cycles simulated for PEs that were visited.
+    pub active_pe_cycles: u64,
+}
+
+/// Why a run did not end well.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// An instruction did what the rules forbid.
+    #[error("program fault at cycle {cycle} on PE ({x}, {y}), {place}: {message}")]
+    Fault {
+        /// When.
+        cycle: u64,
+        /// Column.
+        x: u32,
+        /// Row.
+        y: u32,
+        /// Region, block and instruction.
+        place: String,
+        /// What happened and what the rule asks.
+        message: String,
+    },
+    /// Nothing can happen any more, and something waits.
+    #[error("deadlock at cycle {cycle}: {explanation}")]
+    Deadlock {
+        /// The cycle after the last event.
+        cycle: u64,
+        /// The circle or the chain of waits.
+        explanation: String,
+    },
+    /// All threads halted, but wavelets are left or missing.
+    #[error("the program ended at cycle {cycle} with {message}")]
+    LeftOver {
+        /// The cycle after the last event.
+        cycle: u64,
+        /// Which wavelets, where.
+        message: String,
+    },
+    /// `Options::max_cycles` was reached.
+    #[error("not finished after {cycles} cycles")]
+    TooLong {
+        /// The limit.
+        cycles: u64,
+    },
+}

@@ -1,0 +1,164 @@
+//! The reference engine: every router and core that can change, every cycle, as the rules say it. Slow and plain on purpose.
+
+use super::core::{Core, Rules};
+use super::explain;
+use super::network::Network;
+use super::{Landed, Options, Outcome, PeCounters, RunError, Visit};
+use crate::machine::Machine;
+use crate::program::Program;
+use std::sync::atomic::Ordering;
+
+/// The whole machine at the start of a cycle.
+pub(super) struct State<'p> {
+    pub program: &'p Program,
+    pub net: Network<'p>,
+    /// One a PE; `None` where no block puts code.
+    pub cores: Vec<Option<Core<'p>>>,
+    pub now: u64,
+}
+
+/// Runs a verified program to its end. The same program gives the same outcome whatever the options.
+pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
+    let (width, height) = (machine.mesh.width, machine.mesh.height);
+    let pes = (width * height) as usize;
+    let mut state = State { program, net: Network::new(program, machine), cores: (0..pes).map(|_| None).collect(), now: 0 };
+    for (r, region) in program.regions.iter().enumerate() {
+        for (b, block) in region.blocks.iter().enumerate() {
+            for (x, y) in block.at.places() {
+                let pe = (region.y + y) * width + region.x + x;
+                state.cores[pe as usize] = Some(Core::new(program, r as u32, b as u32, x, y, pe, machine));
+            }
+        }
+    }
+    let rules = Rules { machine };
+    let mut landed: Vec<Vec<Landed>> = vec![Vec::new(); program.drains.len()];
+    let mut probed = vec![Vec::new(); options.probes.len()];
+    let mut probes_at = vec![Vec::new(); pes];
+    for (i, p) in options.probes.iter().enumerate() {
+        probes_at[(p.y * width + p.x) as usize].push((p.color, i));
+    }
+    let mut counters = vec![PeCounters::default(); pes];
+    let order = visit_order(options.visit, pes);
+    let everything = options.visit != Visit::Active;
+    let mut active: Vec<u32> = order.clone();
+    let mut is_active = vec![true; pes];
+    // for a PE that sleeps: its class's counter runs from here on
+    let mut since = vec![0u64; pes];
+    let mut active_pe_cycles = 0u64;
+    let mut epochs_seen = 1;
+    let class_of = |core: &Option<Core>| core.as_ref().map_or(4, |c| c.class as usize);
+    loop {
+        let now = state.now;
+        if now & 0xfff == 0
+            && let Some(p) = &options.progress
+        {
+            p.store(now, Ordering::Relaxed);
+        }
+        if options.max_cycles.is_some_and(|m| now >= m) {
+            return Err(RunError::TooLong { cycles: now });
+        }
+        if epochs_seen == 1 && state.net.epoch >= 1 && state.net.epochs[1] <= now {
+            epochs_seen = 2;
+            for pe in 0..pes {
+                if !is_active[pe] {
+                    counters[pe].classes[class_of(&state.cores[pe])] += now - since[pe];
+                    since[pe] = now;
+                }
+                counters[pe].load_classes = counters[pe].classes;
+            }
+        }
+        let mut event = state.net.feed(now);
+        for &pe in &active {
+            event |= state.net.route(pe, now, &mut landed);
+        }
+        for &pe in &active {
+            let Some(core) = &mut state.cores[pe as usize] else { continue };
+            let cycle = core.cycle(&mut state.net, &rules, now).map_err(|(pc, message)| RunError::Fault {
+                cycle: now,
+                x: pe % width,
+                y: pe / width,
+                place: explain::place(program, core.region, core.block_index, pc),
+                message,
+            })?;
+            event |= cycle.event;
+            core.awake = cycle.event;
+            if epochs_seen > 1 && core.class == super::Class::Busy {
+                core.counters.first_busy.get_or_insert(now);
+            }
+            if let Some((color, w)) = cycle.sent {
+                for &(c, i) in &probes_at[pe as usize] {
+                    if c == color {
+                        probed[i].push(w);
+                    }
+                }
+            }
+        }
+        let pending = state.net.last_arrival > now;
+        if !event && !pending {
+            break;
+        }
+        active_pe_cycles += active.len() as u64;
+        for &pe in &active {
+            counters[pe as usize].classes[class_of(&state.cores[pe as usize])] += 1;
+        }
+        state.net.settle();
+        if !everything {
+            active.retain(|&pe| {
+                let stays = state.net.held[pe as usize] > 0 || state.cores[pe as usize].as_ref().is_some_and(|c| c.awake);
+                if !stays {
+                    is_active[pe as usize] = false;
+                    since[pe as usize] = now + 1;
+                }
+                stays
+            });
+            for pe in state.net.woken.drain(..) {
+                if !is_active[pe as usize] {
+                    is_active[pe as usize] = true;
+                    counters[pe as usize].classes[class_of(&state.cores[pe as usize])] += now + 1 - since[pe as usize];
+                    active.push(pe);
+                }
+            }
+        } else {
+            state.net.woken.clear();
+        }
+        state.now += 1;
+    }
+    let cycles = state.now;
+    for pe in 0..pes {
+        if !is_active[pe] {
+            counters[pe].classes[class_of(&state.cores[pe])] += cycles - since[pe];
+        }
+        if let Some(core) = &state.cores[pe] {
+            counters[pe].operations = core.counters.operations;
+            counters[pe].first_busy = core.counters.first_busy;
+            counters[pe].last_busy = core.counters.last_busy;
+        }
+    }
+    explain::ending(&state, &landed)?;
+    let net = &state.net;
+    Ok(Outcome {
+        cycles,
+        epochs: net.epochs.clone(),
+        pes: counters,
+        drains: landed,
+        probes: probed,
+        wavelets: net.wavelets,
+        hops: net.hops,
+        edge_wavelets: net.edge_wavelets,
+        active_pe_cycles,
+    })
+}
+
+fn visit_order(visit: Visit, pes: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..pes as u32).collect();
+    if let Visit::Shuffled(seed) = visit {
+        let mut s = seed | 1;
+        for i in (1..order.len()).rev() {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            order.swap(i, (s % (i as u64 + 1)) as usize);
+        }
+    }
+    order
+}

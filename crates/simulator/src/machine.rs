@@ -324,8 +324,8 @@ impl Machine {
         if self.link.bits % 32 != 0 {
             return bad("link.bits", self.link.bits.to_string(), "expected 32 or 64");
         }
-        if ![32, 64, 128].contains(&self.pe.sram.port_bits) {
-            return bad("pe.sram.port_bits", self.pe.sram.port_bits.to_string(), "expected 32, 64 or 128");
+        if ![64, 128].contains(&self.pe.sram.port_bits) {
+            return bad("pe.sram.port_bits", self.pe.sram.port_bits.to_string(), "expected 64 or 128");
         }
         for (field, value) in [("clock_hz", self.clock_hz), ("edge.bits_per_second", self.edge.bits_per_second)] {
             if !(value.is_finite() && value >= 1.0 && value <= 1e18) {

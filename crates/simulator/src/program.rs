@@ -348,7 +348,7 @@ pub enum Vector {
         /// Accounting.
         count: Count,
     },
-    /// Rule M12: for each (index, value) of `list`: y\[(index mod period) * y_step\] += value * x\[(index div period) * x_step\],
+    /// Rule M12: for each (index, value) of `list`: y\[(index mod modulo) * y_step\] += value * x\[(index div divisor) * x_step\],
     /// over the shape that `y` and `x` share; steps in bytes.
     Axpy {
         /// Accumulators: a memory descriptor.
@@ -357,8 +357,10 @@ pub enum Vector {
         x: u8,
         /// The sparse elements.
         list: List,
-        /// Splits the index; at least 1.
-        period: Val,
+        /// The index modulo this selects the accumulator; at least 1.
+        modulo: Val,
+        /// The index divided by this, rounded down, selects the operand; at least 1.
+        divisor: Val,
         /// Bytes between accumulators.
         y_step: Val,
         /// Bytes between operands.

@@ -1,4 +1,4 @@
-//! The program as text: line-oriented, readable, and exact: [`parse`] of [`print`] gives the same program. Long tables and feeds are
+//! The program as text: line-oriented, readable, and exact: [`parse`] of [`print()`] gives the same program. Long tables and feeds are
 //! shown by size and hash; their contents travel beside the text in a [`DataStore`]. `docs/program.md` has the grammar.
 
 mod parse;
@@ -9,7 +9,8 @@ use crate::program::{Block, Program, Region, Wavelet};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use print::{instruction, lattice};
+pub use print::{instruction, instruction_in, lattice};
+pub(crate) use print::{name, port, side, span};
 
 /// Tables of at most this many entries are printed in full.
 pub const INLINE_ENTRIES: usize = 32;
@@ -43,7 +44,10 @@ impl DataStore {
     /// Adds a table.
     pub fn add_table(&mut self, table: &Arc<Table>) {
         let same = self.tables.entry((table.name.clone(), table.hash())).or_default();
-        if !same.iter().any(|t| t.axes == table.axes && t.width == table.width) {
+        if !same
+            .iter()
+            .any(|t| t.axes == table.axes && t.width == table.width)
+        {
             same.push(table.clone());
         }
     }
@@ -57,20 +61,33 @@ impl DataStore {
     }
 
     /// The table of that name, hash and form.
-    pub fn table(&self, name: &str, hash: u64, axes: Axes, width: u32, entries: usize) -> Option<&Arc<Table>> {
+    pub fn table(
+        &self,
+        name: &str,
+        hash: u64,
+        axes: Axes,
+        width: u32,
+        entries: usize,
+    ) -> Option<&Arc<Table>> {
         let all = self.tables.get(&(name.to_string(), hash))?;
-        all.iter().find(|t| t.axes == axes && t.width == width && t.values.len() == entries)
+        all.iter()
+            .find(|t| t.axes == axes && t.width == width && t.values.len() == entries)
     }
 
     /// The wavelets of that feed, hash and length.
     pub fn feed(&self, name: &str, hash: u64, wavelets: usize) -> Option<&Arc<Vec<Wavelet>>> {
-        self.feeds.get(&(name.to_string(), hash))?.iter().find(|d| d.len() == wavelets)
+        self.feeds
+            .get(&(name.to_string(), hash))?
+            .iter()
+            .find(|d| d.len() == wavelets)
     }
 }
 
 /// FNV-1a over a feed's wavelets: how the text form shows a long feed.
 pub fn feed_hash(data: &[Wavelet]) -> u64 {
-    fnv(data.iter().flat_map(|w| w.bits.to_le_bytes().into_iter().chain([w.elements, w.flag as u8])))
+    fnv(data
+        .iter()
+        .flat_map(|w| w.bits.to_le_bytes().into_iter().chain([w.elements, w.flag as u8])))
 }
 
 /// The contents of a program's long tables and feeds: what [`parse`] needs beside the text.
@@ -135,10 +152,13 @@ fn plain(name: &str) -> bool {
     let b = name.as_bytes();
     let word = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
     b.first().is_some_and(|c| c.is_ascii_alphabetic() || *c == b'_')
-        && b.iter().enumerate().all(|(i, c)| word(*c) || (*c == b'.' && b.get(i + 1).is_some_and(|n| word(*n))))
+        && b.iter()
+            .enumerate()
+            .all(|(i, c)| word(*c) || (*c == b'.' && b.get(i + 1).is_some_and(|n| word(*n))))
 }
 
 /// Whether a name reads like a scalar register.
 fn like_register(name: &str) -> bool {
-    name.strip_prefix('r').is_some_and(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()))
+    name.strip_prefix('r')
+        .is_some_and(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()))
 }

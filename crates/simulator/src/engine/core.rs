@@ -39,7 +39,8 @@ enum Arg {
 /// The sparse elements of an Axpy that runs.
 #[derive(Clone, Copy)]
 struct Sparse {
-    period: i64,
+    modulo: i64,
+    divisor: i64,
     y_step: i64,
     x_step: i64,
     source: Source,
@@ -121,12 +122,12 @@ pub(super) struct Core<'p> {
     pc: u32,
     main: Main,
     micro: Vec<Micro>,
+    /// Vector instructions in all microthreads' queues.
+    queued: usize,
     pe: u32,
     pub counters: PeCounters,
     /// What the core does in the cycle that was visited last.
     pub class: Class,
-    /// Whether its next cycle may differ without a wavelet's coming.
-    pub awake: bool,
 }
 
 /// A fault: the instruction's index and what is wrong.
@@ -162,16 +163,16 @@ impl<'p> Core<'p> {
             pc: 0,
             main: Main::Idle,
             micro: (0..machine.pe.threads).map(|_| Micro::default()).collect(),
+            queued: 0,
             pe,
             counters: PeCounters::default(),
             class: Class::Idle,
-            awake: true,
         }
     }
 
     /// Whether the main thread has halted and the microthreads are idle.
     pub fn halted(&self) -> bool {
-        matches!(self.main, Main::Halted) && self.micro.iter().all(|m| m.queue.is_empty())
+        matches!(self.main, Main::Halted) && self.queued == 0
     }
 
     /// What its threads wait for, given the state at `now`: thread number, instruction, reason.
@@ -220,7 +221,8 @@ impl<'p> Core<'p> {
         let mut event = false;
         let mut launch = false;
         // microthreads that issue; those that may step are looked at below
-        for m in &mut self.micro {
+        let busy = if self.queued > 0 { self.micro.len() } else { 0 };
+        for m in &mut self.micro[..busy] {
             if let Some(run) = m.queue.front_mut() {
                 if let Phase::Issue(left) = run.phase
                     && left > 0
@@ -257,7 +259,7 @@ impl<'p> Core<'p> {
         if main_ready && !rules.machine.pe.moves_first {
             winner = Some(0);
         }
-        for (t, m) in self.micro.iter().enumerate() {
+        for (t, m) in self.micro[..busy].iter().enumerate() {
             if let Some(run) = m.queue.front()
                 && run.may_step()
             {
@@ -283,9 +285,10 @@ impl<'p> Core<'p> {
             }
         }
         // instructions of no elements end with their issue
-        for m in &mut self.micro {
+        for m in &mut self.micro[..busy] {
             if m.queue.front().is_some_and(|run| run.phase == Phase::Done) {
                 let run = m.queue.pop_front().expect("just looked");
+                self.queued -= 1;
                 event = true;
                 if let Some(task) = run.then {
                     self.active[task as usize] = true;
@@ -410,8 +413,8 @@ impl<'p> Core<'p> {
             }
             if let Trigger::Data(color) = task.trigger {
                 let queue = net.core_in[(self.pe * net.colors) as usize + color as usize];
-                if let Some(w) = net.queues[queue as usize].head(now) {
-                    net.pop(queue);
+                if net.queues[queue as usize].arrived(now) {
+                    let w = net.pop(queue, now);
                     self.registers[0] = w.bits as u32 as i32 as i64;
                     self.registers[1] = w.flag as i64;
                     return Ok(task.entry);
@@ -493,6 +496,7 @@ impl<'p> Core<'p> {
             Instr::Async(t, vector, then) => {
                 let run = self.start(vector, pc, *then, net, rules)?;
                 self.micro[*t as usize].queue.push_back(run);
+                self.queued += 1;
             }
             Instr::Activate(t) => self.active[*t as usize] = true,
             Instr::Block(t) => self.blocked[*t as usize] = true,
@@ -611,6 +615,11 @@ impl<'p> Core<'p> {
                 let a = arg(*a, false, true)?;
                 let b = b.map_or(Ok(Arg::Imm(0.0)), |b| arg(b, false, true))?;
                 let dst = arg(Operand::Desc(*dst), true, *op == Op::Mac)?;
+                if let (Arg::In { color, .. }, Arg::In { color: other, .. }) = (a, b)
+                    && color == other
+                {
+                    return Err(format!("both sources take wavelets of colour {color}"));
+                }
                 if *op == Op::Mac && !matches!(dst, Arg::Memory { .. }) {
                     return Err("the accumulator of a multiply-accumulate must be in memory".into());
                 }
@@ -643,15 +652,15 @@ impl<'p> Core<'p> {
                     then,
                 })
             }
-            Vector::Axpy { y, x, list, period, y_step, x_step, count } => {
+            Vector::Axpy { y, x, list, modulo, divisor, y_step, x_step, count } => {
                 let x = arg(Operand::Desc(*x), false, true)?;
                 let y = arg(Operand::Desc(*y), true, true)?;
                 if !matches!((x, y), (Arg::Memory { .. }, Arg::Memory { .. })) {
                     return Err("both operands of an axpy must be in memory".into());
                 }
-                let period = self.val(*period);
-                if period < 1 {
-                    return Err(format!("an axpy's period is at least 1, not {period}"));
+                let (modulo, divisor) = (self.val(*modulo), self.val(*divisor));
+                if modulo < 1 || divisor < 1 {
+                    return Err(format!("an axpy's modulo and divisor are at least 1, not {modulo} and {divisor}"));
                 }
                 let source = match list {
                     List::Fabric { color, ty } => Source::Fabric { queue: queue(&net.core_in, *color)?, color: *color, ty: *ty },
@@ -682,7 +691,7 @@ impl<'p> Core<'p> {
                     dst: y,
                     a: Arg::Imm(0.0),
                     b: x,
-                    sparse: Some(Sparse { period, y_step, x_step, source, value: 0.0, last: empty, index: None }),
+                    sparse: Some(Sparse { modulo, divisor, y_step, x_step, source, value: 0.0, last: empty, index: None }),
                     shape,
                     index: [0; 3],
                     column: 0,
@@ -761,19 +770,19 @@ impl Run {
         if self.phase == Phase::Fetch {
             return match self.sparse {
                 Some(Sparse { source: Source::Fabric { queue, color, .. }, .. }) => {
-                    net.queues[queue as usize].head(now).map(|_| ()).ok_or(Wait::Input(color))
+                    if net.queues[queue as usize].arrived(now) { Ok(()) } else { Err(Wait::Input(color)) }
                 }
                 _ => Ok(()),
             };
         }
         if let Arg::Out { color, queue, .. } = self.dst
-            && !net.queues[queue as usize].has_room()
+            && !net.queues[queue as usize].has_room(now)
         {
             return Err(Wait::Room(color));
         }
         for arg in [&self.a, &self.b] {
             if let Arg::In { color, queue, .. } = arg
-                && net.queues[*queue as usize].head(now).is_none()
+                && !net.queues[*queue as usize].arrived(now)
             {
                 return Err(Wait::Input(*color));
             }
@@ -793,7 +802,7 @@ impl Run {
     ) -> Result<i64, String> {
         counters.last_busy = now;
         if self.phase == Phase::Fetch {
-            self.fetch(net, memory.len() as i64, rules)?;
+            self.fetch(net, memory.len() as i64, rules, now)?;
             return Ok(0);
         }
         self.paid += 1;
@@ -802,7 +811,12 @@ impl Run {
         }
         self.paid = 0;
         let n = self.width.min(self.shape[3] - self.column);
-        self.step(n, memory, net, sent)?;
+        self.step(n, memory, net, now, sent)?;
+        if sent.is_some() {
+            counters.first_send.get_or_insert(now);
+        } else {
+            counters.last_write = Some(now);
+        }
         if self.count != Count::None {
             counters.operations[self.count as usize - 1] += n as u64;
         }
@@ -838,10 +852,10 @@ impl Run {
     }
 
     /// One wavelet of a sparse element from the fabric.
-    fn fetch(&mut self, net: &mut Network, size: i64, rules: &Rules) -> Result<(), String> {
+    fn fetch(&mut self, net: &mut Network, size: i64, rules: &Rules, now: u64) -> Result<(), String> {
         let s = self.sparse.as_mut().expect("an axpy");
         let Source::Fabric { queue, ty, color } = s.source else { unreachable!("fabric list") };
-        let w = net.pop(queue).expect("ready was checked");
+        let w = net.pop(queue, now);
         if w.elements != 1 {
             return Err(format!("a sparse element of colour {color} came in a wavelet of {} elements", w.elements));
         }
@@ -868,7 +882,7 @@ impl Run {
     /// Points the operands at a sparse element's accumulator and operand, and decides their conflict.
     fn element(&mut self, index: i64, size: i64, machine: &Machine) -> Result<(), String> {
         let s = self.sparse.as_ref().expect("an axpy");
-        let (y_at, x_at) = (index.rem_euclid(s.period) * s.y_step, index.div_euclid(s.period) * s.x_step);
+        let (y_at, x_at) = (index.rem_euclid(s.modulo) * s.y_step, index.div_euclid(s.divisor) * s.x_step);
         self.a = Arg::Imm(s.value);
         let mut sources = Vec::with_capacity(2);
         for (arg, offset) in [(&mut self.dst, y_at), (&mut self.b, x_at)] {
@@ -891,11 +905,18 @@ impl Run {
     }
 
     /// The arithmetic of one step of `n` elements.
-    fn step(&mut self, n: i64, memory: &mut [u8], net: &mut Network, sent: &mut Option<(Color, Wavelet)>) -> Result<(), String> {
+    fn step(
+        &mut self,
+        n: i64,
+        memory: &mut [u8],
+        net: &mut Network,
+        now: u64,
+        sent: &mut Option<(Color, Wavelet)>,
+    ) -> Result<(), String> {
         let mut taken = [0u64; 2];
         for (arg, bits) in [&self.a, &self.b].into_iter().zip(&mut taken) {
             if let Arg::In { queue, color, .. } = arg {
-                let w = net.pop(*queue).expect("ready was checked");
+                let w = net.pop(*queue, now);
                 if w.elements as i64 != n {
                     return Err(format!(
                         "a wavelet of colour {color} carries {} elements, the step takes {n}: sender and receiver disagree (rule M8)",

@@ -22,15 +22,15 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
         return Err(RunError::Deadlock { cycle, explanation: deadlock(state) });
     }
     let mut left = Vec::new();
-    for (pe, router) in state.net.routers.iter().enumerate() {
-        for r in router {
+    for pe in 0..state.cores.len() {
+        for r in state.net.router(pe as u32) {
             let mut n = 0;
-            let mut queues: Vec<u32> = r.positions.iter().map(|p| p.queue).collect();
+            let mut queues: Vec<u32> = state.net.positions(r).iter().map(|p| p.queue).collect();
             let slot = pe * state.net.colors as usize + r.color as usize;
             queues.extend([state.net.core_in[slot], state.net.core_out[slot]]);
             queues.sort_unstable();
             queues.dedup();
-            queues.iter().filter(|q| **q != NONE).for_each(|q| n += state.net.queues[*q as usize].wavelets.len());
+            queues.iter().filter(|q| **q != NONE).for_each(|q| n += state.net.queues[*q as usize].len());
             if n > 0 {
                 let (x, y) = (pe as u32 % width, pe as u32 / width);
                 left.push(format!("{n} wavelet(s) of colour {} ({}) left on PE ({x}, {y})", r.color, stream(state, pe as u32, r.color)));
@@ -52,7 +52,7 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
 }
 
 fn stream(state: &State, pe: u32, color: Color) -> String {
-    let routed = state.net.routers[pe as usize].iter().find(|r| r.color == color);
+    let routed = state.net.router(pe).iter().find(|r| r.color == color);
     routed.map_or_else(|| "no route".into(), |r| state.program.regions[r.route.0 as usize].routes[r.route.1 as usize].stream.clone())
 }
 
@@ -141,20 +141,20 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             }
         }
         Node::Missing(pe, c, port) => {
-            let Some(r) = net.routers[pe as usize].iter().find(|r| r.color == c) else {
+            let Some(r) = net.router(pe).iter().find(|r| r.color == c) else {
                 return (format!("{what}: the router has no route of it"), None);
             };
-            let p = &r.positions[r.current];
-            if !net.queues[p.queue as usize].wavelets.is_empty() && p.outputs.iter().any(|o| o.port == port) {
+            let p = net.position(r);
+            if net.queues[p.queue as usize].len() > 0 && net.outputs(p).iter().any(|o| o.port == port) {
                 return (format!("{what}: a wavelet waits there"), blocked(state, pe, c));
             }
-            let switch = if p.outputs.iter().any(|o| o.port == port) {
+            let switch = if net.outputs(p).iter().any(|o| o.port == port) {
                 String::new()
             } else {
-                format!(" (its switch stands at position {}, which does not lead {port:?})", r.current)
+                format!(" (its switch stands at position {}, which does not lead {port:?})", r.stands_at())
             };
             let text = format!("{what}: nothing came from {:?}{switch}", p.input);
-            if !net.queues[p.queue as usize].wavelets.is_empty() {
+            if net.queues[p.queue as usize].len() > 0 {
                 return (text, blocked(state, pe, c));
             }
             let (x, y) = (pe % width, pe / width);
@@ -181,12 +181,12 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             (text, Some(next))
         }
         Node::Full(pe, c, port) => {
-            let Some(r) = net.routers[pe as usize].iter().find(|r| r.color == c) else { return (format!("{what} leads nowhere"), None) };
-            let p = &r.positions[r.current];
+            let Some(r) = net.router(pe).iter().find(|r| r.color == c) else { return (format!("{what} leads nowhere"), None) };
+            let p = net.position(r);
             if p.input != port {
-                let text = format!("{what} is full; its switch stands at position {}, which takes from {:?}", r.current, p.input);
-                let queue = net.queues[p.queue as usize].wavelets.is_empty();
-                return (text, if queue { p.outputs.first().map(|o| Node::Missing(pe, c, o.port)) } else { blocked(state, pe, c) });
+                let text = format!("{what} is full; its switch stands at position {}, which takes from {:?}", r.stands_at(), p.input);
+                let queue = net.queues[p.queue as usize].len() == 0;
+                return (text, if queue { net.outputs(p).first().map(|o| Node::Missing(pe, c, o.port)) } else { blocked(state, pe, c) });
             }
             (format!("{what} is full"), blocked(state, pe, c))
         }
@@ -202,10 +202,10 @@ fn outside(state: &State, text: String, row: u32, side: Side, color: Color) -> (
 /// What the head of a colour in a router waits for: the first output without room.
 fn blocked(state: &State, pe: u32, color: Color) -> Option<Node> {
     let net = &state.net;
-    let r = net.routers[pe as usize].iter().find(|r| r.color == color)?;
-    r.positions[r.current].outputs.iter().find_map(|o| {
+    let r = net.router(pe).iter().find(|r| r.color == color)?;
+    net.outputs(net.position(r)).iter().find_map(|o| {
         let Target::Queue { queue, .. } = o.target else { return None };
-        if queue == NONE || net.queues[queue as usize].has_room() {
+        if queue == NONE || net.queues[queue as usize].has_room(state.now) {
             return None;
         }
         let to = net.queues[queue as usize].pe;

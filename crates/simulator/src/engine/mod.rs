@@ -75,6 +75,10 @@ pub struct PeCounters {
     pub first_busy: Option<u64>,
     /// Last cycle in which the slot was used.
     pub last_busy: u64,
+    /// First cycle in which the core sent a wavelet.
+    pub first_send: Option<u64>,
+    /// Last cycle in which a vector instruction's step wrote to memory.
+    pub last_write: Option<u64>,
 }
 
 /// A wavelet that left at the edge.

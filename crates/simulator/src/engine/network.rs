@@ -6,24 +6,42 @@ use std::collections::{HashMap, VecDeque};
 
 pub(super) const NONE: u32 = u32::MAX;
 
-/// The queue at the end of a link. `held` counts what its sender may not reuse yet: pops are given back at the cycle's end.
+/// The queue at the end of a link, with what is in flight on it.
 pub(super) struct Queue {
-    pub wavelets: VecDeque<(u64, Wavelet)>,
-    pub held: u32,
-    pub capacity: u32,
+    /// Cycle of arrival, and the wavelet.
+    wavelets: VecDeque<(u64, Wavelet)>,
+    /// Arrival of the first one; the end of time if there is none.
+    arrival: u64,
+    /// When the last one was taken, and how many in that cycle: their room is not to be used in it.
+    taken_at: u64,
+    taken: u32,
+    capacity: u32,
     pub pe: u32,
+    /// The PE whose core or router sends into it.
+    sender: u32,
 }
 
 impl Queue {
-    /// The first wavelet, if it has arrived.
+    fn new(pe: u32, capacity: u32) -> Queue {
+        let wavelets = VecDeque::with_capacity(capacity.min(4) as usize);
+        Queue { wavelets, arrival: u64::MAX, taken_at: u64::MAX, taken: 0, capacity, pe, sender: pe }
+    }
+
+    /// Whether its first wavelet has arrived.
     #[inline]
-    pub fn head(&self, now: u64) -> Option<Wavelet> {
-        self.wavelets.front().filter(|(at, _)| *at <= now).map(|(_, w)| *w)
+    pub fn arrived(&self, now: u64) -> bool {
+        self.arrival <= now
     }
 
     #[inline]
-    pub fn has_room(&self) -> bool {
-        self.held < self.capacity
+    pub fn has_room(&self, now: u64) -> bool {
+        let taken = if self.taken_at == now { self.taken } else { 0 };
+        self.wavelets.len() + (taken as usize) < self.capacity as usize
+    }
+
+    /// Wavelets in it, in flight included.
+    pub fn len(&self) -> usize {
+        self.wavelets.len()
     }
 }
 
@@ -36,6 +54,7 @@ pub(super) enum Target {
     Drain { drain: u32, channel: u32 },
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Output {
     pub port: Port,
     pub target: Target,
@@ -43,11 +62,13 @@ pub(super) struct Output {
     pub filter: u32,
 }
 
+#[derive(Clone, Copy)]
 pub(super) struct Position {
     pub input: Port,
     pub queue: u32,
-    pub outputs: Vec<Output>,
-    pub hold: u64,
+    /// First and last + 1 of its outputs in [`Network::outputs`].
+    outputs: (u32, u32),
+    hold: u64,
 }
 
 pub(super) struct Filter {
@@ -75,31 +96,45 @@ pub(super) struct Routed {
     pub color: Color,
     /// Region and route in the program, for messages.
     pub route: (u32, u32),
-    pub positions: Vec<Position>,
-    pub current: usize,
+    /// First and last + 1 of its positions in [`Network::positions`].
+    positions: (u32, u32),
+    /// The position now.
+    current: u32,
+    /// Flagged wavelets that left at it.
     flags: u64,
     filters: Vec<Filter>,
 }
 
 impl Routed {
-    fn skip_empty(&mut self) {
-        if self.positions.len() > 1 {
-            for _ in 0..self.positions.len() {
-                if self.positions[self.current].hold > 0 {
-                    return;
-                }
-                self.current = (self.current + 1) % self.positions.len();
-            }
+    /// Its switch's position, counted from 0.
+    pub fn stands_at(&self) -> u32 {
+        self.current - self.positions.0
+    }
+
+    fn next(&mut self) {
+        self.current += 1;
+        if self.current == self.positions.1 {
+            self.current = self.positions.0;
         }
     }
 
-    fn leave(&mut self, flag: bool) {
-        if flag && self.positions.len() > 1 {
+    fn skip_empty(&mut self, all: &[Position]) {
+        for _ in self.positions.0 + 1..self.positions.1 {
+            if all[self.current as usize].hold > 0 {
+                return;
+            }
+            self.next();
+        }
+    }
+
+    /// A flagged wavelet left.
+    fn count_flag(&mut self, all: &[Position]) {
+        if self.positions.1 - self.positions.0 > 1 {
             self.flags += 1;
-            if self.flags == self.positions[self.current].hold {
+            if self.flags == all[self.current as usize].hold {
                 self.flags = 0;
-                self.current = (self.current + 1) % self.positions.len();
-                self.skip_empty();
+                self.next();
+                self.skip_empty(all);
             }
         }
     }
@@ -124,8 +159,11 @@ impl EdgePort {
 
 pub(super) struct Network<'p> {
     pub queues: Vec<Queue>,
-    /// One a PE: the colours it routes, highest priority first.
-    pub routers: Vec<Vec<Routed>>,
+    /// The colours of all routers by PE, highest priority first, and where each PE's begin.
+    routed: Vec<Routed>,
+    first_routed: Vec<u32>,
+    positions: Vec<Position>,
+    outputs: Vec<Output>,
     /// Queue into the core / out of the core, at `pe * colors + color`.
     pub core_in: Vec<u32>,
     pub core_out: Vec<u32>,
@@ -141,9 +179,12 @@ pub(super) struct Network<'p> {
     pub epoch: u32,
     left_in_epoch: Vec<usize>,
     pub epochs: Vec<u64>,
-    freed: Vec<u32>,
-    /// PEs that got a wavelet this cycle.
-    pub woken: Vec<u32>,
+    /// One a PE: the last cycle in which it must be visited, as far as is known now.
+    until: Vec<u64>,
+    /// One a PE: whether nothing can change in it unless another one does something.
+    asleep: Vec<bool>,
+    /// PEs that were asleep until this cycle.
+    woken: Vec<u32>,
     pub last_arrival: u64,
     pub wavelets: u64,
     pub hops: u64,
@@ -163,7 +204,10 @@ impl<'p> Network<'p> {
         program.priority_order(colors).iter().enumerate().for_each(|(i, c)| rank[*c as usize] = i);
         let mut net = Network {
             queues: Vec::new(),
-            routers: (0..pes).map(|_| Vec::new()).collect(),
+            routed: Vec::new(),
+            first_routed: vec![0; pes + 1],
+            positions: Vec::new(),
+            outputs: Vec::new(),
             core_in: vec![NONE; pes * colors as usize],
             core_out: vec![NONE; pes * colors as usize],
             colors,
@@ -180,7 +224,8 @@ impl<'p> Network<'p> {
             epoch: 0,
             left_in_epoch: Vec::new(),
             epochs: vec![0],
-            freed: Vec::new(),
+            until: vec![0; pes],
+            asleep: vec![false; pes],
             woken: Vec::new(),
             last_arrival: 0,
             wavelets: 0,
@@ -190,80 +235,79 @@ impl<'p> Network<'p> {
             ramp: machine.router.ramp_cycles,
             edge_latency: machine.edge.latency_cycles,
         };
-        // first every input queue, so that outputs can name their neighbours'
-        let mut input = HashMap::new();
-        for region in &program.regions {
-            for route in &region.routes {
-                for (x, y) in route.at.places() {
-                    let pe = (region.y + y) * width + region.x + x;
-                    for p in &route.positions {
-                        let edge = (p.input == Port::West && region.x + x == 0) || (p.input == Port::East && region.x + x + 1 == width);
-                        let latency = match p.input {
-                            Port::Ramp => machine.router.ramp_cycles,
-                            _ if edge => machine.edge.latency_cycles,
-                            _ => machine.router.hop_cycles,
-                        };
-                        input.entry((pe, route.color, p.input)).or_insert_with(|| {
-                            net.queues.push(Queue { wavelets: VecDeque::new(), held: 0, capacity: machine.router.queue_depth + latency, pe });
-                            net.queues.len() as u32 - 1
-                        });
-                        let slot = (pe * colors) as usize + route.color as usize;
-                        if p.input == Port::Ramp && net.core_out[slot] == NONE {
-                            net.queues.push(Queue { wavelets: VecDeque::new(), held: 0, capacity: machine.pe.output_queue_depth + 1, pe });
-                            net.core_out[slot] = net.queues.len() as u32 - 1;
-                        }
-                        if p.outputs.contains(&Port::Ramp) && net.core_in[slot] == NONE {
-                            let capacity = machine.pe.input_queue_depth + machine.router.ramp_cycles;
-                            net.queues.push(Queue { wavelets: VecDeque::new(), held: 0, capacity, pe });
-                            net.core_in[slot] = net.queues.len() as u32 - 1;
-                        }
-                    }
-                }
-            }
-        }
+        // by PE, so that what one PE needs lies together; a router's colours highest priority first
+        let mut places = Vec::new();
         for (r, region) in program.regions.iter().enumerate() {
             for (i, route) in region.routes.iter().enumerate() {
-                for (x, y) in route.at.places() {
-                    let (gx, gy) = (region.x + x, region.y + y);
-                    let pe = gy * width + gx;
-                    let at = |e: &crate::expr::Expr| e.at(x as i64, y as i64).max(0) as u64;
-                    let filters = route
-                        .filters
-                        .iter()
-                        .map(|f| Filter { first: at(&f.first), count: at(&f.count), period: at(&f.period), seen: 0 })
-                        .collect();
-                    let positions = route
-                        .positions
-                        .iter()
-                        .map(|p| Position {
-                            input: p.input,
-                            queue: input[&(pe, route.color, p.input)],
-                            hold: at(&p.hold),
-                            outputs: p
-                                .outputs
-                                .iter()
-                                .map(|&port| Output {
-                                    port,
-                                    target: net.target(program, machine, &input, gx, gy, route.color, port),
-                                    filter: route.filters.iter().position(|f| f.output == port).map_or(NONE, |i| i as u32),
-                                })
-                                .collect(),
-                        })
-                        .collect();
-                    let mut routed =
-                        Routed { color: route.color, route: (r as u32, i as u32), positions, current: 0, flags: 0, filters };
-                    routed.skip_empty();
-                    net.routers[pe as usize].push(routed);
+                places.extend(route.at.places().map(|(x, y)| {
+                    let pe = (region.y + y) * width + region.x + x;
+                    (pe, rank[route.color as usize], r as u32, i as u32, x, y)
+                }));
+            }
+        }
+        places.sort_unstable();
+        // first every queue, so that outputs can name their neighbours'
+        let mut input = HashMap::new();
+        for &(pe, _, r, i, ..) in &places {
+            let route = &program.regions[r as usize].routes[i as usize];
+            let slot = (pe * colors) as usize + route.color as usize;
+            for p in &route.positions {
+                let edge = (p.input == Port::West && pe % width == 0) || (p.input == Port::East && (pe + 1) % width == 0);
+                let latency = match p.input {
+                    Port::Ramp => machine.router.ramp_cycles,
+                    _ if edge => machine.edge.latency_cycles,
+                    _ => machine.router.hop_cycles,
+                };
+                let key = (pe, route.color, p.input);
+                input.entry(key).or_insert_with(|| net.queue(pe, machine.router.queue_depth + latency));
+                if p.input == Port::Ramp && net.core_out[slot] == NONE {
+                    net.core_out[slot] = net.queue(pe, machine.pe.output_queue_depth + 1);
+                    net.ramps[pe as usize].push((net.core_out[slot], input[&key]));
+                }
+                if p.outputs.contains(&Port::Ramp) && net.core_in[slot] == NONE {
+                    net.core_in[slot] = net.queue(pe, machine.pe.input_queue_depth + machine.router.ramp_cycles);
                 }
             }
         }
-        for (pe, router) in net.routers.iter_mut().enumerate() {
-            router.sort_by_key(|r| rank[r.color as usize]);
-            for r in router.iter() {
-                if let Some(p) = r.positions.iter().find(|p| p.input == Port::Ramp) {
-                    net.ramps[pe].push((net.core_out[pe * colors as usize + r.color as usize], p.queue));
+        for &(pe, _, r, i, x, y) in &places {
+            let route = &program.regions[r as usize].routes[i as usize];
+            let at = |e: &crate::expr::Expr| e.at(x as i64, y as i64).max(0) as u64;
+            let filter = |f: &crate::program::Filter| Filter {
+                first: at(&f.first),
+                count: at(&f.count),
+                period: at(&f.period),
+                seen: 0,
+            };
+            let first = net.positions.len() as u32;
+            for p in &route.positions {
+                let first = net.outputs.len() as u32;
+                for &port in &p.outputs {
+                    let target = net.target(program, machine, &input, pe % width, pe / width, route.color, port);
+                    let filter = route.filters.iter().position(|f| f.output == port).map_or(NONE, |i| i as u32);
+                    net.outputs.push(Output { port, target, filter });
+                    if let Target::Queue { queue, .. } = target
+                        && queue != NONE
+                    {
+                        net.queues[queue as usize].sender = pe;
+                    }
                 }
+                let (queue, outputs) = (input[&(pe, route.color, p.input)], (first, net.outputs.len() as u32));
+                net.positions.push(Position { input: p.input, queue, outputs, hold: at(&p.hold) });
             }
+            let mut routed = Routed {
+                color: route.color,
+                route: (r, i),
+                positions: (first, net.positions.len() as u32),
+                current: first,
+                flags: 0,
+                filters: route.filters.iter().map(filter).collect(),
+            };
+            routed.skip_empty(&net.positions);
+            net.routed.push(routed);
+            net.first_routed[pe as usize + 1] += 1;
+        }
+        for pe in 0..pes {
+            net.first_routed[pe + 1] += net.first_routed[pe];
         }
         for (i, feed) in program.feeds.iter().enumerate() {
             let (x, port) = match feed.side {
@@ -282,6 +326,32 @@ impl<'p> Network<'p> {
         }
         net.advance_epoch(0);
         net
+    }
+
+    /// The colours that a PE's router routes, highest priority first.
+    pub fn router(&self, pe: u32) -> &[Routed] {
+        &self.routed[self.first_routed[pe as usize] as usize..self.first_routed[pe as usize + 1] as usize]
+    }
+
+    /// All positions of a colour's switch.
+    pub fn positions(&self, r: &Routed) -> &[Position] {
+        &self.positions[r.positions.0 as usize..r.positions.1 as usize]
+    }
+
+    /// The position at which a colour's switch stands.
+    pub fn position(&self, r: &Routed) -> &Position {
+        &self.positions[r.current as usize]
+    }
+
+    /// The outputs of a position.
+    pub fn outputs(&self, p: &Position) -> &[Output] {
+        &self.outputs[p.outputs.0 as usize..p.outputs.1 as usize]
+    }
+
+    /// A new queue.
+    fn queue(&mut self, pe: u32, capacity: u32) -> u32 {
+        self.queues.push(Queue::new(pe, capacity));
+        self.queues.len() as u32 - 1
     }
 
     #[allow(clippy::too_many_arguments)] // one private call; a struct for it would only rename them
@@ -326,30 +396,49 @@ impl<'p> Network<'p> {
     #[inline]
     pub fn push(&mut self, queue: u32, arrival: u64, wavelet: Wavelet) {
         let q = &mut self.queues[queue as usize];
+        if q.wavelets.is_empty() {
+            q.arrival = arrival;
+        }
         q.wavelets.push_back((arrival, wavelet));
-        q.held += 1;
         self.last_arrival = self.last_arrival.max(arrival);
-        if self.held[q.pe as usize] == 0 {
-            self.woken.push(q.pe);
-        }
-        self.held[q.pe as usize] += 1;
+        let pe = q.pe;
+        self.held[pe as usize] += 1;
+        self.visit(pe, arrival);
     }
 
-    /// Takes the head; its room is usable from the next cycle.
+    /// The PE must be visited in all cycles from the next to this one.
     #[inline]
-    pub fn pop(&mut self, queue: u32) -> Option<Wavelet> {
-        let q = &mut self.queues[queue as usize];
-        let (_, w) = q.wavelets.pop_front()?;
-        self.held[q.pe as usize] -= 1;
-        self.freed.push(queue);
-        Some(w)
+    pub fn visit(&mut self, pe: u32, until: u64) {
+        let u = &mut self.until[pe as usize];
+        *u = until.max(*u);
+        if self.asleep[pe as usize] {
+            self.asleep[pe as usize] = false;
+            self.woken.push(pe);
+        }
     }
 
-    /// Ends a cycle: what was freed becomes room.
-    pub fn settle(&mut self) {
-        for q in self.freed.drain(..) {
-            self.queues[q as usize].held -= 1;
-        }
+    /// Leaves in `active` the PEs that must be visited in the next cycle.
+    pub fn sleep(&mut self, active: &mut Vec<u32>, now: u64) {
+        active.retain(|&pe| {
+            let stays = self.until[pe as usize] > now;
+            self.asleep[pe as usize] = !stays;
+            stays
+        });
+        active.append(&mut self.woken);
+    }
+
+    /// Takes the first wavelet, which must have arrived; its room is usable from the next cycle.
+    #[inline]
+    pub fn pop(&mut self, queue: u32, now: u64) -> Wavelet {
+        let q = &mut self.queues[queue as usize];
+        let (_, w) = q.wavelets.pop_front().expect("only arrived wavelets are taken");
+        q.arrival = q.wavelets.front().map_or(u64::MAX, |(at, _)| *at);
+        q.taken = if q.taken_at == now { q.taken + 1 } else { 1 };
+        q.taken_at = now;
+        let sender = q.sender;
+        self.held[q.pe as usize] -= 1;
+        self.visit(sender, now + 1);
+        w
     }
 
     /// Rule M15: what enters this cycle. Returns whether anything did, or will without another event.
@@ -372,7 +461,7 @@ impl<'p> Network<'p> {
                 continue;
             }
             let queue = self.feed_queue[f as usize];
-            if !self.queues[queue as usize].has_room() {
+            if !self.queues[queue as usize].has_room(now) {
                 continue;
             }
             let wavelet = feed.data[c.position];
@@ -410,50 +499,52 @@ impl<'p> Network<'p> {
 
     /// Rule M6 for the core's own output queues and the ramp up, then for the router. Returns whether anything moved.
     pub fn route(&mut self, pe: u32, now: u64, landed: &mut [Vec<super::Landed>]) -> bool {
+        if self.held[pe as usize] == 0 {
+            return false;
+        }
         let mut event = false;
         for i in 0..self.ramps[pe as usize].len() {
             let (out, into) = self.ramps[pe as usize][i];
-            if self.queues[out as usize].head(now).is_some() && self.queues[into as usize].has_room() {
-                let w = self.pop(out).expect("head was there");
+            if self.queues[out as usize].arrived(now) && self.queues[into as usize].has_room(now) {
+                let w = self.pop(out, now);
                 self.push(into, now + self.ramp as u64, w);
                 event = true;
                 break;
             }
         }
         let mut used = 0u8;
-        let mut router = std::mem::take(&mut self.routers[pe as usize]);
-        for r in &mut router {
-            let position = &r.positions[r.current];
-            let Some(w) = self.queues[position.queue as usize].head(now) else { continue };
-            let mut granted = true;
-            for o in &position.outputs {
+        'colors: for i in self.first_routed[pe as usize] as usize..self.first_routed[pe as usize + 1] as usize {
+            let r = &self.routed[i];
+            let position = self.positions[r.current as usize];
+            if !self.queues[position.queue as usize].arrived(now) {
+                continue;
+            }
+            let outputs = position.outputs.0 as usize..position.outputs.1 as usize;
+            for o in &self.outputs[outputs.clone()] {
                 if o.filter != NONE && !r.filters[o.filter as usize].passes() {
                     continue;
                 }
-                let free = used & (1 << o.port as u8) == 0
-                    && match o.target {
-                        Target::Queue { queue, .. } => self.queues[queue as usize].has_room(),
-                        Target::Drain { channel, .. } => {
-                            let c = &self.channels[channel as usize];
-                            if now < c.next_out {
-                                event = true; // the gap ends by itself
-                            }
-                            now >= c.next_out
-                        }
-                    };
-                if !free {
-                    granted = false;
-                    break;
+                if used & (1 << o.port as u8) != 0 {
+                    continue 'colors;
+                }
+                let room = match o.target {
+                    Target::Queue { queue, .. } => self.queues[queue as usize].has_room(now),
+                    Target::Drain { channel, .. } => {
+                        let wait = now < self.channels[channel as usize].next_out;
+                        event |= wait; // the gap ends by itself
+                        !wait
+                    }
+                };
+                if !room {
+                    continue 'colors;
                 }
             }
-            if !granted {
-                continue;
-            }
             event = true;
-            self.pop(position.queue);
-            for o in &position.outputs {
+            let w = self.pop(position.queue, now);
+            for o in outputs {
+                let o = self.outputs[o];
                 if o.filter != NONE {
-                    let f = &mut r.filters[o.filter as usize];
+                    let f = &mut self.routed[i].filters[o.filter as usize];
                     let passes = f.passes();
                     f.advance();
                     if !passes {
@@ -464,9 +555,7 @@ impl<'p> Network<'p> {
                 match o.target {
                     Target::Queue { queue, latency } => {
                         self.push(queue, now + latency as u64, w);
-                        if o.port != Port::Ramp {
-                            self.hops += 1;
-                        }
+                        self.hops += (o.port != Port::Ramp) as u64;
                     }
                     Target::Drain { drain, channel } => {
                         let c = &mut self.channels[channel as usize];
@@ -478,9 +567,10 @@ impl<'p> Network<'p> {
                     }
                 }
             }
-            r.leave(w.flag);
+            if w.flag {
+                self.routed[i].count_flag(&self.positions);
+            }
         }
-        self.routers[pe as usize] = router;
         event
     }
 }

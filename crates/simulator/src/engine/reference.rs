@@ -3,7 +3,7 @@
 use super::core::{Core, Rules};
 use super::explain;
 use super::network::Network;
-use super::{Landed, Options, Outcome, PeCounters, RunError, Visit};
+use super::{Class, Landed, Options, Outcome, PeCounters, RunError, Visit};
 use crate::machine::Machine;
 use crate::program::Program;
 use std::sync::atomic::Ordering;
@@ -41,12 +41,11 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
     let order = visit_order(options.visit, pes);
     let everything = options.visit != Visit::Active;
     let mut active: Vec<u32> = order.clone();
-    let mut is_active = vec![true; pes];
-    // for a PE that sleeps: its class's counter runs from here on
+    // each PE's class, which the counters do not contain yet from the cycle `since` on
+    let mut class = vec![Class::Idle; pes];
     let mut since = vec![0u64; pes];
     let mut active_pe_cycles = 0u64;
     let mut epochs_seen = 1;
-    let class_of = |core: &Option<Core>| core.as_ref().map_or(4, |c| c.class as usize);
     loop {
         let now = state.now;
         if now & 0xfff == 0
@@ -60,19 +59,20 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
         if epochs_seen == 1 && state.net.epoch >= 1 && state.net.epochs[1] <= now {
             epochs_seen = 2;
             for pe in 0..pes {
-                if !is_active[pe] {
-                    counters[pe].classes[class_of(&state.cores[pe])] += now - since[pe];
-                    since[pe] = now;
-                }
+                counters[pe].classes[class[pe] as usize] += now - since[pe];
+                since[pe] = now;
                 counters[pe].load_classes = counters[pe].classes;
             }
         }
         let mut event = state.net.feed(now);
+        // in any order: what one does in this cycle is seen by the others in the next
         for &pe in &active {
-            event |= state.net.route(pe, now, &mut landed);
-        }
-        for &pe in &active {
-            let Some(core) = &mut state.cores[pe as usize] else { continue };
+            let i = pe as usize;
+            if state.net.route(pe, now, &mut landed) {
+                event = true;
+                state.net.visit(pe, now + 1);
+            }
+            let Some(core) = &mut state.cores[i] else { continue };
             let cycle = core.cycle(&mut state.net, &rules, now).map_err(|(pc, message)| RunError::Fault {
                 cycle: now,
                 x: pe % width,
@@ -80,9 +80,15 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
                 place: explain::place(program, core.region, core.block_index, pc),
                 message,
             })?;
-            event |= cycle.event;
-            core.awake = cycle.event;
-            if epochs_seen > 1 && core.class == super::Class::Busy {
+            if cycle.event {
+                event = true;
+                state.net.visit(pe, now + 1);
+            }
+            if core.class != class[i] {
+                counters[i].classes[class[i] as usize] += now - since[i];
+                (class[i], since[i]) = (core.class, now);
+            }
+            if epochs_seen > 1 && core.class == Class::Busy {
                 core.counters.first_busy.get_or_insert(now);
             }
             if let Some((color, w)) = cycle.sent {
@@ -98,40 +104,17 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
             break;
         }
         active_pe_cycles += active.len() as u64;
-        for &pe in &active {
-            counters[pe as usize].classes[class_of(&state.cores[pe as usize])] += 1;
-        }
-        state.net.settle();
         if !everything {
-            active.retain(|&pe| {
-                let stays = state.net.held[pe as usize] > 0 || state.cores[pe as usize].as_ref().is_some_and(|c| c.awake);
-                if !stays {
-                    is_active[pe as usize] = false;
-                    since[pe as usize] = now + 1;
-                }
-                stays
-            });
-            for pe in state.net.woken.drain(..) {
-                if !is_active[pe as usize] {
-                    is_active[pe as usize] = true;
-                    counters[pe as usize].classes[class_of(&state.cores[pe as usize])] += now + 1 - since[pe as usize];
-                    active.push(pe);
-                }
-            }
-        } else {
-            state.net.woken.clear();
+            state.net.sleep(&mut active, now);
         }
         state.now += 1;
     }
     let cycles = state.now;
     for pe in 0..pes {
-        if !is_active[pe] {
-            counters[pe].classes[class_of(&state.cores[pe])] += cycles - since[pe];
-        }
+        counters[pe].classes[class[pe] as usize] += cycles - since[pe];
         if let Some(core) = &state.cores[pe] {
-            counters[pe].operations = core.counters.operations;
-            counters[pe].first_busy = core.counters.first_busy;
-            counters[pe].last_busy = core.counters.last_busy;
+            let PeCounters { classes, load_classes, .. } = counters[pe];
+            counters[pe] = PeCounters { classes, load_classes, ..core.counters };
         }
     }
     explain::ending(&state, &landed)?;

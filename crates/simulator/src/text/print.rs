@@ -29,7 +29,16 @@ pub(super) fn program(p: &Program) -> String {
     }
     let mut hashes: HashMap<*const Vec<Wavelet>, u64> = HashMap::new();
     for f in &p.feeds {
-        write!(out, "feed {} {} row {} c{} epoch {}", name(&f.name), side(f.side), f.row, f.color, f.epoch).unwrap();
+        write!(
+            out,
+            "feed {} {} row {} c{} epoch {}",
+            name(&f.name),
+            side(f.side),
+            f.row,
+            f.color,
+            f.epoch
+        )
+        .unwrap();
         if f.data.len() <= INLINE_WAVELETS {
             out.push_str(" = [");
             separated(&mut out, f.data.iter(), |out, w| {
@@ -43,7 +52,9 @@ pub(super) fn program(p: &Program) -> String {
             });
             out.push_str("]\n");
         } else {
-            let hash = *hashes.entry(Arc::as_ptr(&f.data)).or_insert_with(|| feed_hash(&f.data));
+            let hash = *hashes
+                .entry(Arc::as_ptr(&f.data))
+                .or_insert_with(|| feed_hash(&f.data));
             writeln!(out, ": {} wavelets #{hash:016x}", f.data.len()).unwrap();
         }
     }
@@ -52,14 +63,24 @@ pub(super) fn program(p: &Program) -> String {
     }
     for d in &p.drains {
         let (n, s) = (name(&d.name), side(d.side));
-        writeln!(out, "drain {n} {s} row {} c{}: {} wavelets", d.row, d.color, d.wavelets).unwrap();
+        writeln!(
+            out,
+            "drain {n} {s} row {} c{}: {} wavelets",
+            d.row, d.color, d.wavelets
+        )
+        .unwrap();
     }
     out
 }
 
-fn region(out: &mut String, tables: &mut Tables, r: &Region) {
+fn region<'a>(out: &mut String, tables: &mut Tables<'a>, r: &'a Region) {
     let n = name(&r.name);
-    writeln!(out, "\nregion {n} at {}, {} size {} x {}", r.x, r.y, r.width, r.height).unwrap();
+    writeln!(
+        out,
+        "\nregion {n} at {}, {} size {} x {}",
+        r.x, r.y, r.width, r.height
+    )
+    .unwrap();
     region_tables(r, &mut |t| {
         if let Some(reference) = tables.intern(t) {
             write!(out, "table {reference} by {}", axes(t.axes)).unwrap();
@@ -184,12 +205,27 @@ fn jump_target(i: &Instr) -> Option<u32> {
     }
 }
 
-/// One instruction of a block as text; empty where there is none.
-pub fn instruction(block: &Block, index: usize) -> String {
+/// One instruction of a block as text, with the block's names; empty where there is none.
+pub fn instruction_in(block: &Block, index: usize) -> String {
     let mut out = String::new();
     if let Some(i) = block.code.get(index) {
         Names::new(block).instr(&mut out, i);
     }
+    out
+}
+
+/// An instruction as text without the names of a block: parameters, tasks and targets by number.
+pub fn instruction(instr: &Instr) -> String {
+    let block = Block {
+        at: Lattice::rect(0, 0, 1, 1),
+        params: vec![],
+        memory: vec![],
+        tasks: vec![],
+        labels: vec![],
+        code: vec![],
+    };
+    let mut out = String::new();
+    Names::new(&block).instr(&mut out, instr);
     out
 }
 
@@ -204,7 +240,11 @@ pub(crate) fn span(first: u32, n: u32, d: u32) -> String {
         (_, 0) => format!("{first} times {n} by 0"),
         (0, _) => format!("{first}..{first}{}", by(d)),
         (1, 1) => first.to_string(),
-        _ => format!("{first}..{}{}", first as u64 + (n as u64 - 1) * d as u64 + 1, by(d)),
+        _ => format!(
+            "{first}..{}{}",
+            first as u64 + (n as u64 - 1) * d as u64 + 1,
+            by(d)
+        ),
     }
 }
 
@@ -247,7 +287,10 @@ impl<'a> Names<'a> {
             buffers: count(block.memory.iter().map(|m| &m.name)),
             at,
             in_place: block.labels.is_sorted_by_key(|l| l.1)
-                && block.labels.last().is_none_or(|l| l.1 as usize <= block.code.len()),
+                && block
+                    .labels
+                    .last()
+                    .is_none_or(|l| l.1 as usize <= block.code.len()),
         }
     }
 
@@ -287,7 +330,11 @@ impl<'a> Names<'a> {
         match self.block.memory.iter().find(inside) {
             None => write!(out, "{c}").unwrap(),
             Some(m) => {
-                out.push_str(&if like_register(&m.name) { quoted(&m.name) } else { name(&m.name) });
+                out.push_str(&if like_register(&m.name) {
+                    quoted(&m.name)
+                } else {
+                    name(&m.name)
+                });
                 if *c != m.address as i64 {
                     write!(out, "+{}", c - m.address as i64).unwrap();
                 }
@@ -424,11 +471,25 @@ impl<'a> Names<'a> {
                 }
                 count
             }
-            Vector::Axpy { y, x, list, period, y_step, x_step, count } => {
+            Vector::Axpy {
+                y,
+                x,
+                list,
+                modulo,
+                divisor,
+                y_step,
+                x_step,
+                count,
+            } => {
                 write!(out, "axpy d{y} += d{x} * list ").unwrap();
                 match list {
                     List::Fabric { color, ty: t } => write!(out, "c{color} {}", ty(*t)).unwrap(),
-                    List::Memory { index, value, count, ty: t } => {
+                    List::Memory {
+                        index,
+                        value,
+                        count,
+                        ty: t,
+                    } => {
                         write!(out, "mem {} index ", ty(*t)).unwrap();
                         self.address(out, index);
                         out.push_str(" value ");
@@ -437,8 +498,7 @@ impl<'a> Names<'a> {
                         self.val(out, count);
                     }
                 }
-                out.push_str(" period ");
-                self.val(out, period);
+                self.pair(out, " modulo ", modulo, " divisor ", divisor);
                 self.pair(out, " y_step ", y_step, " x_step ", x_step);
                 count
             }
@@ -541,7 +601,11 @@ fn expr(out: &mut String, tables: &Tables, e: &Expr, level: u8) {
         Expr::Div(a, n) => two(a, " / ", &Expr::Const(*n)),
         Expr::Mod(a, n) => two(a, " % ", &Expr::Const(*n)),
         Expr::Min(a, b) | Expr::Max(a, b) => {
-            out.push_str(if matches!(e, Expr::Min(..)) { "min(" } else { "max(" });
+            out.push_str(if matches!(e, Expr::Min(..)) {
+                "min("
+            } else {
+                "max("
+            });
             expr(out, tables, a, 0);
             out.push_str(", ");
             expr(out, tables, b, 0);

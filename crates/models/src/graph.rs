@@ -1,0 +1,695 @@
+//! The graph of a model: operators, each making one tensor, and the tensors between them. Operators sit in a petgraph graph
+//! (stable, so that ids survive removals), tensors in a list.
+//!
+//! A graph is acyclic by construction: a node is added after its inputs, and no change may make a node read what comes of it.
+
+use crate::shapes::{self, ShapeError};
+use petgraph::Direction;
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use petgraph::visit::EdgeRef;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A tensor of one graph: an index into [`Graph::tensors`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TensorId(pub u32);
+
+/// A node of one graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u32);
+
+/// A tensor: a graph input, a constant or the output of a node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Unique in its graph.
+    pub name: String,
+    /// Sizes, outermost first; none is 0.
+    pub shape: Vec<usize>,
+    /// The values in row-major order, for constants only.
+    pub data: Option<Arc<Vec<f32>>>,
+}
+
+/// An operator with its inputs and its output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// As in the file or builder; need not be unique.
+    pub name: String,
+    /// What it computes.
+    pub op: Op,
+    /// What it reads, in the order that the operator defines.
+    pub inputs: Vec<TensorId>,
+    /// What it makes.
+    pub output: TensorId,
+}
+
+/// An operator. Semantics are those of the ONNX operators of these names. Pads are `[top, left, bottom, right]`, other
+/// pairs `[rows, columns]`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// 2D convolution: `x [n, c, h, w]`, weight `[m, c / groups, kh, kw]`, optional bias `[m]` to `[n, m, oh, ow]`.
+    Conv {
+        /// Elements between output positions.
+        strides: [usize; 2],
+        /// Zeros around the input.
+        pads: [usize; 4],
+        /// Elements between taps.
+        dilations: [usize; 2],
+        /// Independent groups of channels.
+        groups: usize,
+    },
+    /// Matrix product with weights: `x [n, k]`, weight `[m, k]`, optional bias `[m]` to `[n, m]`.
+    Linear,
+    /// Element-wise sum with broadcasting.
+    Add,
+    /// Element-wise product with broadcasting.
+    Mul,
+    /// `max(x, 0)`.
+    Relu,
+    /// Maximum over windows of `[n, c, h, w]`; padding never wins.
+    MaxPool {
+        /// Window size.
+        kernel: [usize; 2],
+        /// Elements between output positions.
+        strides: [usize; 2],
+        /// Padding, smaller than the kernel.
+        pads: [usize; 4],
+    },
+    /// Average over windows of `[n, c, h, w]`.
+    AvgPool {
+        /// Window size.
+        kernel: [usize; 2],
+        /// Elements between output positions.
+        strides: [usize; 2],
+        /// Padding, smaller than the kernel.
+        pads: [usize; 4],
+        /// Whether the sum is divided by the window's size, rather than by the number of elements that it hits.
+        count_include_pad: bool,
+    },
+    /// `exp(x) / sum(exp(x))` along an axis.
+    Softmax {
+        /// The axis, counted from the first.
+        axis: usize,
+    },
+    /// The same elements in the same order in another shape, which is that of the output tensor.
+    Reshape,
+    /// Axis `i` of the output is axis `perm[i]` of the input.
+    Transpose {
+        /// A permutation of the axes.
+        perm: Vec<usize>,
+    },
+    /// `(x - mean) / sqrt(var + epsilon) * scale + bias` for each channel (axis 1); inputs `x, scale, bias, mean, var`.
+    BatchNorm {
+        /// Added to the variance.
+        epsilon: f32,
+    },
+}
+
+impl Op {
+    /// The operator's name in lower case, as in [`Graph::to_text`].
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Conv { .. } => "conv",
+            Op::Linear => "linear",
+            Op::Add => "add",
+            Op::Mul => "mul",
+            Op::Relu => "relu",
+            Op::MaxPool { .. } => "maxpool",
+            Op::AvgPool { .. } => "avgpool",
+            Op::Softmax { .. } => "softmax",
+            Op::Reshape => "reshape",
+            Op::Transpose { .. } => "transpose",
+            Op::BatchNorm { .. } => "batchnorm",
+        }
+    }
+}
+
+/// Why a graph cannot be built or changed so, or is not well-formed.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum GraphError {
+    /// The shapes of a node's inputs do not fit.
+    #[error("node `{node}`: {error}")]
+    Shape {
+        /// The node.
+        node: String,
+        /// What does not fit.
+        #[source]
+        error: ShapeError,
+    },
+    /// The shape of a graph input or constant is absurd.
+    #[error("tensor `{tensor}`: {error}")]
+    Tensor {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        #[source]
+        error: ShapeError,
+    },
+    /// Two tensors have one name.
+    #[error("two tensors are called `{0}`")]
+    Duplicate(String),
+    /// An id is not of this graph.
+    #[error("no {what} with id {id} in this graph")]
+    Missing {
+        /// "tensor" or "node".
+        what: &'static str,
+        /// The id.
+        id: u32,
+    },
+    /// The number of values is not that of the shape.
+    #[error("constant `{tensor}` of shape {shape:?} needs {expected} values, got {got}")]
+    Length {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The product of the shape.
+        expected: usize,
+        /// The values there are.
+        got: usize,
+    },
+    /// A constant holds an infinity or NaN.
+    #[error("constant `{tensor}` holds {value} at index {index}")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// The row-major index.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A change asks for a constant, and the tensor is none.
+    #[error("tensor `{0}` is not a constant")]
+    NotConstant(String),
+    /// A change would make a node read what comes of it.
+    #[error("node `{0}` would read its own result")]
+    Cycle(String),
+    /// A node cannot be removed: its output is read or is a graph output.
+    #[error("node `{0}` is still in use")]
+    InUse(String),
+    /// A change would give a tensor another shape.
+    #[error("tensor `{tensor}` has shape {old:?} and would get {new:?}")]
+    ShapeChange {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        old: Vec<usize>,
+        /// The shape it would have.
+        new: Vec<usize>,
+    },
+    /// The batch cannot be changed.
+    #[error("the batch cannot be set to {batch}: {reason}")]
+    Batch {
+        /// The batch asked for.
+        batch: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// The graph breaks a rule of well-formedness.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+/// A model's graph. See the module's text for what it holds to.
+#[derive(Debug, Clone)]
+pub struct Graph {
+    /// The model's name.
+    pub name: String,
+    /// An edge from producer to reader for each (reader, tensor).
+    pub(crate) net: StableDiGraph<Node, TensorId>,
+    pub(crate) tensors: Vec<Tensor>,
+    pub(crate) producers: Vec<Option<NodeId>>,
+    pub(crate) names: BTreeMap<String, TensorId>,
+    pub(crate) inputs: Vec<TensorId>,
+    pub(crate) outputs: Vec<TensorId>,
+}
+
+fn index(id: NodeId) -> NodeIndex {
+    NodeIndex::new(id.0 as usize)
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            net: StableDiGraph::new(),
+            tensors: Vec::new(),
+            producers: Vec::new(),
+            names: BTreeMap::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+        }
+    }
+
+    // ---- reading
+
+    /// All nodes, each after those whose outputs it reads; among those ready, in the order of their ids.
+    pub fn nodes_in_order(&self) -> Vec<NodeId> {
+        let mut waits: BTreeMap<NodeIndex, usize> =
+            self.net.node_indices().map(|n| (n, self.net.edges_directed(n, Direction::Incoming).count())).collect();
+        let mut ready: BTreeSet<NodeIndex> = waits.iter().filter(|(_, w)| **w == 0).map(|(n, _)| *n).collect();
+        let mut order = Vec::with_capacity(waits.len());
+        while let Some(n) = ready.pop_first() {
+            order.push(NodeId(n.index() as u32));
+            for e in self.net.edges(n) {
+                if let Some(w) = waits.get_mut(&e.target()) {
+                    *w -= 1;
+                    if *w == 0 {
+                        ready.insert(e.target());
+                    }
+                }
+            }
+        }
+        order
+    }
+
+    /// A node. Panics if the id is not of this graph.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.net[index(id)]
+    }
+
+    /// A tensor. Panics if the id is not of this graph.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0 as usize]
+    }
+
+    /// All tensors, by id. After removals some may be used by no node; [`Graph::compact`] drops them.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The tensor of a name.
+    pub fn find(&self, name: &str) -> Option<TensorId> {
+        self.names.get(name).copied()
+    }
+
+    /// The node that makes a tensor; `None` for graph inputs and constants.
+    pub fn producer(&self, t: TensorId) -> Option<NodeId> {
+        self.producers.get(t.0 as usize).copied().flatten()
+    }
+
+    /// The nodes that read a tensor, each once, by id.
+    pub fn consumers(&self, t: TensorId) -> Vec<NodeId> {
+        let mut all: Vec<NodeId> = match self.producer(t) {
+            Some(p) => {
+                self.net.edges(index(p)).filter(|e| *e.weight() == t).map(|e| NodeId(e.target().index() as u32)).collect()
+            }
+            None => {
+                let reads = |n: &NodeIndex| self.net[*n].inputs.contains(&t);
+                self.net.node_indices().filter(reads).map(|n| NodeId(n.index() as u32)).collect()
+            }
+        };
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// What a run must be given: the graph inputs, without constants.
+    pub fn inputs(&self) -> &[TensorId] {
+        &self.inputs
+    }
+
+    /// What a run gives.
+    pub fn outputs(&self) -> &[TensorId] {
+        &self.outputs
+    }
+
+    /// The constants that a node reads or that are graph outputs, by id.
+    pub fn constants(&self) -> Vec<TensorId> {
+        let mut used: BTreeSet<TensorId> = self.outputs.iter().copied().collect();
+        used.extend(self.net.node_weights().flat_map(|n| n.inputs.iter().copied()));
+        used.into_iter().filter(|t| self.tensor(*t).data.is_some()).collect()
+    }
+
+    /// The number of values in all constants in use.
+    pub fn parameters(&self) -> u64 {
+        self.constants().iter().filter_map(|t| self.tensor(*t).data.as_ref()).map(|d| d.len() as u64).sum()
+    }
+
+    /// The number of values other than 0 in all constants in use.
+    pub fn nonzeros(&self) -> u64 {
+        let count = |d: &Arc<Vec<f32>>| d.iter().filter(|v| **v != 0.0).count() as u64;
+        self.constants().iter().filter_map(|t| self.tensor(*t).data.as_ref()).map(count).sum()
+    }
+
+    // ---- building
+
+    fn add_tensor(&mut self, tensor: Tensor, producer: Option<NodeId>) -> Result<TensorId, GraphError> {
+        let id = TensorId(self.tensors.len() as u32);
+        if self.names.contains_key(&tensor.name) {
+            return Err(GraphError::Duplicate(tensor.name));
+        }
+        self.names.insert(tensor.name.clone(), id);
+        self.tensors.push(tensor);
+        self.producers.push(producer);
+        Ok(id)
+    }
+
+    /// Adds a graph input.
+    ///
+    /// # Errors
+    /// If the name is taken or the shape absurd.
+    pub fn add_input(&mut self, name: impl Into<String>, shape: &[usize]) -> Result<TensorId, GraphError> {
+        let name = name.into();
+        shapes::elements(shape).map_err(|error| GraphError::Tensor { tensor: name.clone(), error })?;
+        let id = self.add_tensor(Tensor { name, shape: shape.to_vec(), data: None }, None)?;
+        self.inputs.push(id);
+        Ok(id)
+    }
+
+    /// Adds a constant with its values in row-major order.
+    ///
+    /// # Errors
+    /// If the name is taken, the shape absurd or not that of the data, or a value not finite.
+    pub fn add_constant(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[usize],
+        data: Vec<f32>,
+    ) -> Result<TensorId, GraphError> {
+        let name = name.into();
+        check_constant(&name, shape, &data)?;
+        self.add_tensor(Tensor { name, shape: shape.to_vec(), data: Some(Arc::new(data)) }, None)
+    }
+
+    /// Adds a node and its output tensor, whose shape is inferred. For [`Op::Reshape`] use [`Graph::add_reshape`].
+    ///
+    /// # Errors
+    /// If an input is not of this graph, the shapes do not fit, or the output's name is taken.
+    pub fn add_node(
+        &mut self,
+        name: impl Into<String>,
+        op: Op,
+        inputs: &[TensorId],
+        output: impl Into<String>,
+    ) -> Result<TensorId, GraphError> {
+        self.add(name.into(), op, inputs, output.into(), None)
+    }
+
+    /// Adds a node that gives a tensor another shape.
+    ///
+    /// # Errors
+    /// As [`Graph::add_node`]; also if the shapes have different numbers of elements.
+    pub fn add_reshape(
+        &mut self,
+        name: impl Into<String>,
+        input: TensorId,
+        output: impl Into<String>,
+        shape: &[usize],
+    ) -> Result<TensorId, GraphError> {
+        self.add(name.into(), Op::Reshape, &[input], output.into(), Some(shape))
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        op: Op,
+        inputs: &[TensorId],
+        output: String,
+        target: Option<&[usize]>,
+    ) -> Result<TensorId, GraphError> {
+        self.known(inputs)?;
+        let of: Vec<&[usize]> = inputs.iter().map(|t| self.tensor(*t).shape.as_slice()).collect();
+        let shape =
+            shapes::infer(&op, &of, target).map_err(|error| GraphError::Shape { node: name.clone(), error })?;
+        let t = self.add_tensor(Tensor { name: output, shape, data: None }, None)?;
+        let n = self.net.add_node(Node { name, op, inputs: inputs.to_vec(), output: t });
+        self.producers[t.0 as usize] = Some(NodeId(n.index() as u32));
+        self.connect(n);
+        Ok(t)
+    }
+
+    /// Makes a tensor a graph output.
+    ///
+    /// # Errors
+    /// If the tensor is not of this graph, or is one already.
+    pub fn add_output(&mut self, t: TensorId) -> Result<(), GraphError> {
+        self.known(&[t])?;
+        if self.outputs.contains(&t) {
+            return Err(GraphError::Malformed(format!("tensor `{}` is a graph output twice", self.tensor(t).name)));
+        }
+        self.outputs.push(t);
+        Ok(())
+    }
+
+    fn known(&self, tensors: &[TensorId]) -> Result<(), GraphError> {
+        match tensors.iter().find(|t| t.0 as usize >= self.tensors.len()) {
+            Some(t) => Err(GraphError::Missing { what: "tensor", id: t.0 }),
+            None => Ok(()),
+        }
+    }
+
+    /// (Re-)makes the edges that lead to a node.
+    fn connect(&mut self, n: NodeIndex) {
+        let old: Vec<_> = self.net.edges_directed(n, Direction::Incoming).map(|e| e.id()).collect();
+        for e in old {
+            self.net.remove_edge(e);
+        }
+        let reads: BTreeSet<TensorId> = self.net[n].inputs.iter().copied().collect();
+        for t in reads {
+            if let Some(p) = self.producer(t) {
+                self.net.add_edge(index(p), n, t);
+            }
+        }
+    }
+
+    // ---- changing
+
+    /// Replaces the values of a constant.
+    ///
+    /// # Errors
+    /// If the tensor is no constant, the length is not that of its shape, or a value is not finite.
+    pub fn set_constant(&mut self, t: TensorId, data: Vec<f32>) -> Result<(), GraphError> {
+        self.known(&[t])?;
+        let tensor = &mut self.tensors[t.0 as usize];
+        if tensor.data.is_none() {
+            return Err(GraphError::NotConstant(tensor.name.clone()));
+        }
+        check_constant(&tensor.name, &tensor.shape, &data)?;
+        tensor.data = Some(Arc::new(data));
+        Ok(())
+    }
+
+    /// Gives a tensor another name.
+    ///
+    /// # Errors
+    /// If another tensor has it.
+    pub fn rename(&mut self, t: TensorId, name: impl Into<String>) -> Result<(), GraphError> {
+        self.known(&[t])?;
+        let name = name.into();
+        match self.names.get(&name) {
+            Some(other) if *other == t => return Ok(()),
+            Some(_) => return Err(GraphError::Duplicate(name)),
+            None => {}
+        }
+        let old = std::mem::replace(&mut self.tensors[t.0 as usize].name, name.clone());
+        self.names.remove(&old);
+        self.names.insert(name, t);
+        Ok(())
+    }
+
+    /// Replaces a node's operator and inputs; its output keeps its shape.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, the output's shape would change, or the node would read what comes of it.
+    pub fn replace_node(&mut self, id: NodeId, op: Op, inputs: &[TensorId]) -> Result<(), GraphError> {
+        self.known(inputs)?;
+        let Some(node) = self.net.node_weight(index(id)) else {
+            return Err(GraphError::Missing { what: "node", id: id.0 });
+        };
+        let made = self.tensor(node.output);
+        let of: Vec<&[usize]> = inputs.iter().map(|t| self.tensor(*t).shape.as_slice()).collect();
+        let target = Some(made.shape.as_slice());
+        let shape =
+            shapes::infer(&op, &of, target).map_err(|error| GraphError::Shape { node: node.name.clone(), error })?;
+        if shape != made.shape {
+            return Err(GraphError::ShapeChange { tensor: made.name.clone(), old: made.shape.clone(), new: shape });
+        }
+        if inputs.iter().any(|t| self.producer(*t).is_some_and(|p| self.reaches(id, p))) {
+            return Err(GraphError::Cycle(node.name.clone()));
+        }
+        let node = &mut self.net[index(id)];
+        node.op = op;
+        node.inputs = inputs.to_vec();
+        self.connect(index(id));
+        Ok(())
+    }
+
+    /// Makes every reader of `old` read `new` instead, and the graph give `new` where it gave `old`.
+    ///
+    /// # Errors
+    /// If the shapes differ, a reader would read what comes of it, or both are graph outputs.
+    pub fn replace_tensor(&mut self, old: TensorId, new: TensorId) -> Result<(), GraphError> {
+        self.known(&[old, new])?;
+        let (a, b) = (self.tensor(old), self.tensor(new));
+        if a.shape != b.shape {
+            return Err(GraphError::ShapeChange { tensor: a.name.clone(), old: a.shape.clone(), new: b.shape.clone() });
+        }
+        if old == new {
+            return Ok(());
+        }
+        if self.outputs.contains(&old) && self.outputs.contains(&new) {
+            return Err(GraphError::Malformed(format!("`{}` and `{}` are both graph outputs", a.name, b.name)));
+        }
+        let readers = self.consumers(old);
+        for r in &readers {
+            if self.producer(new).is_some_and(|p| self.reaches(*r, p)) {
+                return Err(GraphError::Cycle(self.node(*r).name.clone()));
+            }
+        }
+        for r in readers {
+            for t in &mut self.net[index(r)].inputs {
+                if *t == old {
+                    *t = new;
+                }
+            }
+            self.connect(index(r));
+        }
+        for t in &mut self.outputs {
+            if *t == old {
+                *t = new;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a node whose output nobody reads. The tensor stays in the list, without a producer, until
+    /// [`Graph::compact`].
+    ///
+    /// # Errors
+    /// If the output is read or is a graph output.
+    pub fn remove_node(&mut self, id: NodeId) -> Result<Node, GraphError> {
+        let Some(node) = self.net.node_weight(index(id)) else {
+            return Err(GraphError::Missing { what: "node", id: id.0 });
+        };
+        if self.outputs.contains(&node.output) || !self.consumers(node.output).is_empty() {
+            return Err(GraphError::InUse(node.name.clone()));
+        }
+        self.producers[node.output.0 as usize] = None;
+        self.net.remove_node(index(id)).ok_or(GraphError::Missing { what: "node", id: id.0 })
+    }
+
+    /// Whether `to` reads, directly or through others, what `from` makes (or is `from`).
+    fn reaches(&self, from: NodeId, to: NodeId) -> bool {
+        let (mut seen, mut todo) = (BTreeSet::from([from]), vec![from]);
+        while let Some(n) = todo.pop() {
+            if n == to {
+                return true;
+            }
+            for next in self.net.neighbors(index(n)) {
+                let next = NodeId(next.index() as u32);
+                if seen.insert(next) {
+                    todo.push(next);
+                }
+            }
+        }
+        false
+    }
+
+    /// The graph without nodes, constants and leftover tensors that no output needs, with new ids. Inputs stay.
+    pub fn compact(&self) -> Graph {
+        let mut needed: BTreeSet<TensorId> = self.outputs.iter().copied().collect();
+        let order = self.nodes_in_order();
+        for id in order.iter().rev() {
+            let node = self.node(*id);
+            if needed.contains(&node.output) {
+                needed.extend(&node.inputs);
+            }
+        }
+        let mut graph = Graph::new(self.name.clone());
+        let mut map: BTreeMap<TensorId, TensorId> = BTreeMap::new();
+        let mut keep = |graph: &mut Graph, t: TensorId, producer: Option<NodeId>| {
+            let id = TensorId(graph.tensors.len() as u32);
+            graph.names.insert(self.tensor(t).name.clone(), id);
+            graph.tensors.push(self.tensor(t).clone());
+            graph.producers.push(producer);
+            map.insert(t, id);
+        };
+        for (i, _) in self.tensors.iter().enumerate() {
+            let t = TensorId(i as u32);
+            if self.inputs.contains(&t) || (needed.contains(&t) && self.producer(t).is_none()) {
+                keep(&mut graph, t, None);
+            }
+        }
+        let kept: Vec<&Node> = order.iter().map(|id| self.node(*id)).filter(|n| needed.contains(&n.output)).collect();
+        for (i, node) in kept.iter().enumerate() {
+            keep(&mut graph, node.output, Some(NodeId(i as u32)));
+        }
+        for node in kept {
+            let inputs = node.inputs.iter().map(|t| map[t]).collect();
+            let n = graph.net.add_node(Node { inputs, output: map[&node.output], ..node.clone() });
+            graph.connect(n);
+        }
+        graph.inputs = self.inputs.iter().map(|t| map[t]).collect();
+        graph.outputs = self.outputs.iter().map(|t| map[t]).collect();
+        graph
+    }
+
+    /// The same graph for another batch: the first size of every graph input becomes `batch`, and all shapes are inferred
+    /// anew. Ids and names stay. The first size of a reshape's target grows as its input does.
+    ///
+    /// # Errors
+    /// If `batch` is 0, an input has no axes, a reshape or transpose mixes the batch into other axes, or the shapes no
+    /// longer fit.
+    pub fn with_batch(&self, batch: usize) -> Result<Graph, GraphError> {
+        let fail = |reason: String| Err(GraphError::Batch { batch, reason });
+        let mut graph = self.clone();
+        // tensors whose first axis is the batch
+        let mut leading: BTreeSet<TensorId> = BTreeSet::new();
+        for &t in &self.inputs {
+            let tensor = &mut graph.tensors[t.0 as usize];
+            let Some(first) = tensor.shape.first_mut() else {
+                return fail(format!("input `{}` is a scalar", tensor.name));
+            };
+            *first = batch;
+            shapes::elements(&tensor.shape)
+                .map_err(|error| GraphError::Tensor { tensor: tensor.name.clone(), error })?;
+            leading.insert(t);
+        }
+        for id in graph.nodes_in_order() {
+            let node = &graph.net[index(id)];
+            let old = &self.tensor(node.output).shape;
+            let batched = node.inputs.iter().any(|t| leading.contains(t));
+            let mut target = old.clone();
+            if matches!(node.op, Op::Reshape) && batched {
+                let input = node.inputs[0];
+                let (from, to) = (self.tensor(input).shape[0], graph.tensor(input).shape[0]);
+                // from > 0, and both are below 2^31
+                match target.first_mut() {
+                    Some(first) if *first * to % from == 0 => *first = *first * to / from,
+                    _ if from == to => {}
+                    _ => return fail(format!("node `{}` reshapes the batch away", node.name)),
+                }
+            }
+            if let Op::Transpose { perm } = &node.op
+                && batched
+                && perm.first() != Some(&0)
+                && batch != self.tensor(node.inputs[0]).shape[0]
+            {
+                return fail(format!("node `{}` moves the batch to another axis", node.name));
+            }
+            let of: Vec<&[usize]> = node.inputs.iter().map(|t| graph.tensor(*t).shape.as_slice()).collect();
+            let shape = shapes::infer(&node.op, &of, Some(&target))
+                .map_err(|error| GraphError::Shape { node: node.name.clone(), error })?;
+            let output = node.output;
+            if batched {
+                leading.insert(output);
+            }
+            graph.tensors[output.0 as usize].shape = shape;
+        }
+        Ok(graph)
+    }
+}
+
+/// Whether data are finite and as many as the shape says.
+pub(crate) fn check_constant(name: &str, shape: &[usize], data: &[f32]) -> Result<(), GraphError> {
+    let expected = shapes::elements(shape).map_err(|error| GraphError::Tensor { tensor: name.into(), error })?;
+    if data.len() != expected {
+        return Err(GraphError::Length { tensor: name.into(), shape: shape.to_vec(), expected, got: data.len() });
+    }
+    match data.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(GraphError::NotFinite { tensor: name.into(), index, value: data[index] }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,22 @@
+//! What to compute: the graph of a model, where it comes from (builders, ONNX files), what it should give (the reference
+//! evaluator in f64), which of its weights are zero (masks) and how much work it is (operation counts). This crate knows
+//! nothing of machines.
+
+pub mod builders;
+pub mod evaluate;
+pub mod flops;
+pub mod graph;
+pub mod onnx;
+mod random;
+pub mod shapes;
+pub mod sparsity;
+mod text;
+mod verify;
+
+pub use builders::{BuiltIn, builtin, list};
+pub use evaluate::{EvaluateError, evaluate, evaluate_node};
+pub use flops::Counts;
+pub use graph::{Graph, GraphError, Node, NodeId, Op, Tensor, TensorId};
+pub use onnx::{ImportError, ImportOptions, import};
+pub use random::seeded_inputs;
+pub use sparsity::{Mask, SparsityError, sparsify};

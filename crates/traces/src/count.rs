@@ -1,0 +1,396 @@
+//! From an engine's counters to the figures of a run. Every figure is a count or a quotient of counts; none is a
+//! remainder. `docs/report.md` defines them.
+
+use crate::report::{
+    Cycles, Flops, Kernel, MachineSummary, Memory, Operations, Outputs, Rect, Run, RunName, Traffic,
+};
+use meshloom_simulator::Machine;
+use meshloom_simulator::engine::{Class, Outcome, PeCounters};
+
+/// A kernel's place, and what the compiler knows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelRegion {
+    /// Name of the graph's node.
+    pub name: String,
+    /// Operator.
+    pub op: String,
+    /// Stage, from 0.
+    pub stage: u32,
+    /// Its PEs.
+    pub rect: Rect,
+    /// Cycles that the compiler's cost formula expected.
+    pub estimated_cycles: u64,
+}
+
+/// What a run's figures need beside the engine's outcome.
+#[derive(Clone, Debug)]
+pub struct RunInput<'a> {
+    /// Which run it is.
+    pub name: RunName,
+    /// The machine that the engine simulated.
+    pub machine: &'a Machine,
+    /// Name of the engine: `reference` or `fast`.
+    pub engine: &'a str,
+    /// Sparsity asked for, 0 to 1.
+    pub sparsity: f64,
+    /// Multiply-adds one step can do for the type of the model, see [`multiply_add_lanes`].
+    pub lanes: u32,
+    /// PEs that have code.
+    pub pes_in_use: u64,
+    /// The kernels, in the order of the program.
+    pub kernels: &'a [KernelRegion],
+    /// Indices into [`Outcome::drains`] of those that carry the model's outputs, an equal part of the wavelets an item.
+    pub output_drains: &'a [usize],
+    /// Items that streamed through.
+    pub items: u64,
+    /// Operations without sparsity.
+    pub dense: Operations,
+    /// Operations with this run's nonzero weights.
+    pub theoretical: Operations,
+    /// Multiply-adds with weights in the published convention.
+    pub published: u64,
+    /// Bytes in the fullest PE.
+    pub peak_pe_bytes: u64,
+    /// The comparison with the evaluator, if one was made.
+    pub outputs: Option<Outputs>,
+    /// Seconds that the simulation took.
+    pub wall_seconds: f64,
+}
+
+/// An outcome that does not fit what was said about it, or whose counters contradict each other.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CountError {
+    /// The outcome is of another mesh.
+    #[error("the outcome has counters of {found} PEs, the machine has {expected}")]
+    Mesh {
+        /// PEs in the outcome.
+        found: usize,
+        /// PEs of the machine.
+        expected: u64,
+    },
+    /// There is no cycle at which the inputs could first enter.
+    #[error("the run ended before epoch 1: there is no first input to count from")]
+    NoInput,
+    /// A PE's classes do not add up to the cycles that passed.
+    #[error("the classes of PE ({x}, {y}) {window} add up to {found} cycles instead of {expected}")]
+    Classes {
+        /// Column.
+        x: u32,
+        /// Row.
+        y: u32,
+        /// `of the whole run` or `before epoch 1`.
+        window: &'static str,
+        /// Their sum.
+        found: u64,
+        /// Cycles that passed.
+        expected: u64,
+    },
+    /// A PE had more cycles of a class before epoch 1 than in the whole run.
+    #[error("PE ({x}, {y}) has {load} {class:?} cycles before epoch 1, but {all} in the whole run")]
+    Backwards {
+        /// Column.
+        x: u32,
+        /// Row.
+        y: u32,
+        /// The class.
+        class: Class,
+        /// Cycles before epoch 1.
+        load: u64,
+        /// Cycles of the whole run.
+        all: u64,
+    },
+    /// A kernel is not on the mesh.
+    #[error("kernel `{kernel}`: its region {rect} is not on the mesh")]
+    Region {
+        /// The kernel.
+        kernel: String,
+        /// Its region.
+        rect: Rect,
+    },
+    /// A drain that was named does not exist.
+    #[error("there is no drain {index}: the program has {drains}")]
+    NoDrain {
+        /// The index given.
+        index: usize,
+        /// Drains of the program.
+        drains: usize,
+    },
+    /// No output left the mesh.
+    #[error("no output left the mesh")]
+    NoOutput,
+    /// A drain's wavelets can't be shared out to the items.
+    #[error("drain {index} has {wavelets} wavelets, not a multiple of {items} items")]
+    Items {
+        /// The drain.
+        index: usize,
+        /// Wavelets that left.
+        wavelets: usize,
+        /// Items.
+        items: u64,
+    },
+}
+
+/// Multiply-adds that one step can do: `f32`, `f16` (accumulated in f32), or `f16` accumulated in f16. Absent for
+/// another type's name.
+pub fn multiply_add_lanes(machine: &Machine, dtype: &str, f16_accumulate: bool) -> Option<u32> {
+    match (dtype, f16_accumulate) {
+        ("f32", _) => Some(machine.pe.lanes.f32),
+        ("f16", false) => Some(machine.pe.lanes.f16),
+        ("f16", true) => Some(machine.pe.lanes.f16_accumulate),
+        _ => None,
+    }
+}
+
+/// The figures of a run.
+pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountError> {
+    let mesh = &input.machine.mesh;
+    let pes = mesh.width as u64 * mesh.height as u64;
+    if outcome.pes.len() as u64 != pes {
+        return Err(CountError::Mesh {
+            found: outcome.pes.len(),
+            expected: pes,
+        });
+    }
+    let load = outcome
+        .epochs
+        .get(1)
+        .copied()
+        .filter(|e| *e <= outcome.cycles)
+        .ok_or(CountError::NoInput)?;
+    let total = outcome.cycles - load;
+    check_classes(outcome, mesh.width, load)?;
+
+    let kernels: Vec<Kernel> = input
+        .kernels
+        .iter()
+        .map(|k| {
+            if !k.rect.fits(mesh.width, mesh.height) {
+                return Err(CountError::Region {
+                    kernel: k.name.clone(),
+                    rect: k.rect,
+                });
+            }
+            Ok(count_kernel(outcome, mesh.width, k))
+        })
+        .collect::<Result<_, _>>()?;
+
+    let mut executed = Operations::default();
+    for pe in &outcome.pes {
+        add_operations(&mut executed, pe);
+    }
+    let multiply_adds = executed.multiply_adds() as f64;
+    let share = |pes: u64| {
+        let slots = pes as f64 * input.lanes as f64 * total as f64;
+        if slots == 0.0 { 0.0 } else { multiply_adds / slots }
+    };
+    let (first_output, interval) = output_times(outcome, input.output_drains, input.items, load)?;
+    let wall = input.wall_seconds;
+    Ok(Run {
+        name: input.name,
+        machine: MachineSummary {
+            name: input.machine.name.clone(),
+            width: mesh.width,
+            height: mesh.height,
+            clock_hz: input.machine.clock_hz,
+        },
+        sparsity: input.sparsity,
+        engine: input.engine.into(),
+        cycles: Cycles {
+            load,
+            first_output,
+            interval,
+            total,
+        },
+        seconds: total as f64 / input.machine.clock_hz,
+        flops: Flops {
+            dense: input.dense,
+            theoretical: input.theoretical,
+            executed,
+            published: input.published,
+        },
+        utilisation: share(pes),
+        utilisation_in_use: share(input.pes_in_use),
+        imbalance: imbalance(outcome, mesh.width, input.kernels),
+        traffic: Traffic {
+            wavelets: outcome.wavelets,
+            hops: outcome.hops,
+            offchip_bytes: outcome.edge_wavelets * (input.machine.link.bits as u64 / 8),
+        },
+        memory: Memory {
+            peak_pe_bytes: input.peak_pe_bytes,
+        },
+        energy_joules: energy(outcome, input.machine, &executed),
+        outputs: input.outputs,
+        wall_seconds: wall,
+        pe_cycles_per_second: if wall > 0.0 {
+            pes as f64 * outcome.cycles as f64 / wall
+        } else {
+            0.0
+        },
+        kernels,
+    })
+}
+
+/// Every PE has one class a cycle (rule M18), before epoch 1 and after.
+fn check_classes(outcome: &Outcome, width: u32, load: u64) -> Result<(), CountError> {
+    for (i, pe) in outcome.pes.iter().enumerate() {
+        let (x, y) = (i as u32 % width, i as u32 / width);
+        for class in [
+            Class::Busy,
+            Class::Launch,
+            Class::WaitRoom,
+            Class::WaitInput,
+            Class::Idle,
+        ] {
+            let (load, all) = (pe.load_classes[class as usize], pe.classes[class as usize]);
+            if load > all {
+                return Err(CountError::Backwards {
+                    x,
+                    y,
+                    class,
+                    load,
+                    all,
+                });
+            }
+        }
+        let windows = [
+            ("before epoch 1", &pe.load_classes, load),
+            ("of the whole run", &pe.classes, outcome.cycles),
+        ];
+        for (window, classes, expected) in windows {
+            let found = classes.iter().sum();
+            if found != expected {
+                return Err(CountError::Classes {
+                    x,
+                    y,
+                    window,
+                    found,
+                    expected,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The counters of the PEs of a rectangle that is on the mesh.
+fn region<'a>(
+    outcome: &'a Outcome,
+    width: u32,
+    rect: &Rect,
+) -> impl Iterator<Item = &'a PeCounters> + use<'a> {
+    let Rect {
+        x,
+        y,
+        width: columns,
+        height,
+    } = *rect;
+    (y..y + height).flat_map(move |row| {
+        let start = row as usize * width as usize + x as usize;
+        &outcome.pes[start..start + columns as usize]
+    })
+}
+
+fn add_operations(sum: &mut Operations, pe: &PeCounters) {
+    let [mac, mac_act, reduce, other] = pe.operations;
+    sum.mac += mac;
+    sum.mac_act += mac_act;
+    sum.reduce += reduce;
+    sum.other += other;
+}
+
+fn count_kernel(outcome: &Outcome, width: u32, kernel: &KernelRegion) -> Kernel {
+    let mut classes = [0u64; 5];
+    let mut executed = Operations::default();
+    let mut span: Option<(u64, u64)> = None;
+    for pe in region(outcome, width, &kernel.rect) {
+        for (sum, (all, load)) in classes.iter_mut().zip(pe.classes.iter().zip(&pe.load_classes)) {
+            *sum += all - load;
+        }
+        add_operations(&mut executed, pe);
+        if let Some(first) = pe.first_busy {
+            let (a, b) = span.unwrap_or((first, pe.last_busy));
+            span = Some((a.min(first), b.max(pe.last_busy)));
+        }
+    }
+    let of = |class: Class| classes[class as usize];
+    Kernel {
+        name: kernel.name.clone(),
+        op: kernel.op.clone(),
+        stage: kernel.stage,
+        region: kernel.rect,
+        cycles: span.map_or(0, |(first, last)| last.saturating_sub(first) + 1),
+        estimated_cycles: kernel.estimated_cycles,
+        executed,
+        busy: of(Class::Busy),
+        wait_input: of(Class::WaitInput),
+        wait_room: of(Class::WaitRoom),
+        launch: of(Class::Launch),
+        idle: of(Class::Idle),
+    }
+}
+
+/// The PE with the most multiply-adds against the mean of its kernel's PEs that have any.
+fn imbalance(outcome: &Outcome, width: u32, kernels: &[KernelRegion]) -> f64 {
+    let mut worst = (0u64, 1.0);
+    for kernel in kernels {
+        let (mut most, mut sum, mut count) = (0u64, 0u64, 0u64);
+        for pe in region(outcome, width, &kernel.rect) {
+            let n = pe.operations[0] + pe.operations[1];
+            most = most.max(n);
+            sum += n;
+            count += (n > 0) as u64;
+        }
+        if most > worst.0 {
+            worst = (most, most as f64 * count as f64 / sum as f64);
+        }
+    }
+    worst.1
+}
+
+/// First output wavelet after the window's start, and the mean distance of items over the second half of them.
+fn output_times(
+    outcome: &Outcome,
+    drains: &[usize],
+    items: u64,
+    load: u64,
+) -> Result<(u64, Option<f64>), CountError> {
+    let mut first = None::<u64>;
+    let mut done = vec![0u64; items as usize];
+    for &index in drains {
+        let count = outcome.drains.len();
+        let landed = outcome
+            .drains
+            .get(index)
+            .ok_or(CountError::NoDrain { index, drains: count })?;
+        let Some(head) = landed.first() else { continue };
+        first = Some(first.map_or(head.cycle, |f| f.min(head.cycle)));
+        if items == 0 || !(landed.len() as u64).is_multiple_of(items) {
+            return Err(CountError::Items {
+                index,
+                wavelets: landed.len(),
+                items,
+            });
+        }
+        for (done, part) in done.iter_mut().zip(landed.chunks(landed.len() / items as usize)) {
+            *done = part.iter().map(|l| l.cycle).fold(*done, u64::max);
+        }
+    }
+    let first = first.ok_or(CountError::NoOutput)?.saturating_sub(load);
+    let last = done.len() - 1;
+    let from = last / 2;
+    let interval = (last > 0).then(|| done[last].saturating_sub(done[from]) as f64 / (last - from) as f64);
+    Ok((first, interval))
+}
+
+/// Joules of the whole run, loading included.
+fn energy(outcome: &Outcome, machine: &Machine, executed: &Operations) -> Option<f64> {
+    let e = machine.energy.as_ref()?;
+    let pe_cycles = outcome.pes.len() as f64 * outcome.cycles as f64;
+    let picojoules = executed.multiply_adds() as f64 * e.multiply_add_pj
+        + (executed.reduce + executed.other) as f64 * e.operation_pj
+        + outcome.hops as f64 * e.hop_pj
+        + outcome.edge_wavelets as f64 * e.edge_pj
+        + pe_cycles * e.pe_cycle_pj;
+    Some(picojoules * 1e-12)
+}

@@ -1,0 +1,7 @@
+//! What the command's verbs share, usable from tests: finding models and machines, arrays in files, one run from graph to figures.
+
+pub mod arrays;
+pub mod error;
+pub mod machines;
+pub mod models;
+pub mod simulate;

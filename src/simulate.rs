@@ -1,0 +1,197 @@
+//! One run: compile a graph for a machine, simulate it, hold its tensors against the evaluator, count.
+
+use crate::error::Error;
+use meshloom_compiler::{Compiled, Options, compile, kernels, passes};
+use meshloom_models::{Graph, TensorId, evaluate, flops};
+use meshloom_simulator::Machine;
+use meshloom_simulator::engine::{self, Outcome};
+use meshloom_simulator::program::Ty;
+use meshloom_traces::count::{KernelRegion, RunInput, count_run, multiply_add_lanes};
+use meshloom_traces::report::{Operations, Outputs, Rect, Run, RunName};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+/// What to run.
+pub struct Job<'a> {
+    /// Which of the comparable runs.
+    pub name: RunName,
+    /// The graph, its weights already sparse.
+    pub graph: &'a Graph,
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Sparsity as asked for.
+    pub sparsity: f64,
+    /// Type of activations and weights.
+    pub ty: Ty,
+    /// Items.
+    pub items: usize,
+    /// The items of each input.
+    pub inputs: &'a [(String, Vec<f32>)],
+    /// All tensors by the evaluator, item by item; none if nothing is to be checked.
+    pub expected: Option<&'a Expected>,
+    /// For a progress bar.
+    pub progress: Option<Arc<AtomicU64>>,
+}
+
+/// All tensors of the graph, for each item, as the evaluator has them.
+pub type Expected = Vec<Vec<Option<Vec<f64>>>>;
+
+/// A finished run.
+pub struct Finished {
+    /// Its figures.
+    pub run: Run,
+    /// The outputs: name, shape of one item, all items.
+    pub outputs: Vec<(String, Vec<usize>, Vec<f32>)>,
+    /// The program that ran.
+    pub compiled: Compiled,
+    /// Every tensor that was compared: its name and largest relative error.
+    pub errors: Vec<(String, f64)>,
+}
+
+/// Largest relative error that is taken as agreement, end to end.
+pub fn tolerance(ty: Ty) -> f64 {
+    match ty {
+        Ty::F32 => 1e-4,
+        Ty::F16 => 2e-2,
+    }
+}
+
+/// The evaluator's tensors for every item.
+pub fn expected(graph: &Graph, inputs: &[(String, Vec<f32>)], items: usize) -> Result<Expected, Error> {
+    (0..items)
+        .map(|i| {
+            let one: BTreeMap<String, Vec<f64>> = inputs
+                .iter()
+                .map(|(name, v)| {
+                    let n = v.len() / items;
+                    (name.clone(), v[i * n..(i + 1) * n].iter().map(|x| *x as f64).collect())
+                })
+                .collect();
+            evaluate::evaluate(graph, &one).map_err(Error::input)
+        })
+        .collect()
+}
+
+/// Largest absolute difference, and that relative to the expected tensor's standard deviation (its root mean square where it has under
+/// 16 elements or no spread; 1 where that is 0). Anything not finite counts as infinite.
+pub fn difference(got: &[f32], want: &[f64]) -> (f64, f64) {
+    let n = want.len().max(1) as f64;
+    let mean = want.iter().sum::<f64>() / n;
+    let deviation = (want.iter().map(|w| (w - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let rms = (want.iter().map(|w| w * w).sum::<f64>() / n).sqrt();
+    let scale = if want.len() < 16 || deviation <= 1e-12 * rms { rms } else { deviation };
+    let mut worst = if got.len() == want.len() { 0.0f64 } else { f64::INFINITY };
+    for (g, w) in got.iter().zip(want) {
+        let d = (*g as f64 - w).abs();
+        worst = if d.is_finite() { worst.max(d) } else { f64::INFINITY };
+    }
+    (worst, if scale > 0.0 { worst / scale } else { worst })
+}
+
+/// The expected tensor, all items after one another.
+pub fn all_items(expected: &Expected, tensor: TensorId) -> Vec<f64> {
+    expected.iter().flat_map(|item| item[tensor.0 as usize].as_deref().unwrap_or(&[]).iter().copied()).collect()
+}
+
+/// Compiles and simulates.
+pub fn run(job: &Job) -> Result<Finished, Error> {
+    let options = Options { ty: job.ty, items: job.items, skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights };
+    let compiled = compile(job.graph, job.machine, &options, job.inputs)?;
+    let check = job.expected.is_some();
+    let probes = if check { compiled.probes.iter().flat_map(|p| p.at.iter().copied()).collect() } else { Vec::new() };
+    let engine_options = engine::Options { probes, progress: job.progress.clone(), ..Default::default() };
+    let start = Instant::now();
+    let outcome = engine::run(&compiled.program, job.machine, &engine_options)?;
+    let wall_seconds = start.elapsed().as_secs_f64();
+
+    let outputs: Vec<_> = compiled
+        .outputs
+        .iter()
+        .zip(job.graph.outputs())
+        .map(|(o, id)| {
+            let (values, _) = o.values(&outcome.drains, job.ty, job.items);
+            (o.name.clone(), job.graph.tensor(*id).shape.clone(), values)
+        })
+        .collect();
+    let mut errors = Vec::new();
+    let comparison = job.expected.map(|expected| compare(job, &compiled, &outcome, expected, &outputs, &mut errors));
+    let run = figures(job, &compiled, &outcome, comparison, wall_seconds)?;
+    Ok(Finished { run, outputs, compiled, errors })
+}
+
+/// Holds every kernel's result and every output against the evaluator.
+fn compare(
+    job: &Job,
+    compiled: &Compiled,
+    outcome: &Outcome,
+    expected: &Expected,
+    outputs: &[(String, Vec<usize>, Vec<f32>)],
+    errors: &mut Vec<(String, f64)>,
+) -> Outputs {
+    let mut result = Outputs { max_abs_error: 0.0, max_rel_error: 0.0, worst_tensor: String::new(), first_departing: None };
+    let mut note = |name: &str, got: &[f32], tensor: TensorId| {
+        let (absolute, relative) = difference(got, &all_items(expected, tensor));
+        errors.push((name.to_string(), relative));
+        result.max_abs_error = result.max_abs_error.max(absolute);
+        if relative >= result.max_rel_error {
+            result.max_rel_error = relative;
+            result.worst_tensor = name.to_string();
+        }
+        if relative > tolerance(job.ty) && result.first_departing.is_none() {
+            result.first_departing = Some(name.to_string());
+        }
+    };
+    let mut at = 0;
+    for p in &compiled.probes {
+        let recorded = &outcome.probes[at..at + p.at.len()];
+        at += p.at.len();
+        note(&p.name, &p.values(recorded, job.ty, job.items), p.tensor);
+    }
+    for ((name, _, values), id) in outputs.iter().zip(job.graph.outputs()) {
+        note(name, values, *id);
+    }
+    result
+}
+
+fn figures(job: &Job, compiled: &Compiled, outcome: &Outcome, outputs: Option<Outputs>, wall_seconds: f64) -> Result<Run, Error> {
+    let plan = &compiled.plan;
+    let kernels: Vec<KernelRegion> = plan
+        .kernels
+        .iter()
+        .zip(&plan.places)
+        .zip(&plan.estimates)
+        .map(|((k, r), estimate)| KernelRegion {
+            name: k.name.clone(),
+            op: kernels::of(&k.kind).op().into(),
+            stage: 0,
+            rect: Rect { x: r.x, y: r.y, width: r.width, height: r.height },
+            estimated_cycles: *estimate,
+        })
+        .collect();
+    let counts = flops::total(job.graph);
+    let items = job.items as u64;
+    let operations = |mac: u64| Operations { mac: mac * items, mac_act: 0, reduce: 0, other: counts.other * items };
+    let blocks = || compiled.program.regions.iter().flat_map(|r| &r.blocks);
+    let drains: Vec<usize> = compiled.outputs.iter().flat_map(|o| o.ports.iter().map(|p| p.drain)).collect();
+    let dtype = if job.ty == Ty::F32 { "f32" } else { "f16" };
+    let input = RunInput {
+        name: job.name,
+        machine: job.machine,
+        engine: "reference",
+        sparsity: job.sparsity,
+        lanes: multiply_add_lanes(job.machine, dtype, false).unwrap_or(1),
+        pes_in_use: blocks().map(|b| b.at.nx as u64 * b.at.ny as u64).sum(),
+        kernels: &kernels,
+        output_drains: &drains,
+        items,
+        dense: operations(counts.mac_dense),
+        theoretical: operations(counts.mac_theoretical),
+        published: counts.mac_published * items,
+        peak_pe_bytes: blocks().map(|b| passes::memory::bytes(b, job.machine)).max().unwrap_or(0),
+        outputs,
+        wall_seconds,
+    };
+    count_run(outcome, input).map_err(|e| Error::Internal(e.to_string()))
+}

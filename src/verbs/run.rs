@@ -1,0 +1,237 @@
+//! `meshloom run`: compile, simulate, check, report.
+
+use super::{Common, print};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use meshloom::error::Error;
+use meshloom::simulate::{self, Expected, Finished, Job};
+use meshloom::{arrays, machines};
+use meshloom_models::{Graph, sparsity::sparsify};
+use meshloom_simulator::Machine;
+use meshloom_traces::map::{MeshMap, Placed, svg};
+use meshloom_traces::report::{Model as ReportModel, Report, RunName};
+use meshloom_traces::table;
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Arguments of `run`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  meshloom run mlp --sparsity 0.75 --batch 32
+  meshloom run model.onnx --input images.npz --out report/
+  meshloom run mlp --machine small --set link.bits=64 --json
+
+Exit codes: 0 done; 2 bad input or does not fit; 3 deadlock or outputs beyond tolerance; 1 internal.")]
+pub struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    /// Runs that are simulated at the same time (default: all cores).
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Do not compare tensors with the f64 evaluator.
+    #[arg(long)]
+    no_check: bool,
+    /// Also run every kernel alone on the evaluator's inputs, and list the largest error of each.
+    #[arg(long, conflicts_with = "no_check")]
+    check_kernels: bool,
+    /// Write report.json, outputs.npz and placement.svg to this folder.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print the report as JSON instead of the table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One run of the table, before it has run.
+struct Planned<'a> {
+    name: RunName,
+    sparsity: f64,
+    machine: &'a Machine,
+    graph: &'a Graph,
+    expected: Option<&'a Expected>,
+}
+
+/// Runs the verb.
+pub fn run(a: Arguments) -> Result<(), Error> {
+    let common = &a.common;
+    if a.threads == Some(0) {
+        return Err(Error::Input("--threads 0: at least one".into()));
+    }
+    if let Some(out) = &a.out
+        && out.exists()
+        && !out.is_dir()
+    {
+        return Err(Error::Input(format!("--out {}: there is a file of that name; expected a folder, or none yet", out.display())));
+    }
+    let machines: Vec<Machine> = common.machine.iter().map(|m| machines::load(m, &common.set)).collect::<Result<_, _>>()?;
+    let model = common.load()?;
+    let inputs = common.inputs(&model)?;
+    let sparsities = common.sparsities(&model)?;
+    let mut graphs = Vec::new();
+    for s in &sparsities {
+        graphs.push(sparsify(&model.graph, *s, common.mask(), common.seed).map_err(Error::input)?);
+    }
+    let evaluate = |g: &Graph| if a.no_check { Ok(None) } else { simulate::expected(g, &inputs.arrays, inputs.items).map(Some) };
+    let dense_expected = evaluate(&model.graph)?;
+    let sparse_expected: Vec<_> = graphs.iter().map(&evaluate).collect::<Result<_, _>>()?;
+    let mut planned = Vec::new();
+    for machine in &machines {
+        planned.push(Planned { name: RunName::Dense, sparsity: 0.0, machine, graph: &model.graph, expected: dense_expected.as_ref() });
+        for ((sparsity, graph), expected) in sparsities.iter().zip(&graphs).zip(&sparse_expected) {
+            for name in [RunName::SparseNoSkip, RunName::Sparse] {
+                planned.push(Planned { name, sparsity: *sparsity, machine, graph, expected: expected.as_ref() });
+            }
+        }
+    }
+    let finished = simulate_all(&a, &planned, &inputs.arrays, inputs.items)?;
+
+    let first = &model.graph.inputs()[0];
+    let batch = model.graph.tensor(*first).shape.first().copied().unwrap_or(1);
+    let report = Report::new(
+        ReportModel {
+            name: model.name.clone(),
+            source: model.source.clone(),
+            parameters: model.graph.parameters(),
+            nonzeros: model.graph.nonzeros(),
+        },
+        if common.dtype == super::Dtype::F32 { "f32" } else { "f16" },
+        batch as u64,
+        inputs.items as u64,
+        common.seed,
+        inputs.source.clone(),
+        finished.iter().map(|f| f.run.clone()).collect(),
+    );
+    report.validate().map_err(|v| Error::Internal(format!("the report contradicts itself: {}: {}", v.place, v.message)))?;
+    if let Some(out) = &a.out {
+        write_all(out, &report, &finished, &planned, inputs.items)?;
+    }
+    print(&if a.json { report.to_json() } else { table::table(&report) })?;
+    if !a.json {
+        eprint!("{}", table::simulation(&report));
+    }
+    if a.check_kernels {
+        check_kernels(&a, &planned, &finished, &inputs.arrays, inputs.items)?;
+    }
+    departures(&report, simulate::tolerance(common.dtype.ty()))
+}
+
+/// Runs everything, several at a time, with a line of progress for what takes over a second.
+fn simulate_all(a: &Arguments, planned: &[Planned], inputs: &[(String, Vec<f32>)], items: usize) -> Result<Vec<Finished>, Error> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(a.threads.unwrap_or(0)).build().map_err(|e| Error::Internal(e.to_string()))?;
+    let bars = MultiProgress::new();
+    let results: Vec<Result<Finished, Error>> = pool.install(|| {
+        planned
+            .par_iter()
+            .map(|p| {
+                let progress = Arc::new(AtomicU64::new(0));
+                let done = Arc::new(AtomicBool::new(false));
+                let watcher = watch(&bars, format!("{} on {}", p.name, p.machine.name), progress.clone(), done.clone());
+                let job = Job {
+                    name: p.name,
+                    graph: p.graph,
+                    machine: p.machine,
+                    sparsity: p.sparsity,
+                    ty: a.common.dtype.ty(),
+                    items,
+                    inputs,
+                    expected: p.expected,
+                    progress: Some(progress),
+                };
+                let result = simulate::run(&job);
+                done.store(true, Ordering::Relaxed);
+                watcher.thread().unpark();
+                let _ = watcher.join();
+                result
+            })
+            .collect()
+    });
+    results.into_iter().collect()
+}
+
+/// Shows a run's cycle count once it has taken a second.
+fn watch(bars: &MultiProgress, what: String, cycle: Arc<AtomicU64>, done: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+    let bars = bars.clone();
+    std::thread::spawn(move || {
+        std::thread::park_timeout(Duration::from_secs(1));
+        if done.load(Ordering::Relaxed) {
+            return;
+        }
+        let bar = bars.add(ProgressBar::new_spinner());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        while !done.load(Ordering::Relaxed) {
+            bar.set_message(format!("simulating {what}: cycle {}", cycle.load(Ordering::Relaxed)));
+            bar.tick();
+            std::thread::park_timeout(Duration::from_millis(200));
+        }
+        bar.finish_and_clear();
+    })
+}
+
+/// Every kernel of the first machine's last run alone, fed with what the evaluator has.
+fn check_kernels(a: &Arguments, planned: &[Planned], finished: &[Finished], inputs: &[(String, Vec<f32>)], items: usize) -> Result<(), Error> {
+    let _ = inputs;
+    let mut text = String::new();
+    for (p, f) in planned.iter().zip(finished) {
+        let Some(expected) = p.expected else { continue };
+        for (name, error) in simulate::kernels_alone(p.graph, p.machine, p.name, a.common.dtype.ty(), items, expected, &f.compiled)? {
+            text += &format!("{} on {}, kernel {name} alone: largest error {error:.1e}\n", p.name, p.machine.name);
+        }
+    }
+    print(&text)
+}
+
+/// An error if any run's tensors are beyond the tolerance.
+fn departures(report: &Report, tolerance: f64) -> Result<(), Error> {
+    for run in &report.runs {
+        if let Some(o) = &run.outputs
+            && let Some(first) = &o.first_departing
+        {
+            return Err(Error::Wrong(format!(
+                "run {} on {}: tensor `{first}` is the first beyond {tolerance:.0e} of its standard deviation; the worst is `{}` with {:.1e}",
+                run.name, run.machine.name, o.worst_tensor, o.max_rel_error
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn write_all(out: &Path, report: &Report, finished: &[Finished], planned: &[Planned], items: usize) -> Result<(), Error> {
+    let bad = |e: std::io::Error| Error::Input(format!("--out {}: can't write: {e}", out.display()));
+    std::fs::create_dir_all(out).map_err(bad)?;
+    // each file is written aside and then renamed: a run that is killed leaves no half
+    let put = |name: &str, write: &dyn Fn(&Path) -> Result<(), Error>| {
+        let aside = out.join(format!(".{name}.partial"));
+        write(&aside)?;
+        std::fs::rename(&aside, out.join(name)).map_err(bad)
+    };
+    put("report.json", &|p| std::fs::write(p, report.to_json()).map_err(bad))?;
+    // the outputs of the last run: the sparse one if there is one
+    if let Some(last) = finished.last() {
+        let arrays: arrays::Arrays = last
+            .outputs
+            .iter()
+            .map(|(name, shape, values)| {
+                let mut shape = shape.clone();
+                if items > 1 {
+                    shape.insert(0, items);
+                }
+                (name.clone(), shape, values.clone())
+            })
+            .collect();
+        put("outputs.npz", &|p| arrays::write(p, &arrays))?;
+        let machine = planned.last().map(|p| p.machine).expect("as many as finished");
+        let map = MeshMap {
+            model: report.model.name.clone(),
+            machine: machine.name.clone(),
+            width: machine.mesh.width,
+            height: machine.mesh.height,
+            kernels: last.run.kernels.iter().map(|k| Placed { name: k.name.clone(), op: k.op.clone(), rect: k.region }).collect(),
+        };
+        put("placement.svg", &|p| std::fs::write(p, svg(&map)).map_err(bad))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! The machine against numbers from outside: every microbenchmark's cycles on the reference engine, and its results, exactly.
+
+use meshloom_compiler::microbenchmarks::{self, Case, Clock, Point};
+use meshloom_simulator::Machine;
+use meshloom_simulator::engine::{self, Options, Outcome};
+use meshloom_simulator::program::Program;
+
+fn machine() -> Machine {
+    let file = "machines/small.toml";
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    Machine::parse(file, &text, &[]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn run(case: &Case, program: &Program, machine: &Machine) -> Result<Outcome, String> {
+    let options = Options { probes: case.probes.clone(), ..Options::default() };
+    engine::run(program, &case.machine(machine), &options)
+        .map_err(|e| format!("{} ({}): {e}", case.point.name, case.point.parameters))
+}
+
+/// Runs a case and checks its results.
+fn measure(case: &Case, machine: &Machine) -> Result<Point, String> {
+    let outcome = run(case, &case.program, machine)?;
+    case.check(&outcome)?;
+    let without = match &case.clock {
+        Clock::Beyond(program) => Some(run(case, program, machine)?),
+        Clock::Exchange => None,
+    };
+    Ok(Point { measured: case.measured(&outcome, without.as_ref()), ..case.point.clone() })
+}
+
+/// One line of the table.
+fn line(p: &Point) -> String {
+    let verdict = if p.holds() { "" } else { "  <-- outside its tolerance" };
+    format!(
+        "{:17} {:52} {:?} {:>10.1} {:>9} {:>+7.2} %{verdict}",
+        p.name,
+        p.parameters,
+        p.kind,
+        p.published,
+        p.measured,
+        100.0 * p.error()
+    )
+}
+
+#[test]
+fn cycles_agree_with_published_ones() {
+    let machine = machine();
+    // optimised builds run everything
+    let cases = microbenchmarks::all(&machine, cfg!(debug_assertions));
+    let points: Result<Vec<Point>, String> = cases.iter().map(|c| measure(c, &machine)).collect();
+    let points = points.unwrap_or_else(|e| panic!("{e}"));
+    points.iter().for_each(|p| println!("{}", line(p)));
+    let wrong: Vec<String> = points.iter().filter(|p| !p.holds()).map(line).collect();
+    assert!(wrong.is_empty(), "{} of {} points:\n{}", wrong.len(), points.len(), wrong.join("\n"));
+}

@@ -5,3 +5,4 @@ pub mod error;
 pub mod machines;
 pub mod models;
 pub mod simulate;
+pub mod validation;

@@ -1,7 +1,7 @@
 //! One run: compile a graph for a machine, simulate it, hold its tensors against the evaluator, count.
 
 use crate::error::Error;
-use meshloom_compiler::{Compiled, Options, compile, kernels, passes};
+use meshloom_compiler::{Compiled, Options, compile, compile_alone, kernels, passes};
 use meshloom_models::{Graph, TensorId, evaluate, flops};
 use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{self, Outcome};
@@ -95,9 +95,14 @@ pub fn all_items(expected: &Expected, tensor: TensorId) -> Vec<f64> {
     expected.iter().flat_map(|item| item[tensor.0 as usize].as_deref().unwrap_or(&[]).iter().copied()).collect()
 }
 
+/// How a job is compiled.
+pub fn options(job: &Job) -> Options {
+    Options { ty: job.ty, items: job.items, skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights }
+}
+
 /// Compiles and simulates.
 pub fn run(job: &Job) -> Result<Finished, Error> {
-    let options = Options { ty: job.ty, items: job.items, skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights };
+    let options = options(job);
     let compiled = compile(job.graph, job.machine, &options, job.inputs)?;
     let check = job.expected.is_some();
     let probes = if check { compiled.probes.iter().flat_map(|p| p.at.iter().copied()).collect() } else { Vec::new() };
@@ -155,6 +160,31 @@ fn compare(
     result
 }
 
+/// Runs every kernel of a compiled model alone, in the width that it has there, on the evaluator's tensors. Returns each kernel's name and
+/// the largest error relative to its tensor's standard deviation.
+pub fn kernels_alone(
+    compiled: &Compiled,
+    machine: &Machine,
+    options: &Options,
+    expected: &Expected,
+) -> Result<Vec<(String, f64)>, Error> {
+    let plan = &compiled.plan;
+    let mut all = Vec::new();
+    for (i, kernel) in plan.kernels.iter().enumerate() {
+        let inputs: Vec<Vec<f32>> = kernel
+            .inputs
+            .iter()
+            .map(|u| all_items(expected, plan.edges[u.edge].tensor).into_iter().map(|v| v as f32).collect())
+            .collect();
+        let alone = compile_alone(compiled, i, machine, options, &inputs)?;
+        let outcome = engine::run(&alone.program, machine, &engine::Options::default())?;
+        let (got, _) = alone.outputs[0].values(&outcome.drains, options.ty, options.items);
+        let (_, relative) = difference(&got, &all_items(expected, plan.edges[kernel.output].tensor));
+        all.push((kernel.name.clone(), relative));
+    }
+    Ok(all)
+}
+
 fn figures(job: &Job, compiled: &Compiled, outcome: &Outcome, outputs: Option<Outputs>, wall_seconds: f64) -> Result<Run, Error> {
     let plan = &compiled.plan;
     let kernels: Vec<KernelRegion> = plan
@@ -187,7 +217,8 @@ fn figures(job: &Job, compiled: &Compiled, outcome: &Outcome, outputs: Option<Ou
         output_drains: &drains,
         items,
         dense: operations(counts.mac_dense),
-        theoretical: operations(counts.mac_theoretical),
+        // the dense run takes every weight as it is, zeros that the file may have included
+        theoretical: operations(if job.name == RunName::Dense { counts.mac_dense } else { counts.mac_theoretical }),
         published: counts.mac_published * items,
         peak_pe_bytes: blocks().map(|b| passes::memory::bytes(b, job.machine)).max().unwrap_or(0),
         outputs,

@@ -2,7 +2,7 @@
 
 use meshloom_compiler::microbenchmarks::{self, Case, Clock, Point};
 use meshloom_simulator::Machine;
-use meshloom_simulator::engine::{self, Options, Outcome};
+use meshloom_simulator::engine::{self, Options, Outcome, Visit};
 use meshloom_simulator::program::Program;
 
 fn machine() -> Machine {
@@ -13,7 +13,10 @@ fn machine() -> Machine {
 }
 
 fn run(case: &Case, program: &Program, machine: &Machine) -> Result<Outcome, String> {
-    let options = Options { probes: case.probes.clone(), ..Options::default() };
+    let options = Options {
+        probes: case.probes.clone(),
+        ..Options::default()
+    };
     engine::run(program, &case.machine(machine), &options)
         .map_err(|e| format!("{} ({}): {e}", case.point.name, case.point.parameters))
 }
@@ -26,12 +29,19 @@ fn measure(case: &Case, machine: &Machine) -> Result<Point, String> {
         Clock::Beyond(program) => Some(run(case, program, machine)?),
         Clock::Exchange => None,
     };
-    Ok(Point { measured: case.measured(&outcome, without.as_ref()), ..case.point.clone() })
+    Ok(Point {
+        measured: case.measured(&outcome, without.as_ref()),
+        ..case.point.clone()
+    })
 }
 
 /// One line of the table.
 fn line(p: &Point) -> String {
-    let verdict = if p.holds() { "" } else { "  <-- outside its tolerance" };
+    let verdict = if p.holds() {
+        ""
+    } else {
+        "  <-- outside its tolerance"
+    };
     format!(
         "{:17} {:52} {:?} {:>10.1} {:>9} {:>+7.2} %{verdict}",
         p.name,
@@ -52,5 +62,40 @@ fn cycles_agree_with_published_ones() {
     let points = points.unwrap_or_else(|e| panic!("{e}"));
     points.iter().for_each(|p| println!("{}", line(p)));
     let wrong: Vec<String> = points.iter().filter(|p| !p.holds()).map(line).collect();
-    assert!(wrong.is_empty(), "{} of {} points:\n{}", wrong.len(), points.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} of {} points:\n{}",
+        wrong.len(),
+        points.len(),
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn results_do_not_depend_on_which_pes_are_visited_or_when() {
+    let machine = machine();
+    let small = |c: &&Case| c.mesh.0 <= 16 && c.point.published < 1e4;
+    for case in microbenchmarks::all(&machine, true).iter().filter(small) {
+        let run = |visit| {
+            let options = Options {
+                probes: case.probes.clone(),
+                visit,
+                ..Options::default()
+            };
+            let outcome = engine::run(&case.program, &case.machine(&machine), &options);
+            outcome.map(|o| Outcome {
+                active_pe_cycles: 0,
+                ..o
+            })
+        };
+        let active = run(Visit::Active);
+        for visit in [Visit::All, Visit::Shuffled(1), Visit::Shuffled(77)] {
+            assert!(
+                run(visit) == active,
+                "{} ({}): {visit:?}",
+                case.point.name,
+                case.point.parameters
+            );
+        }
+    }
 }

@@ -53,6 +53,22 @@ struct Planned<'a> {
     expected: Option<&'a Expected>,
 }
 
+impl<'a> Planned<'a> {
+    fn job(&self, a: &Arguments, inputs: &'a [(String, Vec<f32>)], items: usize, progress: Option<Arc<AtomicU64>>) -> Job<'a> {
+        Job {
+            name: self.name,
+            graph: self.graph,
+            machine: self.machine,
+            sparsity: self.sparsity,
+            ty: a.common.dtype.ty(),
+            items,
+            inputs,
+            expected: self.expected,
+            progress,
+        }
+    }
+}
+
 /// Runs the verb.
 pub fn run(a: Arguments) -> Result<(), Error> {
     let common = &a.common;
@@ -128,17 +144,7 @@ fn simulate_all(a: &Arguments, planned: &[Planned], inputs: &[(String, Vec<f32>)
                 let progress = Arc::new(AtomicU64::new(0));
                 let done = Arc::new(AtomicBool::new(false));
                 let watcher = watch(&bars, format!("{} on {}", p.name, p.machine.name), progress.clone(), done.clone());
-                let job = Job {
-                    name: p.name,
-                    graph: p.graph,
-                    machine: p.machine,
-                    sparsity: p.sparsity,
-                    ty: a.common.dtype.ty(),
-                    items,
-                    inputs,
-                    expected: p.expected,
-                    progress: Some(progress),
-                };
+                let job = p.job(a, inputs, items, Some(progress));
                 let result = simulate::run(&job);
                 done.store(true, Ordering::Relaxed);
                 watcher.thread().unpark();
@@ -171,13 +177,13 @@ fn watch(bars: &MultiProgress, what: String, cycle: Arc<AtomicU64>, done: Arc<At
     })
 }
 
-/// Every kernel of the first machine's last run alone, fed with what the evaluator has.
+/// Every kernel of every run alone, fed with what the evaluator has.
 fn check_kernels(a: &Arguments, planned: &[Planned], finished: &[Finished], inputs: &[(String, Vec<f32>)], items: usize) -> Result<(), Error> {
-    let _ = inputs;
     let mut text = String::new();
     for (p, f) in planned.iter().zip(finished) {
         let Some(expected) = p.expected else { continue };
-        for (name, error) in simulate::kernels_alone(p.graph, p.machine, p.name, a.common.dtype.ty(), items, expected, &f.compiled)? {
+        let options = simulate::options(&p.job(a, inputs, items, None));
+        for (name, error) in simulate::kernels_alone(&f.compiled, p.machine, &options, expected)? {
             text += &format!("{} on {}, kernel {name} alone: largest error {error:.1e}\n", p.name, p.machine.name);
         }
     }

@@ -259,15 +259,16 @@ impl Machine {
     /// Reads a description; `file` is only for messages; `sets` are `FIELD=VALUE` assignments that replace fields.
     pub fn parse(file: &str, text: &str, sets: &[String]) -> Result<Machine, MachineError> {
         let syntax = |e: toml::de::Error| MachineError::Syntax { file: file.into(), message: e.to_string().trim_end().replace('\n', "\n  ") };
-        let mut value: toml::Table = toml::from_str(text).map_err(syntax)?;
-        for set in sets {
-            apply(&mut value, set)?;
+        // the file alone first, so that its faults are not blamed on an assignment
+        let mut machine: Machine = toml::from_str(text).map_err(syntax)?;
+        if !sets.is_empty() {
+            let mut value: toml::Table = toml::from_str(text).map_err(syntax)?;
+            for set in sets {
+                apply(&mut value, set)?;
+            }
+            let bad = |e: toml::de::Error| MachineError::BadSet { assignment: sets.join(" "), message: e.message().to_string() };
+            machine = value.try_into().map_err(bad)?;
         }
-        let machine: Machine = if sets.is_empty() {
-            toml::from_str(text).map_err(syntax)?
-        } else {
-            value.try_into().map_err(|e: toml::de::Error| MachineError::BadSet { assignment: sets.join(" "), message: e.message().to_string() })?
-        };
         machine.check(file)?;
         Ok(machine)
     }
@@ -277,7 +278,7 @@ impl Machine {
         let bad = |field: &str, value: String, expected: &str| {
             Err(MachineError::Impossible { file: file.into(), field: field.into(), value, expected: expected.into() })
         };
-        let positive: [(&str, u32, u32); 32] = [
+        let positive: [(&str, u32, u32); 31] = [
             ("mesh.width", self.mesh.width, 4096),
             ("mesh.height", self.mesh.height, 4096),
             ("pe.sram_bytes", self.pe.sram_bytes, 1 << 30),
@@ -309,7 +310,6 @@ impl Machine {
             ("router.ramp_cycles", self.router.ramp_cycles, 10_000),
             ("router.switch_positions", self.router.switch_positions, 64),
             ("edge.latency_cycles", self.edge.latency_cycles, 1_000_000),
-            ("link.bits", self.link.bits, 64),
         ];
         for (field, value, most) in positive {
             if value == 0 || value > most {
@@ -321,14 +321,14 @@ impl Machine {
                 return bad(field, value.to_string(), "expected 0 to 10000");
             }
         }
-        if self.link.bits % 32 != 0 {
+        if ![32, 64].contains(&self.link.bits) {
             return bad("link.bits", self.link.bits.to_string(), "expected 32 or 64");
         }
         if ![64, 128].contains(&self.pe.sram.port_bits) {
             return bad("pe.sram.port_bits", self.pe.sram.port_bits.to_string(), "expected 64 or 128");
         }
         for (field, value) in [("clock_hz", self.clock_hz), ("edge.bits_per_second", self.edge.bits_per_second)] {
-            if !(value.is_finite() && value >= 1.0 && value <= 1e18) {
+            if !(1.0..=1e18).contains(&value) {
                 return bad(field, value.to_string(), "expected a positive number of at most 1e18");
             }
         }

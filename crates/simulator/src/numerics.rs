@@ -11,8 +11,8 @@ pub const NAN: f32 = f32::from_bits(0x7fc0_0000);
 #[inline]
 pub fn load(memory: &[u8], ty: Ty, at: usize) -> f32 {
     match ty {
-        Ty::F32 => f32::from_le_bytes([memory[at], memory[at + 1], memory[at + 2], memory[at + 3]]),
-        Ty::F16 => f16::from_le_bytes([memory[at], memory[at + 1]]).to_f32(),
+        Ty::F32 => f32::from_le_bytes(memory[at..at + 4].try_into().expect("four bytes")),
+        Ty::F16 => f16::from_le_bytes(memory[at..at + 2].try_into().expect("two bytes")).to_f32(),
     }
 }
 
@@ -49,9 +49,36 @@ pub fn from_bits(ty: Ty, bits: u64, i: u32) -> f32 {
 pub fn mac(ty: Ty, dst: f32, a: f32, b: f32) -> f32 {
     match ty {
         Ty::F32 => a.mul_add(b, dst),
-        // products of f16 are exact in f64, and so is the sum up to one rounding
-        Ty::F16 => f16::from_f64(a as f64 * b as f64 + dst as f64).to_f32(),
+        Ty::F16 => {
+            // the product of two f32 is exact in f64; the sum's lost part decides its last bit (rounding to odd), so that
+            // rounding on to f16 is the only one that shows
+            let (p, d) = (a as f64 * b as f64, dst as f64);
+            let sum = p + d;
+            let t = sum - p;
+            let lost = (p - (sum - t)) + (d - t);
+            narrow(odd(sum, lost)).to_f32()
+        }
     }
+}
+
+/// `x`, with its last bit set if `lost` says that it is not exact: moved toward zero first where it was rounded away from it.
+fn odd(x: f64, lost: f64) -> f64 {
+    if lost == 0.0 || !x.is_finite() || !lost.is_finite() {
+        return x;
+    }
+    let toward_zero = if (lost < 0.0) == (x > 0.0) { x.to_bits() - 1 } else { x.to_bits() };
+    f64::from_bits(toward_zero | 1)
+}
+
+/// f64 to f16 with one rounding, on any host: first to f32, rounded to odd, then to nearest even.
+fn narrow(x: f64) -> f16 {
+    let near = x as f32;
+    let lost = x - near as f64;
+    if lost == 0.0 || !near.is_finite() || !lost.is_finite() {
+        return f16::from_f32(near);
+    }
+    let toward_zero = if (lost < 0.0) == (near > 0.0) { near.to_bits().saturating_sub(1) } else { near.to_bits() };
+    f16::from_f32(f32::from_bits(toward_zero | 1))
 }
 
 /// The element-wise operations but `Mac`, in f32.
@@ -159,6 +186,14 @@ mod tests {
         // 2048 + 1 rounds to even in f16; the product's low bits must take part before that rounding
         assert_eq!(mac(Ty::F16, 2048.0, 1.0, 1.0), 2048.0);
         assert_eq!(mac(Ty::F16, 2048.0, 1.0, 1.0 + 1.0 / 1024.0), 2050.0);
+        // just below the middle between 2050 and 2052: a detour over f32 would round up
+        assert_eq!(mac(Ty::F16, 2050.0, 1.0 + 1.0 / 1024.0, 1.0 - 1.0 / 1024.0), 2050.0);
+        // a lost part below the 53rd bit still decides a tie
+        assert_eq!(mac(Ty::F16, 2048.0, 1.0, 1.0), 2048.0);
+        let tiny = f32::from_bits(1);
+        assert_eq!(mac(Ty::F16, 1.0, tiny, 1.0), 1.0);
+        assert_eq!(mac(Ty::F16, -2048.0, -1.0, 1.0 + 1.0 / 1024.0), -2050.0);
+        assert!(mac(Ty::F16, f32::INFINITY, 1.0, f32::NEG_INFINITY).is_nan());
         assert_eq!(mac(Ty::F32, 1.0, 3.0, 2.0), 7.0);
     }
 }

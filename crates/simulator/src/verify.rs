@@ -685,8 +685,14 @@ impl<'a> Check<'a> {
         let bits = self.machine.link.bits;
         let mut drained = HashSet::new();
         let mut seen: HashSet<*const Vec<Wavelet>> = HashSet::new();
+        let mut epochs: HashMap<(Side, u32), u32> = HashMap::new();
         for (i, f) in self.program.feeds.iter().enumerate() {
             let place = feed_place(f);
+            let before = epochs.insert((f.side, f.row), f.epoch).unwrap_or(0);
+            if f.epoch < before {
+                let problem = format!("epoch {} comes after epoch {before} on the same channel: it can never enter", f.epoch);
+                self.add(&place, "M15", problem, "order a channel's feeds by epoch");
+            }
             if self.channel(&channels, f.side, f.row, &place) & self.color(f.color, &place) {
                 self.colors[f.color as usize].feeds.push(i);
             }
@@ -1223,14 +1229,14 @@ impl<'a> Check<'a> {
                     bad("M8", format!("it has {n} extents"), "a shape has 1 to 4 extents");
                 }
                 let extent = |v: &Val| match v {
-                    Val::Imm(c) => !(1..=MAX_EXTENT).contains(c),
+                    Val::Imm(c) => !(0..=MAX_EXTENT).contains(c),
                     _ => false,
                 };
                 if let Some(Val::Imm(c)) = desc.shape.iter().find(|v| extent(v)) {
                     bad(
                         "M8",
                         format!("{c} is no extent"),
-                        &format!("extents are 1 to {MAX_EXTENT}"),
+                        &format!("extents are 0 to {MAX_EXTENT}"),
                     );
                 } else if let Place::Memory { base, strides, .. } = &desc.place {
                     if strides.len() != n {

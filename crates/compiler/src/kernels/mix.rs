@@ -429,8 +429,9 @@ impl MixKernel<'_> {
         if mix.lists() {
             // r7 indices, r8 values, r10 counts
             let counts = |i: usize| (features_of(i).div_ceil(cut.chunk) * mix.taps.len()).div_ceil(2) as i64 * 4;
-            let index = a.param("index", table("index", &|i, _| first_weight + counts(i)));
-            let values = a.param("values", table("values", &|i, r| if inside(r) { weights + images[r][i].1 as i64 } else { 0 }));
+            let after = |base: i64, table: Expr| Expr::Add(Box::new(Expr::Const(base)), Box::new(table));
+            let index = a.param("index", after(first_weight, table("counts.bytes", &|i, _| counts(i))));
+            let values = a.param("values", after(weights, table("values.offset", &|i, r| if inside(r) { images[r][i].1 as i64 } else { 0 })));
             a.emit(Instr::Set(10, Val::Imm(first_weight)));
             a.emit(Instr::Set(7, index));
             a.emit(Instr::Set(8, values));

@@ -18,6 +18,9 @@ const SOURCE: &str = "Luczynski et al., HPDC 2024";
 /// Register of the PE's own elements.
 const OWN: u8 = 0;
 
+/// Their address: they are the first buffer.
+const OWN_AT: i64 = 0;
+
 /// What one PE does: its routes, and its code as descriptors to set and instructions to run.
 #[derive(Default)]
 struct Member {
@@ -29,13 +32,27 @@ struct Member {
 impl Member {
     /// Wavelets of a colour pass through this PE's router.
     fn route(&mut self, color: Color, input: Port, outputs: &[Port]) {
-        self.routes.push((color, vec![Position { input, outputs: outputs.to_vec(), hold: 1.into() }]));
+        self.routes.push((
+            color,
+            vec![Position {
+                input,
+                outputs: outputs.to_vec(),
+                hold: 1.into(),
+            }],
+        ));
     }
 
     /// Sets the next register but `OWN` to a stream of the fabric.
     fn stream(&mut self, place: Place, b: i64) -> u8 {
         let d = self.descriptors.len() as u8 + 1;
-        self.descriptors.push((d, Descriptor { ty: Ty::F32, shape: vec![b.into()], place }));
+        self.descriptors.push((
+            d,
+            Descriptor {
+                ty: Ty::F32,
+                shape: vec![b.into()],
+                place,
+            },
+        ));
         d
     }
 
@@ -54,11 +71,23 @@ impl Member {
 
     fn add(&mut self, dst: u8, a: u8) {
         let (a, b) = (Operand::Desc(a), Some(Operand::Desc(OWN)));
-        self.work.push(Vector::Map { op: Op::Add, dst, a, b, count: Count::Reduce });
+        self.work.push(Vector::Map {
+            op: Op::Add,
+            dst,
+            a,
+            b,
+            count: Count::Reduce,
+        });
     }
 
     fn copy(&mut self, dst: u8, a: u8) {
-        self.work.push(Vector::Map { op: Op::Mov, dst, a: Operand::Desc(a), b: None, count: Count::None });
+        self.work.push(Vector::Map {
+            op: Op::Mov,
+            dst,
+            a: Operand::Desc(a),
+            b: None,
+            count: Count::None,
+        });
     }
 }
 
@@ -66,15 +95,30 @@ impl Member {
 fn program(name: &str, members: Vec<Member>, b: i64, ends: &[u32]) -> Program {
     let p = members.len() as u32;
     let most = members.iter().map(|m| m.descriptors.len()).max().unwrap_or(0);
-    let mut region = Region { name: name.into(), x: 0, y: 0, width: p, height: 1, routes: vec![], blocks: vec![] };
+    let mut region = Region {
+        name: name.into(),
+        x: 0,
+        y: 0,
+        width: p,
+        height: 1,
+        routes: vec![],
+        blocks: vec![],
+    };
     for (x, m) in members.into_iter().enumerate() {
         let at = Lattice::rect(x as u32, 0, 1, 1);
         for (color, positions) in m.routes {
-            region.routes.push(Route { color, stream: name.into(), at, positions, filters: vec![] });
+            region.routes.push(Route {
+                color,
+                stream: name.into(),
+                at,
+                positions,
+                filters: vec![],
+            });
         }
         let mut a = Assembler::new();
         a.task("start", Trigger::Start);
         let own = a.buffer("own", 4 * b as u32, 0);
+        assert_eq!(own, OWN_AT);
         fill(&mut a, own, 8 * x as i64, b);
         a.memory(OWN, Ty::F32, own.into(), &[b.into()], &[1], false);
         // PEs with fewer descriptors set the first ones again, so that all are ready in the same cycle
@@ -90,15 +134,27 @@ fn program(name: &str, members: Vec<Member>, b: i64, ends: &[u32]) -> Program {
         a.emit(Instr::Halt);
         region.blocks.push(a.finish(at));
     }
-    Program { name: name.into(), regions: vec![region], ..Program::default() }
+    Program {
+        name: name.into(),
+        regions: vec![region],
+        ..Program::default()
+    }
 }
 
 fn case(name: &str, p: u32, b: i64, published: f64, share: f64, members: Vec<Member>) -> Case {
     let broadcast = name == "broadcast";
     let ends: Vec<u32> = if broadcast { (1..p).collect() } else { vec![0] };
     // the sum over x of 1 + (8 x + i) / 8192
-    let sum = |i: i64| (0..p as i64).map(|x| 1.0 + (8 * x + i) as f64 / 8192.0).sum::<f64>() as f32;
-    let expected = if broadcast { filled(0, b).collect() } else { (0..b).map(sum).collect() };
+    let sum = |i: i64| {
+        (0..p as i64)
+            .map(|x| 1.0 + (8 * x + i) as f64 / 8192.0)
+            .sum::<f64>() as f32
+    };
+    let expected = if broadcast {
+        filled(0, b).collect()
+    } else {
+        (0..b).map(sum).collect()
+    };
     Case {
         point: Point {
             name: name.into(),
@@ -130,7 +186,15 @@ fn broadcast(p: u32, b: i64) -> Vec<Member> {
             m.reduce(&[], Some(0), b);
         } else {
             let last = x as u32 + 1 == p;
-            m.route(0, Port::West, if last { &[Port::Ramp] } else { &[Port::East, Port::Ramp] });
+            m.route(
+                0,
+                Port::West,
+                if last {
+                    &[Port::Ramp]
+                } else {
+                    &[Port::East, Port::Ramp]
+                },
+            );
             let d = m.stream(Place::In(0), b);
             m.copy(OWN, d);
         }
@@ -148,15 +212,47 @@ fn star(p: u32, b: i64) -> Vec<Member> {
             m.route(0, Port::East, &[Port::Ramp]);
             // one instruction for all blocks: own's stride over the blocks is 0
             let shape = vec![others.into(), b.into()];
-            let place = Place::Memory { base: 0.into(), strides: vec![0.into(), 1.into()], wide: false };
-            m.descriptors.push((1, Descriptor { ty: Ty::F32, shape: shape.clone(), place }));
-            m.descriptors.push((2, Descriptor { ty: Ty::F32, shape, place: Place::In(0) }));
+            let place = Place::Memory {
+                base: OWN_AT.into(),
+                strides: vec![0.into(), 1.into()],
+                wide: false,
+            };
+            m.descriptors.push((
+                1,
+                Descriptor {
+                    ty: Ty::F32,
+                    shape: shape.clone(),
+                    place,
+                },
+            ));
+            m.descriptors.push((
+                2,
+                Descriptor {
+                    ty: Ty::F32,
+                    shape,
+                    place: Place::In(0),
+                },
+            ));
             let (a, b) = (Operand::Desc(2), Some(Operand::Desc(1)));
-            m.work.push(Vector::Map { op: Op::Add, dst: 1, a, b, count: Count::Reduce });
+            m.work.push(Vector::Map {
+                op: Op::Add,
+                dst: 1,
+                a,
+                b,
+                count: Count::Reduce,
+            });
         } else {
-            let mut positions = vec![Position { input: Port::Ramp, outputs: vec![Port::West], hold: 1.into() }];
+            let mut positions = vec![Position {
+                input: Port::Ramp,
+                outputs: vec![Port::West],
+                hold: 1.into(),
+            }];
             if beyond > 0 {
-                positions.push(Position { input: Port::East, outputs: vec![Port::West], hold: beyond.into() });
+                positions.push(Position {
+                    input: Port::East,
+                    outputs: vec![Port::West],
+                    hold: beyond.into(),
+                });
             }
             m.routes.push((0, positions));
             m.reduce(&[], Some(0), b);
@@ -169,7 +265,9 @@ fn star(p: u32, b: i64) -> Vec<Member> {
 fn west(all: &mut [Member], from: u32, to: u32, color: Color) {
     all[from as usize].route(color, Port::Ramp, &[Port::West]);
     all[to as usize].route(color, Port::East, &[Port::Ramp]);
-    all[to as usize + 1..from as usize].iter_mut().for_each(|m| m.route(color, Port::East, &[Port::West]));
+    all[to as usize + 1..from as usize]
+        .iter_mut()
+        .for_each(|m| m.route(color, Port::East, &[Port::West]));
 }
 
 /// Each PE adds its own elements to what comes from the east and passes the sum on; neighbouring hops have different colours.
@@ -183,7 +281,13 @@ fn chain(p: u32, b: i64) -> Vec<Member> {
 /// A chain on colours 0 and 1 up to the last hop; returns on which colour, if any, the first PE gets the others' sum.
 fn chain_to_first(all: &mut [Member], pes: Range<u32>, b: i64) -> Vec<Color> {
     let color = |x: u32| ((x - pes.start) % 2) as Color;
-    let from = |x: u32| if x + 1 < pes.end { vec![color(x + 1)] } else { vec![] };
+    let from = |x: u32| {
+        if x + 1 < pes.end {
+            vec![color(x + 1)]
+        } else {
+            vec![]
+        }
+    };
     for x in pes.start + 1..pes.end {
         west(all, x, x - 1, color(x));
         all[x as usize].reduce(&from(x), Some(color(x)), b);
@@ -233,17 +337,39 @@ pub(super) fn all(machine: &Machine, quick: bool) -> Vec<Case> {
     for b in [1i64, 64, 4096] {
         for p in [2u32, 3, 4, 8, 16, 64, 128, 512] {
             let (pf, bf) = (p as f64, b as f64);
-            cases.push(case("broadcast", p, b, bf + pf + 2.0 * ramp, 0.01, broadcast(p, b)));
+            cases.push(case(
+                "broadcast",
+                p,
+                b,
+                bf + pf + 2.0 * ramp,
+                0.01,
+                broadcast(p, b),
+            ));
             // the longest star keeps 512 routers busy for two million cycles
             if !quick || p as i64 * b <= 1 << 17 {
-                cases.push(case("star reduce", p, b, bf * (pf - 1.0) + depth, 0.01, star(p, b)));
+                cases.push(case(
+                    "star reduce",
+                    p,
+                    b,
+                    bf * (pf - 1.0) + depth,
+                    0.01,
+                    star(p, b),
+                ));
             }
-            cases.push(case("chain reduce", p, b, bf + (depth + 1.0) * (pf - 1.0), 0.01, chain(p, b)));
+            cases.push(case(
+                "chain reduce",
+                p,
+                b,
+                bf + (depth + 1.0) * (pf - 1.0),
+                0.01,
+                chain(p, b),
+            ));
             if p.is_power_of_two() {
                 let log = pf.log2();
                 let published = (bf * log).max(bf * pf * log / (2.0 * (pf - 1.0)) + pf - 1.0) + depth * log;
                 cases.push(case("tree reduce", p, b, published, 0.08, tree(p, b)));
             }
+            // two PEs are a chain, and sqrt(3) is no group
             if p >= 4 {
                 let root = pf.sqrt();
                 let published =

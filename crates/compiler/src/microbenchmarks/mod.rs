@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Whether a cost was chosen to meet a number, or the number is a prediction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The program's scalar code has an instruction that was chosen to meet this number.
+    /// A cost in the machine description, or an instruction in the program's scalar code, was chosen to meet this number.
     Fitted,
     /// Nothing was chosen to meet this number.
     Predicted,
@@ -44,7 +44,8 @@ pub struct Point {
 impl Point {
     /// Whether the measured cycles are within the tolerance.
     pub fn holds(&self) -> bool {
-        (self.measured as f64 - self.published).abs() <= self.tolerance.cycles + self.tolerance.share * self.published
+        (self.measured as f64 - self.published).abs()
+            <= self.tolerance.cycles + self.tolerance.share * self.published
     }
 
     /// (measured - published) / published.
@@ -106,7 +107,12 @@ impl Case {
             (Clock::Beyond(_), Some(without)) => end(outcome) - end(without),
             _ => {
                 let first = outcome.pes.iter().filter_map(|p| p.first_send).min().unwrap_or(0);
-                outcome.pes.iter().filter_map(|p| p.last_write).max().map_or(0, |last| last + 1 - first)
+                outcome
+                    .pes
+                    .iter()
+                    .filter_map(|p| p.last_write)
+                    .max()
+                    .map_or(0, |last| last + 1 - first)
             }
         }
     }
@@ -114,13 +120,27 @@ impl Case {
     /// Says what is wrong with the numbers that the probed PEs sent, if anything is.
     pub fn check(&self, outcome: &Outcome) -> Result<(), String> {
         for (probe, sent) in self.probes.iter().zip(&outcome.probes) {
-            let at = format!("{} ({}), PE ({}, {})", self.point.name, self.point.parameters, probe.x, probe.y);
-            let sent: Vec<u32> = sent.iter().flat_map(|w| (0..w.elements as u32).map(|i| (w.bits >> (32 * i)) as u32)).collect();
+            let at = format!(
+                "{} ({}), PE ({}, {})",
+                self.point.name, self.point.parameters, probe.x, probe.y
+            );
+            let sent: Vec<u32> = sent
+                .iter()
+                .flat_map(|w| (0..w.elements as u32).map(|i| (w.bits >> (32 * i)) as u32))
+                .collect();
             if sent.len() != self.expected.len() {
-                return Err(format!("{at}: {} elements, not {}", sent.len(), self.expected.len()));
+                return Err(format!(
+                    "{at}: {} elements, not {}",
+                    sent.len(),
+                    self.expected.len()
+                ));
             }
             if let Some(i) = (0..sent.len()).find(|&i| sent[i] != self.expected[i].to_bits()) {
-                return Err(format!("{at}: element {i} is {}, not {}", f32::from_bits(sent[i]), self.expected[i]));
+                return Err(format!(
+                    "{at}: element {i} is {}, not {}",
+                    f32::from_bits(sent[i]),
+                    self.expected[i]
+                ));
             }
         }
         Ok(())
@@ -143,8 +163,17 @@ fn sink(at: Lattice) -> Route {
         color: SINK,
         stream: "result, seen by probes only".into(),
         at,
-        positions: vec![Position { input: Port::Ramp, outputs: vec![Port::Ramp], hold: 1.into() }],
-        filters: vec![Filter { output: Port::Ramp, first: 0.into(), count: 0.into(), period: 1.into() }],
+        positions: vec![Position {
+            input: Port::Ramp,
+            outputs: vec![Port::Ramp],
+            hold: 1.into(),
+        }],
+        filters: vec![Filter {
+            output: Port::Ramp,
+            first: 0.into(),
+            count: 0.into(),
+            period: 1.into(),
+        }],
     }
 }
 
@@ -163,13 +192,24 @@ fn filled(first: i64, n: i64) -> impl Iterator<Item = f32> {
 /// Writes [`filled`]`(first, n)` at `base`; its time depends on `n` only. `first + n` is at most 8192.
 fn fill(a: &mut Assembler, base: i64, first: i64, n: i64) {
     // adding 1024 to the bits of a number between 1 and 2 adds 1 / 8192 to it
-    a.emit(Instr::Store(Word::I32, base.into(), 0.into(), (1f32.to_bits() as i64 + 1024 * first).into()));
+    a.emit(Instr::Store(
+        Word::I32,
+        base.into(),
+        0.into(),
+        (1f32.to_bits() as i64 + 1024 * first).into(),
+    ));
     let mut done = 1;
     while done < n {
         let m = done.min(n - done);
         a.memory(42, Ty::F32, base.into(), &[m.into()], &[1], false);
         a.memory(43, Ty::F32, (base + 4 * done).into(), &[m.into()], &[1], false);
-        a.map(Op::Add, 43, Operand::Desc(42), Some(Operand::Imm(done as f32 / 8192.0)), Count::None);
+        a.map(
+            Op::Add,
+            43,
+            Operand::Desc(42),
+            Some(Operand::Imm(done as f32 / 8192.0)),
+            Count::None,
+        );
         done += m;
     }
 }

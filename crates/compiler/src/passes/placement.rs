@@ -4,11 +4,11 @@
 use super::stages::context;
 use crate::kernels;
 use crate::plan::*;
-use crate::{CompileError, Options};
+use crate::CompileError;
 use meshloom_simulator::Machine;
 
-/// Chooses widths from the least ones, and sets `places` and `estimates`.
-pub fn run(plan: &mut Plan, machine: &Machine, _: &Options, least: &[u32]) -> Result<(), CompileError> {
+/// Chooses widths from the least ones (or takes those, if `fixed`), and sets `places` and `estimates`.
+pub fn run(plan: &mut Plan, machine: &Machine, least: &[u32], fixed: bool) -> Result<(), CompileError> {
     // the first column takes what comes in, the last what goes out
     let columns = machine.mesh.width as i64 - 2;
     let needed: u32 = least.iter().sum();
@@ -25,7 +25,7 @@ pub fn run(plan: &mut Plan, machine: &Machine, _: &Options, least: &[u32]) -> Re
     let mut widths = least.to_vec();
     let estimate = |k: usize, w: u32| kernels::of(&plan.kernels[k].kind).estimate(&contexts[k], w);
     let mut cost: Vec<u64> = (0..widths.len()).map(|k| estimate(k, widths[k]).cycles).collect();
-    let mut free = columns - needed as i64;
+    let mut free = if fixed { 0 } else { columns - needed as i64 };
     let mut stuck = vec![false; widths.len()];
     while free > 0 {
         // the slowest kernel that can still gain

@@ -157,6 +157,17 @@ impl EdgePort {
     }
 }
 
+/// What is known of a PE's next cycles.
+#[derive(Clone, Copy, Default)]
+struct Activity {
+    /// The last cycle in which it must be visited, as far as is known now.
+    until: u64,
+    /// Wavelets in all its queues, in flight included.
+    held: u32,
+    /// Whether nothing can change in it unless another one does something.
+    asleep: bool,
+}
+
 pub(super) struct Network<'p> {
     pub queues: Vec<Queue>,
     /// The colours of all routers by PE, highest priority first, and where each PE's begin.
@@ -170,8 +181,8 @@ pub(super) struct Network<'p> {
     pub colors: u32,
     pub width: u32,
     pub height: u32,
-    /// Wavelets in all queues of a PE, in flight included.
-    pub held: Vec<u32>,
+    /// One a PE.
+    activity: Vec<Activity>,
     pub channels: Vec<EdgePort>,
     feeds: &'p [Feed],
     /// Queue that a feed enters.
@@ -179,10 +190,6 @@ pub(super) struct Network<'p> {
     pub epoch: u32,
     left_in_epoch: Vec<usize>,
     pub epochs: Vec<u64>,
-    /// One a PE: the last cycle in which it must be visited, as far as is known now.
-    until: Vec<u64>,
-    /// One a PE: whether nothing can change in it unless another one does something.
-    asleep: Vec<bool>,
     /// PEs that were asleep until this cycle.
     woken: Vec<u32>,
     pub last_arrival: u64,
@@ -213,7 +220,7 @@ impl<'p> Network<'p> {
             colors,
             width,
             height,
-            held: vec![0; pes],
+            activity: vec![Activity::default(); pes],
             channels: machine
                 .channels()
                 .into_iter()
@@ -224,8 +231,6 @@ impl<'p> Network<'p> {
             epoch: 0,
             left_in_epoch: Vec::new(),
             epochs: vec![0],
-            until: vec![0; pes],
-            asleep: vec![false; pes],
             woken: Vec::new(),
             last_arrival: 0,
             wavelets: 0,
@@ -315,6 +320,9 @@ impl<'p> Network<'p> {
                 crate::Side::East => (width - 1, Port::East),
             };
             net.feed_queue.push(input.get(&(feed.row * width + x, feed.color, port)).copied().unwrap_or(NONE));
+            if feed.data.is_empty() {
+                continue;
+            }
             if let Some(c) = net.channels.iter_mut().find(|c| c.channel.side == feed.side && c.channel.row == feed.row) {
                 c.feeds.push_back(i as u32);
             }
@@ -402,17 +410,17 @@ impl<'p> Network<'p> {
         q.wavelets.push_back((arrival, wavelet));
         self.last_arrival = self.last_arrival.max(arrival);
         let pe = q.pe;
-        self.held[pe as usize] += 1;
+        self.activity[pe as usize].held += 1;
         self.visit(pe, arrival);
     }
 
     /// The PE must be visited in all cycles from the next to this one.
     #[inline]
     pub fn visit(&mut self, pe: u32, until: u64) {
-        let u = &mut self.until[pe as usize];
-        *u = until.max(*u);
-        if self.asleep[pe as usize] {
-            self.asleep[pe as usize] = false;
+        let a = &mut self.activity[pe as usize];
+        a.until = a.until.max(until);
+        if a.asleep {
+            a.asleep = false;
             self.woken.push(pe);
         }
     }
@@ -420,9 +428,9 @@ impl<'p> Network<'p> {
     /// Leaves in `active` the PEs that must be visited in the next cycle.
     pub fn sleep(&mut self, active: &mut Vec<u32>, now: u64) {
         active.retain(|&pe| {
-            let stays = self.until[pe as usize] > now;
-            self.asleep[pe as usize] = !stays;
-            stays
+            let a = &mut self.activity[pe as usize];
+            a.asleep = a.until <= now;
+            !a.asleep
         });
         active.append(&mut self.woken);
     }
@@ -436,7 +444,7 @@ impl<'p> Network<'p> {
         q.taken = if q.taken_at == now { q.taken + 1 } else { 1 };
         q.taken_at = now;
         let sender = q.sender;
-        self.held[q.pe as usize] -= 1;
+        self.activity[q.pe as usize].held -= 1;
         self.visit(sender, now + 1);
         w
     }
@@ -449,11 +457,6 @@ impl<'p> Network<'p> {
             let Some(&f) = c.feeds.front() else { continue };
             let feed = &self.feeds[f as usize];
             if feed.epoch != self.epoch {
-                continue;
-            }
-            if feed.data.is_empty() {
-                c.feeds.pop_front();
-                event = true;
                 continue;
             }
             if now < c.next_in {
@@ -499,7 +502,7 @@ impl<'p> Network<'p> {
 
     /// Rule M6 for the core's own output queues and the ramp up, then for the router. Returns whether anything moved.
     pub fn route(&mut self, pe: u32, now: u64, landed: &mut [Vec<super::Landed>]) -> bool {
-        if self.held[pe as usize] == 0 {
+        if self.activity[pe as usize].held == 0 {
             return false;
         }
         let mut event = false;
@@ -520,6 +523,8 @@ impl<'p> Network<'p> {
                 continue;
             }
             let outputs = position.outputs.0 as usize..position.outputs.1 as usize;
+            // a channel's gap ends by itself: an event, if nothing else holds the wavelet
+            let mut gap = false;
             for o in &self.outputs[outputs.clone()] {
                 if o.filter != NONE && !r.filters[o.filter as usize].passes() {
                     continue;
@@ -527,17 +532,15 @@ impl<'p> Network<'p> {
                 if used & (1 << o.port as u8) != 0 {
                     continue 'colors;
                 }
-                let room = match o.target {
-                    Target::Queue { queue, .. } => self.queues[queue as usize].has_room(now),
-                    Target::Drain { channel, .. } => {
-                        let wait = now < self.channels[channel as usize].next_out;
-                        event |= wait; // the gap ends by itself
-                        !wait
-                    }
-                };
-                if !room {
-                    continue 'colors;
+                match o.target {
+                    Target::Queue { queue, .. } if !self.queues[queue as usize].has_room(now) => continue 'colors,
+                    Target::Queue { .. } => {}
+                    Target::Drain { channel, .. } => gap |= now < self.channels[channel as usize].next_out,
                 }
+            }
+            if gap {
+                event = true;
+                continue;
             }
             event = true;
             let w = self.pop(position.queue, now);

@@ -64,6 +64,7 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
                 counters[pe].load_classes = counters[pe].classes;
             }
         }
+        let mut fault: Option<(u32, RunError)> = None;
         let mut event = state.net.feed(now);
         // in any order: what one does in this cycle is seen by the others in the next
         for &pe in &active {
@@ -73,21 +74,24 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
                 state.net.visit(pe, now + 1);
             }
             let Some(core) = &mut state.cores[i] else { continue };
-            let cycle = core.cycle(&mut state.net, &rules, now).map_err(|(pc, message)| RunError::Fault {
-                cycle: now,
-                x: pe % width,
-                y: pe / width,
-                place: explain::place(program, core.region, core.block_index, pc),
-                message,
-            })?;
+            let cycle = match core.cycle(&mut state.net, &rules, now) {
+                Ok(cycle) => cycle,
+                Err((pc, message)) => {
+                    // of several faults in one cycle the first in row order counts, whatever the order of visits
+                    if fault.as_ref().is_none_or(|(first, _)| pe < *first) {
+                        let place = explain::place(program, core.region, core.block_index, pc);
+                        fault = Some((pe, RunError::Fault { cycle: now, x: pe % width, y: pe / width, place, message }));
+                    }
+                    continue;
+                }
+            };
             if cycle.event {
                 event = true;
                 state.net.visit(pe, now + 1);
             }
-            if core.class != class[i] {
-                counters[i].classes[class[i] as usize] += now - since[i];
-                (class[i], since[i]) = (core.class, now);
-            }
+            // while it slept, every cycle was like the last one that was counted
+            counters[i].classes[class[i] as usize] += now - since[i];
+            (class[i], since[i]) = (core.class, now);
             if epochs_seen > 1 && core.class == Class::Busy {
                 core.counters.first_busy.get_or_insert(now);
             }
@@ -99,9 +103,17 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
                 }
             }
         }
+        if let Some((_, fault)) = fault {
+            return Err(fault);
+        }
         let pending = state.net.last_arrival > now;
         if !event && !pending {
             break;
+        }
+        for &pe in &active {
+            let i = pe as usize;
+            counters[i].classes[class[i] as usize] += now + 1 - since[i];
+            since[i] = now + 1;
         }
         active_pe_cycles += active.len() as u64;
         if !everything {

@@ -110,7 +110,7 @@ pub fn maximum(a: f32, b: f32) -> f32 {
     }
 }
 
-/// e to the x: reduction by multiples of ln 2, a polynomial of degree 6, scaling in two halves; error below 2 units in the last place.
+/// e to the x: reduction by multiples of ln 2, a polynomial of degree 7, scaling in two halves; error below 2 units in the last place.
 pub fn exp(x: f32) -> f32 {
     if x.is_nan() {
         return NAN;
@@ -124,8 +124,8 @@ pub fn exp(x: f32) -> f32 {
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = n.mul_add(-0.693_145_75, x);
     let r = n.mul_add(-1.428_606_8e-6, r);
-    let mut p = 1.388_888_9e-3f32;
-    for c in [8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0] {
+    let mut p = 1.984_127e-4f32;
+    for c in [1.388_888_9e-3, 8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0] {
         p = p.mul_add(r, c);
     }
     let n = n as i32;
@@ -139,9 +139,9 @@ pub fn tanh(x: f32) -> f32 {
     let a = x.abs();
     if a < 0.55 {
         let s = x * x;
-        let mut p = 1.453_6e-3f32;
-        for c in [-3.592_1e-3, 8.863_2e-3, -2.186_95e-2, 5.396_82e-2, -0.133_333_33, 0.333_333_34] {
-            p = (-p).mul_add(s, c);
+        let mut p = 1.455_834_4e-3f32;
+        for c in [3.592_128e-3, 8.863_235_5e-3, 2.186_948_9e-2, 5.396_825_4e-2, 0.133_333_34, 0.333_333_34] {
+            p = (-s).mul_add(p, c);
         }
         return (p * s).mul_add(-x, x);
     }

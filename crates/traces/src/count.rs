@@ -2,7 +2,7 @@
 //! remainder. `docs/report.md` defines them.
 
 use crate::report::{
-    Cycles, Flops, Kernel, MachineSummary, Memory, Operations, Outputs, Rect, Run, RunName, Traffic,
+    Cycles, Flops, Kernel, MachineSummary, Memory, Operations, Outputs, Rect, Run, RunName, Slots, Traffic,
 };
 use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{Class, Outcome, PeCounters};
@@ -302,18 +302,23 @@ fn add_operations(sum: &mut Operations, pe: &PeCounters) {
 fn count_kernel(outcome: &Outcome, width: u32, kernel: &KernelRegion) -> Kernel {
     let mut classes = [0u64; 5];
     let mut executed = Operations::default();
+    let mut slots = [0u64; 6];
     let mut span: Option<(u64, u64)> = None;
     for pe in region(outcome, width, &kernel.rect) {
         for (sum, (all, load)) in classes.iter_mut().zip(pe.classes.iter().zip(&pe.load_classes)) {
             *sum += all - load;
         }
         add_operations(&mut executed, pe);
+        for (sum, (all, load)) in slots.iter_mut().zip(pe.slots.iter().zip(&pe.load_slots)) {
+            *sum += all - load;
+        }
         if let Some(first) = pe.first_busy {
             let (a, b) = span.unwrap_or((first, pe.last_busy));
             span = Some((a.min(first), b.max(pe.last_busy)));
         }
     }
     let of = |class: Class| classes[class as usize];
+    let [moves, mac, mac_act, reduce, other, scalar] = slots;
     Kernel {
         name: kernel.name.clone(),
         op: kernel.op.clone(),
@@ -323,6 +328,7 @@ fn count_kernel(outcome: &Outcome, width: u32, kernel: &KernelRegion) -> Kernel 
         estimated_cycles: kernel.estimated_cycles,
         executed,
         busy: of(Class::Busy),
+        slots: Slots { mac, mac_act, reduce, other, moves, scalar },
         wait_input: of(Class::WaitInput),
         wait_room: of(Class::WaitRoom),
         launch: of(Class::Launch),

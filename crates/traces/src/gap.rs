@@ -36,11 +36,19 @@ pub fn slowest(run: &Run) -> Vec<&Kernel> {
 pub fn gap(run: &Run) -> Option<Gap> {
     let kernel = *slowest(run).first()?;
     let all = kernel.pe_cycles() as f64;
-    let slots = run.lanes().map_or(0.0, |lanes| {
-        kernel.executed.multiply_adds() as f64 / lanes.round()
-    });
-    let mut parts = classes(kernel).map(|(name, cycles)| (name, cycles as f64));
-    parts[0] = ("other steps", (kernel.busy as f64 - slots).max(0.0));
+    let slots = &kernel.slots;
+    let ideal = (slots.mac + slots.mac_act) as f64;
+    let parts: [(&'static str, u64); 8] = [
+        ("reduction", slots.reduce),
+        ("other arithmetic", slots.other),
+        ("moves", slots.moves),
+        ("scalar code", slots.scalar),
+        ("launch", kernel.launch),
+        ("waiting for input", kernel.wait_input),
+        ("waiting for room", kernel.wait_room),
+        ("idle", kernel.idle),
+    ];
+    let parts = parts.map(|(name, cycles)| (name, cycles as f64));
     let rest: f64 = parts.iter().map(|p| p.1).sum();
     if all == 0.0 || rest <= 0.0 {
         return None;
@@ -53,7 +61,7 @@ pub fn gap(run: &Run) -> Option<Gap> {
     shares.sort_by(|a, b| b.1.total_cmp(&a.1));
     Some(Gap {
         kernel: kernel.name.clone(),
-        multiply_adds: slots / all,
+        multiply_adds: ideal / all,
         shares,
     })
 }

@@ -228,6 +228,8 @@ pub struct Kernel {
     pub executed: Operations,
     /// PE-cycles in which the step slot was used.
     pub busy: u64,
+    /// `busy` by what used the slot.
+    pub slots: Slots,
     /// PE-cycles in which a thread waited for a wavelet.
     pub wait_input: u64,
     /// PE-cycles in which a thread waited for credit.
@@ -236,6 +238,31 @@ pub struct Kernel {
     pub launch: u64,
     /// PE-cycles with none of these.
     pub idle: u64,
+}
+
+/// Step slots by what used them, in PE-cycles from the first input wavelet on; their sum is the kernel's `busy`. A bank conflict's
+/// second slot counts with its step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slots {
+    /// Multiply-adds with weights.
+    pub mac: u64,
+    /// Multiply-adds of activations.
+    pub mac_act: u64,
+    /// Additions that exist because work was split.
+    pub reduce: u64,
+    /// Other arithmetic.
+    pub other: u64,
+    /// Moves, and elements fetched from a sparse stream.
+    pub moves: u64,
+    /// Scalar code: loads, additions, branches, descriptors.
+    pub scalar: u64,
+}
+
+impl Slots {
+    /// Their sum.
+    pub fn total(&self) -> u64 {
+        self.mac + self.mac_act + self.reduce + self.other + self.moves + self.scalar
+    }
 }
 
 impl Kernel {

@@ -202,6 +202,9 @@ fn validate_kernels(at: &At, run: &Run, lanes: Option<f64>) -> Result<(), Violat
                 )
             },
         )?;
+        at.holds(k.slots.total() == k.busy, "slots", || {
+            format!("their sum {} is not busy = {}", k.slots.total(), k.busy)
+        })?;
         at.holds(k.cycles <= total, "cycles", || format!("{} of {total}", k.cycles))?;
         let most = k.region.area() * k.cycles;
         at.holds(k.busy <= most, "busy", || {

@@ -97,7 +97,9 @@ fn the_shares_of_the_gap_add_up() {
         // one lane: a multiply-add is a slot
         assert!((gap.multiply_adds - k.executed.mac as f64 / k.pe_cycles() as f64).abs() < 1e-12);
         let others = (k.pe_cycles() - k.executed.mac) as f64;
-        let steps = gap.shares.iter().find(|s| s.0 == "other steps").unwrap().1;
-        assert!((steps - (k.busy - k.executed.mac) as f64 / others).abs() < 1e-9);
+        let of = |name: &str| gap.shares.iter().find(|s| s.0 == name).map_or(0.0, |s| s.1);
+        assert!((of("reduction") - k.slots.reduce as f64 / others).abs() < 1e-9);
+        assert!((of("moves") - k.slots.moves as f64 / others).abs() < 1e-9);
+        assert!((of("idle") - k.idle as f64 / others).abs() < 1e-9);
     }
 }

@@ -54,14 +54,14 @@ impl Implementation for BinaryKernel {
         let reg = Val::Reg;
         let end = Val::Imm(buffer + slot * depth as i64);
         k.a.task("main", Trigger::Start);
-        k.a.memory(0, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], true);
+        k.a.memory(0, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], c.wide());
         k.a.input(1, c.input_colors[early], c.ty, &shape);
-        k.a.memory(2, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], true);
+        k.a.memory(2, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], c.wide());
         k.a.input(3, c.input_colors[1 - early], c.ty, &shape);
         k.a.output(4, c.output_color, c.ty, &shape, true);
         if self.relu {
             let result = k.a.buffer("result", slot as u32, 16);
-            k.a.memory(5, c.ty, Val::Imm(result), &shape, &[per_pitch, 1], true);
+            k.a.memory(5, c.ty, Val::Imm(result), &shape, &[per_pitch, 1], c.wide());
         }
         // r1: where the next item is kept; r2: where the current one is; r3: items still to take in
         for _ in 0..depth {

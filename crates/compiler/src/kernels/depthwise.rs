@@ -95,7 +95,7 @@ impl Implementation for DepthwiseKernel<'_> {
         let reg = Val::Reg;
         k.a.task("main", Trigger::Start);
         load_weights(&mut k.a, words, weights);
-        k.a.memory(0, c.ty, Val::Imm(x), &[inputs, imm(li)], &[ex, 1], true);
+        k.a.memory(0, c.ty, Val::Imm(x), &[inputs, imm(li)], &[ex, 1], c.wide());
         k.a.input(1, c.input_colors[0], c.ty, &[inputs, imm(li)]);
         let all = [outputs, imm(lo)];
         k.a.memory(2, Ty::F32, Val::Imm(y), &all, &[ey, 1], true);

@@ -41,11 +41,11 @@ impl Implementation for FlattenKernel {
         let features = k.features(name, "features", &c.output);
         let imm = Val::Imm;
         k.a.task("main", Trigger::Start);
-        k.a.memory(0, c.ty, imm(x), &[channels, imm(n * p)], &[ex, 1], true);
+        k.a.memory(0, c.ty, imm(x), &[channels, imm(n * p)], &[ex, 1], c.wide());
         k.a.input(1, c.input_colors[0], c.ty, &[channels, imm(n * p)]);
         k.a.memory(2, c.ty, imm(x), &[channels, imm(p), imm(n)], &[ex, 1, p], true);
         k.a.memory(3, c.ty, imm(y), &[channels, imm(p), imm(n)], &[p * ey, ey, 1], true);
-        k.a.memory(4, c.ty, imm(y), &[features, imm(n)], &[ey, 1], true);
+        k.a.memory(4, c.ty, imm(y), &[features, imm(n)], &[ey, 1], c.wide());
         k.a.output(5, c.output_color, c.ty, &[features, imm(n)], true);
         let item = k.begin_items();
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);

@@ -7,9 +7,16 @@
 //! (it starts from it), applies what is fused, and sends the row's output features on its lane.
 
 use super::*;
+use std::cell::OnceCell;
 use std::sync::Arc;
 
-pub(super) struct MixKernel<'a>(pub &'a Arc<Mix>);
+pub(super) struct MixKernel<'a>(&'a Arc<Mix>, OnceCell<Work>);
+
+/// What the features before k (of all features: one entry more than there are) cost and need in each row, `[k * rows + row]`.
+struct Work {
+    cycles: Vec<u64>,
+    stored: Vec<u32>,
+}
 
 /// How the work is cut at a width.
 struct Cut {
@@ -32,6 +39,12 @@ enum Column {
     Last(usize),
 }
 
+
+impl<'a> MixKernel<'a> {
+    pub(super) fn new(mix: &'a Arc<Mix>) -> MixKernel<'a> {
+        MixKernel(mix, OnceCell::new())
+    }
+}
 
 impl MixKernel<'_> {
     fn cut(&self, c: &Context, width: u32) -> Cut {
@@ -110,26 +123,37 @@ impl MixKernel<'_> {
         (c.output.widest() * 4).next_multiple_of(32)
     }
 
-    /// Cycles that the multiplications of one input feature take in each row, `[k][row]`.
-    fn work(&self, c: &Context) -> Vec<Vec<u64>> {
-        let mix = self.0;
-        let lanes = if c.ty == Ty::F32 { c.machine.pe.lanes.f32 } else { c.machine.pe.lanes.f16 } as u64;
-        let issue = c.machine.pe.cost.issue as u64;
-        let active = c.output.rows();
-        let mut work = vec![vec![0u64; active]; mix.k];
-        for (k, work) in work.iter_mut().enumerate() {
-            for (r, work) in work.iter_mut().enumerate() {
-                for m in c.output.starts[r]..c.output.starts[r + 1] {
-                    for tap in &mix.taps {
-                        if mix.stored(m, k, tap.index).is_some() {
-                            let rows = (tap.rows * mix.samples) as u64;
-                            *work += rows * (tap.columns as u64).div_ceil(lanes) + if mix.lists() { issue } else { 0 };
+    /// Running sums over the features; made once, for all widths.
+    fn work(&self, c: &Context) -> &Work {
+        self.1.get_or_init(|| {
+            let mix = self.0;
+            let lanes = if c.ty == Ty::F32 { c.machine.pe.lanes.f32 } else { c.machine.pe.lanes.f16 } as u64;
+            let issue = if mix.lists() { c.machine.pe.cost.issue as u64 } else { 0 };
+            let rows = c.output.rows();
+            let one = |t: &Tap| (t.rows * mix.samples) as u64 * (t.columns as u64).div_ceil(lanes) + issue;
+            let taps: Vec<(usize, u64)> = mix.taps.iter().map(|t| (t.index, one(t))).collect();
+            let all: u64 = taps.iter().map(|t| t.1).sum();
+            let mut work = Work { cycles: vec![0; rows], stored: vec![0; rows] };
+            for k in 0..mix.k {
+                for r in 0..rows {
+                    let (mut cycles, mut stored) = (work.cycles[k * rows + r], work.stored[k * rows + r]);
+                    if mix.lists() {
+                        for m in c.output.starts[r]..c.output.starts[r + 1] {
+                            for (_, one) in taps.iter().filter(|(i, _)| mix.stored(m, k, *i).is_some()) {
+                                cycles += one;
+                                stored += 1;
+                            }
                         }
+                    } else {
+                        cycles += all * c.output.lane(r) as u64;
+                        stored += (taps.len() * c.output.lane(r)) as u32;
                     }
+                    work.cycles.push(cycles);
+                    work.stored.push(stored);
                 }
             }
-        }
-        work
+            work
+        })
     }
 }
 
@@ -139,7 +163,7 @@ impl Implementation for MixKernel<'_> {
     }
 
     fn about(&self) -> &'static str {
-        "matrix product: inputs over columns, outputs over rows, weights resident; dense or as lists of nonzeros"
+        "matrix product or convolution: inputs over columns, outputs over rows, weights resident; dense or as lists of nonzeros"
     }
 
     fn layout(&self, inputs: &[Layout], n: usize, features: usize, inner: Vec<usize>) -> Layout {
@@ -164,26 +188,18 @@ impl Implementation for MixKernel<'_> {
             let fixed = c.move_slots(features + 2 * features.div_ceil(cut.lanes), length_in)
                 + chunks * self.0.taps.len() as u64 * per_instruction
                 + (outputs * length_out) as u64 * 2;
-            for r in 0..cut.active {
-                let busy: u64 = (cut.columns[i]..cut.columns[i + 1]).map(|k| work[k][r]).sum();
-                slowest = slowest.max(busy + fixed);
-            }
-            let stored: usize = (0..cut.active)
-                .map(|r| {
-                    let ms = c.output.starts[r]..c.output.starts[r + 1];
-                    if !self.0.lists() {
-                        return ms.len() * features * self.0.taps.len() * c.ty.bytes() as usize;
-                    }
-                    let one = |m: usize, k: usize| self.0.taps.iter().filter(|t| self.0.stored(m, k, t.index).is_some()).count();
-                    let n: usize = ms.map(|m| (cut.columns[i]..cut.columns[i + 1]).map(|k| one(m, k)).sum::<usize>()).sum();
-                    n * (2 + c.ty.bytes() as usize) + chunks as usize * self.0.taps.len() * 2
-                })
-                .max()
-                .unwrap_or(0);
+            let (from, to) = (cut.columns[i] * cut.active, cut.columns[i + 1] * cut.active);
+            let busy = (0..cut.active).map(|r| work.cycles[to + r] - work.cycles[from + r]).max().unwrap_or(0);
+            slowest = slowest.max(busy + fixed);
+            let most = (0..cut.active).map(|r| (work.stored[to + r] - work.stored[from + r]) as u64).max().unwrap_or(0);
+            let stored = match self.0.lists() {
+                true => most * (2 + c.ty.bytes() as u64) + chunks * self.0.taps.len() as u64 * 2,
+                false => most * c.ty.bytes() as u64,
+            };
             let x = features as u64 * Context::pitch(c.ty, length_in) as u64;
             let y = outputs as u64 * Context::pitch(Ty::F32, length_out) as u64;
             let code = (60 + self.0.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
-            fullest = fullest.max(x + y + stored as u64 + self.bias_bytes(c) as u64 + code + 128);
+            fullest = fullest.max(x + y + stored + self.bias_bytes(c) as u64 + code + 128);
         }
         // partial sums pass the columns one after another
         let hop = (2 * c.machine.router.ramp_cycles + c.machine.router.hop_cycles + 1) as u64;
@@ -319,7 +335,7 @@ impl MixKernel<'_> {
         let element = pitch / c.ty.bytes() as i64;
         a.task("main", Trigger::Start);
         let shape = [own, Val::Imm(length as i64)];
-        a.memory(0, c.ty, Val::Imm(buffer), &shape, &[element, 1], true);
+        a.memory(0, c.ty, Val::Imm(buffer), &shape, &[element, 1], c.wide());
         a.input(1, c.input_colors[0], c.ty, &shape);
         a.output(2, colors::NORTH, c.ty, &shape, true);
         a.emit(Instr::Set(0, Val::Imm(c.items as i64)));
@@ -380,17 +396,17 @@ impl MixKernel<'_> {
         }
         // d0..d5: what arrives; d6..d8: what is passed on; d9, d10: accumulators; d14..d16: sums
         if has_lane {
-            a.memory(0, c.ty, Val::Imm(x), &[own, imm(length_in)], &[ex, 1], true);
+            a.memory(0, c.ty, Val::Imm(x), &[own, imm(length_in)], &[ex, 1], c.wide());
             a.input(1, c.input_colors[0], c.ty, &[own, imm(length_in)]);
-            a.memory(6, c.ty, Val::Imm(x), &[south, imm(length_in)], &[ex, 1], true);
+            a.memory(6, c.ty, Val::Imm(x), &[south, imm(length_in)], &[ex, 1], c.wide());
             a.output(7, colors::SOUTH, c.ty, &[south, imm(length_in)], true);
-            a.memory(17, c.ty, Val::Imm(x), &[north, imm(length_in)], &[ex, 1], true);
+            a.memory(17, c.ty, Val::Imm(x), &[north, imm(length_in)], &[ex, 1], c.wide());
             a.output(8, colors::NORTH, c.ty, &[north, imm(length_in)], true);
         }
-        a.memory(2, c.ty, above_at, &[above, imm(length_in)], &[ex, 1], true);
+        a.memory(2, c.ty, above_at, &[above, imm(length_in)], &[ex, 1], c.wide());
         a.input(3, colors::SOUTH, c.ty, &[above, imm(length_in)]);
         if has_lane {
-            a.memory(4, c.ty, below_at, &[below, imm(length_in)], &[ex, 1], true);
+            a.memory(4, c.ty, below_at, &[below, imm(length_in)], &[ex, 1], c.wide());
             a.input(5, colors::NORTH, c.ty, &[below, imm(length_in)]);
         }
         let all = [outputs, imm(length_out)];
@@ -411,9 +427,16 @@ impl MixKernel<'_> {
         if has_lane {
             a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         }
-        a.start(1, Op::Mov, 2, Operand::Desc(3), None, Count::None);
-        if has_lane {
-            a.start(1, Op::Mov, 4, Operand::Desc(5), None, Count::None);
+        // a queue too short for all three would hold the main thread back from sending what the other rows wait for
+        let queued = !has_lane || c.machine.pe.move_queue >= 3;
+        let receive = |a: &mut Assembler| {
+            a.start(1, Op::Mov, 2, Operand::Desc(3), None, Count::None);
+            if has_lane {
+                a.start(1, Op::Mov, 4, Operand::Desc(5), None, Count::None);
+            }
+        };
+        if queued {
+            receive(&mut a);
         }
         a.map(Op::Mov, 9, if bias { Operand::Desc(10) } else { Operand::Imm(0.0) }, None, Count::None);
         if has_lane {
@@ -422,6 +445,9 @@ impl MixKernel<'_> {
             a.emit(Instr::Wait(1, Some(reg(9))));
             a.start(2, Op::Mov, 7, Operand::Desc(6), None, Count::None);
             a.start(3, Op::Mov, 8, Operand::Desc(17), None, Count::None);
+        }
+        if !queued {
+            receive(&mut a);
         }
         // r1 elements waited for, r2 X, r3 weights, r4 features left, r5 features of this chunk
         a.emit(Instr::Set(2, Val::Imm(x)));

@@ -80,7 +80,7 @@ pub trait Implementation {
 /// The implementation of a kernel's operator.
 pub fn of(kind: &Kind) -> Box<dyn Implementation + '_> {
     match kind {
-        Kind::Mix(m) => Box::new(mix::MixKernel(m)),
+        Kind::Mix(m) => Box::new(mix::MixKernel::new(m)),
         Kind::Depthwise(m) => Box::new(depthwise::DepthwiseKernel(m)),
         Kind::Pool(p) => Box::new(pool::PoolKernel(p)),
         Kind::Binary { multiply, relu } => Box::new(binary::BinaryKernel { multiply: *multiply, relu: *relu }),
@@ -128,6 +128,13 @@ impl Context<'_> {
     /// Elements a wavelet of a lane carries.
     pub fn per_wavelet(&self) -> u64 {
         per_wavelet(self.machine, self.ty)
+    }
+
+    /// Whether operands in SRAM that feed lanes, or are fed by them, are accessed wide: not where that would take more elements a step
+    /// than a wavelet carries (f16 on 64-bit links, where f32 accumulators on the other end give two a step).
+    pub fn wide(&self) -> bool {
+        let bits = self.per_wavelet() as u32 * self.ty.bits();
+        bits == self.machine.link.bits || bits > 32
     }
 
     /// Rows of the mesh.

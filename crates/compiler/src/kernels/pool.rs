@@ -86,7 +86,7 @@ impl Implementation for PoolKernel<'_> {
         if !image.is_empty() {
             load_weights(&mut k.a, imm(image.len()), scale_at);
         }
-        k.a.memory(0, c.ty, Val::Imm(x), &[features, imm(li)], &[ex, 1], true);
+        k.a.memory(0, c.ty, Val::Imm(x), &[features, imm(li)], &[ex, 1], c.wide());
         k.a.input(1, c.input_colors[0], c.ty, &[features, imm(li)]);
         k.a.memory(2, Ty::F32, Val::Imm(y), &[features, imm(lo)], &[ey, 1], true);
         k.a.output(3, c.output_color, c.ty, &[features, imm(lo)], true);

@@ -22,7 +22,9 @@ impl Implementation for ReluKernel {
     }
 
     fn estimate(&self, c: &Context, _: u32) -> Estimate {
-        Estimate { cycles: c.move_slots(c.output.widest(), c.output.length()) + 20, bytes: code_bytes(c.machine, 8) }
+        let (f, l) = (c.output.widest(), c.output.length());
+        let (passes, data) = if c.wide() { (1, 0) } else { (2, f as u64 * Context::pitch(c.ty, l) as u64) };
+        Estimate { cycles: passes * c.move_slots(f, l) + 20, bytes: data + code_bytes(c.machine, 10) }
     }
 
     fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
@@ -32,8 +34,19 @@ impl Implementation for ReluKernel {
         k.a.task("main", Trigger::Start);
         k.a.input(0, c.input_colors[0], c.ty, &shape);
         k.a.output(1, c.output_color, c.ty, &shape, true);
+        if !c.wide() {
+            let pitch = Context::pitch(c.ty, c.output.length());
+            let x = k.a.buffer("x", c.output.widest() as u32 * pitch as u32, 0);
+            k.a.memory(2, c.ty, Val::Imm(x), &shape, &[pitch / c.ty.bytes() as i64, 1], false);
+        }
         let item = k.begin_items();
-        k.a.map(Op::Max, 1, Operand::Desc(0), Some(Operand::Imm(0.0)), Count::Other);
+        if c.wide() {
+            k.a.map(Op::Max, 1, Operand::Desc(0), Some(Operand::Imm(0.0)), Count::Other);
+        } else {
+            // a step between two lanes would take a whole link's elements; SRAM in between takes what wavelets carry
+            k.a.map(Op::Mov, 2, Operand::Desc(0), None, Count::None);
+            k.a.map(Op::Max, 1, Operand::Desc(2), Some(Operand::Imm(0.0)), Count::Other);
+        }
         k.finish(name, item, vec![Vec::new(); c.lanes()])
     }
 }

@@ -23,14 +23,15 @@ pub fn run(plan: &mut Plan, machine: &Machine, least: &[u32], fixed: bool) -> Re
     let contexts: Vec<_> = (0..plan.kernels.len()).map(|k| context(plan, machine, k)).collect();
     let sram = machine.pe.sram_bytes as u64;
     let mut widths = least.to_vec();
-    let estimate = |k: usize, w: u32| kernels::of(&plan.kernels[k].kind).estimate(&contexts[k], w);
+    let all: Vec<_> = plan.kernels.iter().map(|k| kernels::of(&k.kind)).collect();
+    let estimate = |k: usize, w: u32| all[k].estimate(&contexts[k], w);
     let mut cost: Vec<u64> = (0..widths.len()).map(|k| estimate(k, widths[k]).cycles).collect();
     let mut free = if fixed { 0 } else { columns - needed as i64 };
     let mut stuck = vec![false; widths.len()];
     while free > 0 {
         // the slowest kernel that can still gain
         let Some(k) = (0..widths.len()).filter(|k| !stuck[*k]).max_by_key(|k| (cost[*k], usize::MAX - k)) else { break };
-        let widest = kernels::of(&plan.kernels[k].kind).widest(&contexts[k]);
+        let widest = all[k].widest(&contexts[k]);
         // a wider rectangle may only help some columns later, where a share becomes a whole number smaller
         let better = (widths[k] + 1..=widest.min(widths[k] + free as u32)).find_map(|w| {
             let e = estimate(k, w);

@@ -437,6 +437,7 @@ impl<'p> Core<'p> {
             return Ok(());
         }
         let Main::Scalar(left) = &mut self.main else { unreachable!("only these get the slot") };
+        self.counters.slots[5] += 1;
         *left -= 1;
         if *left > 0 {
             return Ok(());
@@ -598,11 +599,11 @@ impl<'p> Core<'p> {
                     Ok(Arg::Memory { ty: d.ty, base, strides, at: base })
                 }
                 DescPlace::In(c) if !write => {
-                    width = width.min((machine.link.bits / d.ty.bits()) as i64);
+                    width = width.min(fabric_width(d.ty, machine));
                     Ok(Arg::In { ty: d.ty, color: c, queue: queue(&net.core_in, c)? })
                 }
                 DescPlace::Out(c, flag) if write => {
-                    width = width.min((machine.link.bits / d.ty.bits()) as i64);
+                    width = width.min(fabric_width(d.ty, machine));
                     Ok(Arg::Out { ty: d.ty, color: c, queue: queue(&net.core_out, c)?, flag })
                 }
                 DescPlace::In(_) => Err("an `in` descriptor cannot be a destination".into()),
@@ -715,6 +716,11 @@ impl<'p> Core<'p> {
     }
 }
 
+/// Elements that a step takes from a wavelet or sends in one: what fits the link, and f32 accumulators can keep up with (rule M8).
+fn fabric_width(ty: Ty, machine: &Machine) -> i64 {
+    (machine.link.bits / ty.bits()).min(machine.pe.sram.port_bits / 32) as i64
+}
+
 /// Elements that a memory operand's accesses give a step (rule M8).
 fn access_width(ty: Ty, base: i64, strides: &[i64; 4], shape: &[i64; 4], wide: bool, machine: &Machine) -> i64 {
     let element = ty.bytes() as i64;
@@ -802,9 +808,11 @@ impl Run {
     ) -> Result<i64, String> {
         counters.last_busy = now;
         if self.phase == Phase::Fetch {
+            counters.slots[0] += 1;
             self.fetch(net, memory.len() as i64, rules, now)?;
             return Ok(0);
         }
+        counters.slots[self.count as usize] += 1;
         self.paid += 1;
         if self.paid < self.cost {
             return Ok(0);

@@ -71,6 +71,11 @@ pub struct PeCounters {
     pub load_classes: [u64; 5],
     /// Operations executed: multiply-adds with weights, of activations, reduction additions, others.
     pub operations: [u64; 4],
+    /// Step slots by what used them (their sum is the busy cycles): moves and fetched list elements, steps of the four classes of
+    /// `operations`, scalar code.
+    pub slots: [u64; 6],
+    /// Of these, the slots before epoch 1 began.
+    pub load_slots: [u64; 6],
     /// First cycle of epoch 1 or later in which the slot was used.
     pub first_busy: Option<u64>,
     /// Last cycle in which the slot was used.

@@ -102,6 +102,8 @@ pub(super) struct Routed {
     current: u32,
     /// Flagged wavelets that left at it.
     flags: u64,
+    /// It has several positions and all their holds are 0: it grants nothing.
+    dead: bool,
     filters: Vec<Filter>,
 }
 
@@ -299,12 +301,15 @@ impl<'p> Network<'p> {
                 let (queue, outputs) = (input[&(pe, route.color, p.input)], (first, net.outputs.len() as u32));
                 net.positions.push(Position { input: p.input, queue, outputs, hold: at(&p.hold) });
             }
+            let mine = &net.positions[first as usize..];
+            let dead = mine.len() > 1 && mine.iter().all(|p| p.hold == 0);
             let mut routed = Routed {
                 color: route.color,
                 route: (r, i),
                 positions: (first, net.positions.len() as u32),
                 current: first,
                 flags: 0,
+                dead,
                 filters: route.filters.iter().map(filter).collect(),
             };
             routed.skip_empty(&net.positions);
@@ -519,7 +524,7 @@ impl<'p> Network<'p> {
         'colors: for i in self.first_routed[pe as usize] as usize..self.first_routed[pe as usize + 1] as usize {
             let r = &self.routed[i];
             let position = self.positions[r.current as usize];
-            if !self.queues[position.queue as usize].arrived(now) {
+            if r.dead || !self.queues[position.queue as usize].arrived(now) {
                 continue;
             }
             let outputs = position.outputs.0 as usize..position.outputs.1 as usize;

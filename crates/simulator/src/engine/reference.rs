@@ -62,6 +62,9 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
                 counters[pe].classes[class[pe] as usize] += now - since[pe];
                 since[pe] = now;
                 counters[pe].load_classes = counters[pe].classes;
+                if let Some(core) = &mut state.cores[pe] {
+                    core.counters.load_slots = core.counters.slots;
+                }
             }
         }
         let mut fault: Option<(u32, RunError)> = None;

@@ -1,0 +1,173 @@
+//! What several tests share: a machine, tiny models that cover every kernel, and their compiled programs.
+#![allow(dead_code)] // each test uses its part
+
+use meshloom_compiler::{Compiled, Options, compile};
+use meshloom_models::{Graph, Op, TensorId, seeded_inputs};
+use meshloom_simulator::Machine;
+use meshloom_simulator::engine::Outcome;
+use meshloom_simulator::program::Ty;
+
+/// The machine `small` with assignments as after `--set`.
+pub fn small(sets: &[&str]) -> Machine {
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+    meshloom::machines::load("small", &sets).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A mesh of 7 x 6 PEs with two channels on each side, on rows 0 and 4: rows share channels, unevenly.
+pub fn tiny() -> Machine {
+    small(&["mesh.width=7", "mesh.height=6", "edge.bits_per_second=108.8e9"])
+}
+
+/// The outcome without what depends on which PEs were visited.
+pub fn comparable(o: Outcome) -> Outcome {
+    Outcome { active_pe_cycles: 0, ..o }
+}
+
+/// A model small enough to run thousands of times.
+pub struct Model {
+    /// What it covers.
+    pub name: &'static str,
+    pub graph: Graph,
+    pub options: Options,
+    pub inputs: Vec<(String, Vec<f32>)>,
+}
+
+impl Model {
+    pub fn new(name: &'static str, graph: Graph, items: usize, skip_zeros: bool, ty: Ty) -> Model {
+        let seeded = seeded_inputs(&graph, 5, items);
+        let inputs = graph.inputs().iter().map(|t| graph.tensor(*t).name.clone()).map(|n| (n.clone(), seeded[&n].clone())).collect();
+        Model { name, graph, options: Options { ty, items, skip_zeros }, inputs }
+    }
+
+    pub fn compile(&self, machine: &Machine) -> Compiled {
+        compile(&self.graph, machine, &self.options, &self.inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+    }
+}
+
+/// Numbers of either sign, none near 0; every `zero`-th (from the second) is 0, if that is not 0.
+pub fn numbers(n: usize, zero: usize) -> Vec<f32> {
+    let mut s = 0x9e37_79b9_7f4a_7c15u64;
+    (0..n)
+        .map(|i| {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            let size = 0.25 + (s >> 40) as f32 / (1 << 24) as f32;
+            if zero > 0 && i % zero == 1 { 0.0 } else if s & 1 == 0 { size } else { -size }
+        })
+        .collect()
+}
+
+/// A graph under construction.
+pub struct Builder(pub Graph);
+
+impl Builder {
+    pub fn new(name: &str) -> Builder {
+        Builder(Graph::new(name))
+    }
+
+    pub fn input(&mut self, name: &str, shape: &[usize]) -> TensorId {
+        self.0.add_input(name, shape)
+    }
+
+    pub fn op(&mut self, name: &str, op: Op, inputs: &[TensorId]) -> TensorId {
+        self.0.add_node(name, op, inputs).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// A linear operator with weights of this shape and biases; every `zero`-th weight is 0.
+    pub fn weighted(&mut self, name: &str, op: Op, x: TensorId, weights: &[usize], zero: usize) -> TensorId {
+        let w = self.0.add_constant(&format!("{name}.w"), weights, numbers(weights.iter().product(), zero));
+        let b = self.0.add_constant(&format!("{name}.b"), &weights[..1], numbers(weights[0] + 5, 0)[5..].to_vec());
+        self.op(name, op, &[x, w, b])
+    }
+
+    pub fn done(mut self, output: TensorId) -> Graph {
+        self.0.set_outputs(&[output]).unwrap_or_else(|e| panic!("{e}"));
+        self.0
+    }
+}
+
+pub fn conv(strides: [usize; 2], pads: [usize; 4], groups: usize) -> Op {
+    Op::Conv { strides, pads, dilations: [1, 1], groups }
+}
+
+fn linear(name: &'static str, shape: [usize; 2], m: usize, zero: usize, ty: Ty) -> Model {
+    let mut b = Builder::new(name);
+    let x = b.input("x", &shape);
+    let y = b.weighted("fc", Op::Linear, x, &[m, shape[1]], zero);
+    Model::new(name, b.done(y), 2, zero > 0, ty)
+}
+
+fn convolution(name: &'static str, shape: [usize; 4], op: Op, weights: [usize; 4], zero: usize) -> Model {
+    let mut b = Builder::new(name);
+    let x = b.input("x", &shape);
+    let y = b.weighted("conv", op, x, &weights, zero);
+    Model::new(name, b.done(y), 2, zero > 0, Ty::F32)
+}
+
+fn alone(name: &'static str, op: Op, inputs: &[&[usize]]) -> Model {
+    let mut b = Builder::new(name);
+    let x: Vec<_> = inputs.iter().enumerate().map(|(i, s)| b.input(&format!("x{i}"), s)).collect();
+    let y = b.op("y", op, &x);
+    Model::new(name, b.done(y), 2, false, Ty::F32)
+}
+
+/// One model a kernel and mode, each with two items.
+pub fn kernels() -> Vec<Model> {
+    let flatten = {
+        let mut b = Builder::new("flatten");
+        let x = b.input("x", &[2, 7, 2, 3]);
+        let y = b.0.add_reshape("y", x, &[2, 42]).unwrap_or_else(|e| panic!("{e}"));
+        Model::new("flatten", b.done(y), 2, false, Ty::F32)
+    };
+    let fused = {
+        let mut b = Builder::new("add with relu");
+        let (x, z) = (b.input("x", &[1, 7, 3, 1]), b.input("z", &[1, 7, 3, 1]));
+        let s = b.op("s", Op::Add, &[x, z]);
+        let y = b.op("y", Op::Relu, &[s]);
+        Model::new("add with relu", b.done(y), 2, false, Ty::F32)
+    };
+    let four: &[usize] = &[2, 7, 2, 2];
+    vec![
+        linear("matmul dense", [2, 9], 8, 0, Ty::F32),
+        linear("matmul dense f16", [2, 9], 8, 0, Ty::F16),
+        linear("matmul dense, fewer rows out", [1, 12], 4, 0, Ty::F32),
+        linear("matmul dense, fewer rows in", [1, 4], 8, 0, Ty::F32),
+        linear("matmul sparse", [2, 9], 8, 2, Ty::F32),
+        linear("matmul sparse, fewer rows out", [1, 12], 4, 3, Ty::F32),
+        convolution("conv dense", [1, 3, 4, 5], conv([2, 1], [1, 0, 1, 1], 1), [7, 3, 3, 2], 0),
+        convolution("conv dense batch", [2, 3, 3, 3], conv([1, 1], [0, 1, 1, 0], 1), [4, 3, 2, 2], 0),
+        convolution("conv sparse", [2, 3, 4, 3], conv([1, 2], [1, 1, 0, 0], 1), [7, 3, 2, 2], 3),
+        convolution("conv groups", [2, 4, 3, 4], conv([2, 2], [1, 1, 1, 1], 2), [6, 2, 3, 3], 0),
+        convolution("depthwise dense", [2, 7, 3, 3], conv([1, 1], [1, 0, 0, 1], 7), [7, 1, 2, 2], 0),
+        convolution("depthwise dense twofold", [1, 4, 4, 3], conv([2, 1], [1, 1, 0, 0], 4), [8, 1, 3, 2], 0),
+        convolution("depthwise sparse", [2, 4, 3, 3], conv([1, 1], [1, 1, 1, 1], 4), [8, 1, 3, 3], 2),
+        alone("maxpool", Op::MaxPool { kernel: [3, 3], strides: [2, 2], pads: [1, 1, 1, 1] }, &[&[2, 7, 5, 5]]),
+        alone("maxpool by position", Op::MaxPool { kernel: [3, 3], strides: [3, 3], pads: [0; 4] }, &[&[2, 7, 3, 6]]),
+        alone("avgpool", Op::AvgPool { kernel: [2, 2], strides: [2, 2], pads: [0; 4], count_include_pad: false }, &[&[2, 7, 4, 6]]),
+        alone("avgpool padded", Op::AvgPool { kernel: [3, 2], strides: [2, 1], pads: [1, 1, 1, 0], count_include_pad: false }, &[&[2, 7, 4, 3]]),
+        alone("add", Op::Add, &[four, four]),
+        alone("mul", Op::Mul, &[four, four]),
+        fused,
+        alone("relu", Op::Relu, &[four]),
+        alone("softmax", Op::Softmax { axis: 1 }, &[&[2, 9]]),
+        flatten,
+    ]
+}
+
+/// A residual block with a strided branch, pooled and classified: paths part and meet again.
+pub fn residual() -> Model {
+    let mut b = Builder::new("residual");
+    let x = b.input("x", &[2, 3, 5, 5]);
+    let stem = b.weighted("stem", conv([1, 1], [1; 4], 1), x, &[4, 3, 3, 3], 0);
+    let stem = b.op("stem.relu", Op::Relu, &[stem]);
+    let left = b.weighted("left", conv([2, 2], [1; 4], 1), stem, &[4, 4, 3, 3], 3);
+    let right = b.weighted("right", conv([2, 2], [0; 4], 1), stem, &[4, 4, 1, 1], 0);
+    let sum = b.op("sum", Op::Add, &[left, right]);
+    let sum = b.op("sum.relu", Op::Relu, &[sum]);
+    let pool = b.op("pool", Op::AvgPool { kernel: [3, 3], strides: [1, 1], pads: [0; 4], count_include_pad: false }, &[sum]);
+    let flat = b.0.add_reshape("flat", pool, &[2, 4]).unwrap_or_else(|e| panic!("{e}"));
+    let y = b.weighted("fc", Op::Linear, flat, &[5, 4], 0);
+    let y = b.op("y", Op::Softmax { axis: 1 }, &[y]);
+    Model::new("residual", b.done(y), 3, true, Ty::F32)
+}

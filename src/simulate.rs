@@ -102,8 +102,11 @@ pub fn options(job: &Job) -> Options {
 
 /// Compiles and simulates.
 pub fn run(job: &Job) -> Result<Finished, Error> {
-    let options = options(job);
-    let compiled = compile(job.graph, job.machine, &options, job.inputs)?;
+    simulate(job, compile(job.graph, job.machine, &options(job), job.inputs)?)
+}
+
+/// Simulates what was compiled for the job.
+pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
     let check = job.expected.is_some();
     let probes = if check { compiled.probes.iter().flat_map(|p| p.at.iter().copied()).collect() } else { Vec::new() };
     let engine_options = engine::Options { probes, progress: job.progress.clone(), ..Default::default() };

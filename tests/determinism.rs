@@ -62,7 +62,7 @@ fn in_all_orders(program: &Program, machine: &Machine, options: &Options) -> Res
 }
 
 fn mlp() -> Model {
-    Model::new("mlp", builders::mlp(&[12, 10, 7], 2, 1), 3, false, Ty::F32)
+    Model::new("mlp", builders::mlp(&[12, 10, 7], 2, 1).unwrap_or_else(|e| panic!("{e}")), 3, false, Ty::F32)
 }
 
 fn models() -> Vec<(Model, Machine)> {
@@ -240,9 +240,17 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
         let (a, b) = (2 * i as u8, 2 * i as u8 + 1);
         code.push(Instr::Desc(a, memory(i, n)));
         let flag = c.one_in(2);
-        let wrong = c.one_in(40);
-        let extent = if wrong { n + 1 } else { n };
-        code.push(Instr::Desc(b, fabric(color, extent, sends.then_some(flag))));
+        let mut stream = fabric(color, n, sends.then_some(flag));
+        match c.below(60) {
+            // a fault that the verifier cannot foresee: another extent from a register, or halves where words come
+            58 => {
+                code.push(Instr::Set(7, Val::Imm(n as i64 + 1)));
+                stream.shape = vec![Val::Reg(7)];
+            }
+            59 => stream.ty = Ty::F16,
+            _ => {}
+        }
+        code.push(Instr::Desc(b, stream));
         let op = [Op::Mov, Op::Add, Op::Max, Op::Exp][c.below(4) as usize];
         let other = (!matches!(op, Op::Mov | Op::Exp)).then_some(Operand::Imm(0.25));
         let (dst, from) = if sends { (b, a) } else { (a, b) };
@@ -301,12 +309,15 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
 #[test]
 fn random_programs_do_not_depend_on_the_visits() {
     let kinds = RefCell::new(BTreeMap::<&str, u32>::new());
-    let config = Config { cases: 4000, failure_persistence: None, ..Config::default() };
+    let config = Config { cases: 20_000, failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let result = runner.run(&prop::collection::vec(any::<u16>(), 0..250), |all| {
         let (machine, program, probes) = random(&all);
         let kind = if let Err(v) = verify::verify(&program, &machine) {
             prop_assert!(!v.is_empty());
+            if std::env::var_os("REFUSED").is_some() {
+                println!("{}", v[0]);
+            }
             "refused"
         } else {
             let options = Options { probes, max_cycles: Some(1500), ..Options::default() };
@@ -329,7 +340,7 @@ fn random_programs_do_not_depend_on_the_visits() {
     for kind in ["done", "fault", "deadlock", "left over"] {
         assert!(kinds.get(kind).is_some_and(|n| *n >= 30), "too few that end in `{kind}`: {kinds:?}");
     }
-    assert!(kinds.get("refused").is_none_or(|n| *n < 1000), "too many refused: {kinds:?}");
+    assert!(kinds.get("refused").is_none_or(|n| *n < 5000), "too many refused: {kinds:?}");
 }
 
 fn report(machine: &Machine, model: &Model) -> Report {

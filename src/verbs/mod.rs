@@ -87,6 +87,9 @@ impl MaskName {
     }
 }
 
+/// Most elements of seeded inputs, all items together.
+const MOST_INPUTS: u128 = 1 << 27;
+
 /// Inputs: by name all items, and where they came from.
 pub struct Inputs {
     /// Name and items.
@@ -120,6 +123,13 @@ impl Common {
             return Ok(Inputs { arrays, items, source: path.display().to_string() });
         }
         let items = self.items.unwrap_or(1);
+        let elements: u128 = model.graph.inputs().iter().map(|t| model.graph.tensor(*t).shape.iter().map(|n| *n as u128).product::<u128>()).sum();
+        if elements * items as u128 > MOST_INPUTS {
+            return Err(Error::Input(format!(
+                "--items {items}: the inputs would have {} elements; at most {MOST_INPUTS} are drawn; fewer items, or a smaller --batch",
+                elements * items as u128
+            )));
+        }
         let by_name = meshloom_models::seeded_inputs(&model.graph, self.seed, items);
         let arrays = model.graph.inputs().iter().map(|t| model.graph.tensor(*t).name.clone()).map(|n| (n.clone(), by_name[&n].clone())).collect();
         Ok(Inputs { arrays, items, source: "seeded".into() })

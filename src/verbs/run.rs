@@ -1,10 +1,11 @@
 //! `meshloom run`: compile, simulate, check, report.
 
-use super::{Common, print};
+use super::{Common, Inputs, print};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use meshloom::error::Error;
 use meshloom::simulate::{self, Expected, Finished, Job};
 use meshloom::{arrays, machines};
+use meshloom_compiler::{CompileError, Compiled, compile};
 use meshloom_models::{Graph, sparsity::sparsify};
 use meshloom_simulator::Machine;
 use meshloom_traces::map::{MeshMap, Placed, svg};
@@ -50,20 +51,21 @@ struct Planned<'a> {
     sparsity: f64,
     machine: &'a Machine,
     graph: &'a Graph,
-    expected: Option<&'a Expected>,
+    /// Which of the graphs: 0 is the dense one.
+    index: usize,
 }
 
 impl<'a> Planned<'a> {
-    fn job(&self, a: &Arguments, inputs: &'a [(String, Vec<f32>)], items: usize, progress: Option<Arc<AtomicU64>>) -> Job<'a> {
+    fn job(&self, a: &Arguments, inputs: &'a Inputs, expected: Option<&'a Expected>, progress: Option<Arc<AtomicU64>>) -> Job<'a> {
         Job {
             name: self.name,
             graph: self.graph,
             machine: self.machine,
             sparsity: self.sparsity,
             ty: a.common.dtype.ty(),
-            items,
-            inputs,
-            expected: self.expected,
+            items: inputs.items,
+            inputs: &inputs.arrays,
+            expected,
             progress,
         }
     }
@@ -89,19 +91,28 @@ pub fn run(a: Arguments) -> Result<(), Error> {
     for s in &sparsities {
         graphs.push(sparsify(&model.graph, *s, common.mask(), common.seed).map_err(Error::input)?);
     }
-    let evaluate = |g: &Graph| if a.no_check { Ok(None) } else { simulate::expected(g, &inputs.arrays, inputs.items).map(Some) };
-    let dense_expected = evaluate(&model.graph)?;
-    let sparse_expected: Vec<_> = graphs.iter().map(&evaluate).collect::<Result<_, _>>()?;
     let mut planned = Vec::new();
     for machine in &machines {
-        planned.push(Planned { name: RunName::Dense, sparsity: 0.0, machine, graph: &model.graph, expected: dense_expected.as_ref() });
-        for ((sparsity, graph), expected) in sparsities.iter().zip(&graphs).zip(&sparse_expected) {
-            for name in [RunName::SparseNoSkip, RunName::Sparse] {
-                planned.push(Planned { name, sparsity: *sparsity, machine, graph, expected: expected.as_ref() });
+        planned.push(Planned { name: RunName::Dense, sparsity: 0.0, machine, graph: &model.graph, index: 0 });
+        for (index, (sparsity, graph)) in sparsities.iter().zip(&graphs).enumerate() {
+            planned.push(Planned { name: RunName::SparseNoSkip, sparsity: *sparsity, machine, graph, index: index + 1 });
+            // a machine that does not skip zero weights has no run in which they are skipped
+            if machine.skip.zero_weights {
+                planned.push(Planned { name: RunName::Sparse, sparsity: *sparsity, machine, graph, index: index + 1 });
             }
         }
     }
-    let finished = simulate_all(&a, &planned, &inputs.arrays, inputs.items)?;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(a.threads.unwrap_or(0)).build().map_err(|e| Error::Internal(e.to_string()))?;
+    // all are compiled before anything long begins: what does not fit is told at once
+    let compile_one = |p: &Planned| compile(p.graph, p.machine, &simulate::options(&p.job(&a, &inputs, None, None)), &inputs.arrays);
+    let compiled: Vec<Result<Compiled, CompileError>> = pool.install(|| planned.par_iter().map(compile_one).collect());
+    let compiled: Vec<Compiled> = compiled.into_iter().collect::<Result<_, _>>()?;
+    let all: Vec<&Graph> = std::iter::once(&model.graph).chain(&graphs).collect();
+    let expected: Vec<Expected> = match a.no_check {
+        true => Vec::new(),
+        false => all.iter().map(|g| simulate::expected(g, &inputs.arrays, inputs.items)).collect::<Result<_, _>>()?,
+    };
+    let finished = simulate_all(&a, &pool, &planned, compiled, &inputs, &expected)?;
 
     let first = &model.graph.inputs()[0];
     let batch = model.graph.tensor(*first).shape.first().copied().unwrap_or(1);
@@ -128,24 +139,31 @@ pub fn run(a: Arguments) -> Result<(), Error> {
         eprint!("{}", table::simulation(&report));
     }
     if a.check_kernels {
-        check_kernels(&a, &planned, &finished, &inputs.arrays, inputs.items)?;
+        check_kernels(&a, &planned, &finished, &inputs, &expected)?;
     }
     departures(&report, simulate::tolerance(common.dtype.ty()))
 }
 
 /// Runs everything, several at a time, with a line of progress for what takes over a second.
-fn simulate_all(a: &Arguments, planned: &[Planned], inputs: &[(String, Vec<f32>)], items: usize) -> Result<Vec<Finished>, Error> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(a.threads.unwrap_or(0)).build().map_err(|e| Error::Internal(e.to_string()))?;
+fn simulate_all(
+    a: &Arguments,
+    pool: &rayon::ThreadPool,
+    planned: &[Planned],
+    compiled: Vec<Compiled>,
+    inputs: &Inputs,
+    expected: &[Expected],
+) -> Result<Vec<Finished>, Error> {
     let bars = MultiProgress::new();
     let results: Vec<Result<Finished, Error>> = pool.install(|| {
         planned
             .par_iter()
-            .map(|p| {
+            .zip(compiled)
+            .map(|(p, compiled)| {
                 let progress = Arc::new(AtomicU64::new(0));
                 let done = Arc::new(AtomicBool::new(false));
                 let watcher = watch(&bars, format!("{} on {}", p.name, p.machine.name), progress.clone(), done.clone());
-                let job = p.job(a, inputs, items, Some(progress));
-                let result = simulate::run(&job);
+                let job = p.job(a, inputs, expected.get(p.index), Some(progress));
+                let result = simulate::simulate(&job, compiled);
                 done.store(true, Ordering::Relaxed);
                 watcher.thread().unpark();
                 let _ = watcher.join();
@@ -178,11 +196,11 @@ fn watch(bars: &MultiProgress, what: String, cycle: Arc<AtomicU64>, done: Arc<At
 }
 
 /// Every kernel of every run alone, fed with what the evaluator has.
-fn check_kernels(a: &Arguments, planned: &[Planned], finished: &[Finished], inputs: &[(String, Vec<f32>)], items: usize) -> Result<(), Error> {
+fn check_kernels(a: &Arguments, planned: &[Planned], finished: &[Finished], inputs: &Inputs, expected: &[Expected]) -> Result<(), Error> {
     let mut text = String::new();
     for (p, f) in planned.iter().zip(finished) {
-        let Some(expected) = p.expected else { continue };
-        let options = simulate::options(&p.job(a, inputs, items, None));
+        let Some(expected) = expected.get(p.index) else { continue };
+        let options = simulate::options(&p.job(a, inputs, None, None));
         for (name, error) in simulate::kernels_alone(&f.compiled, p.machine, &options, expected)? {
             text += &format!("{} on {}, kernel {name} alone: largest error {error:.1e}\n", p.name, p.machine.name);
         }

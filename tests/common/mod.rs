@@ -67,22 +67,22 @@ impl Builder {
     }
 
     pub fn input(&mut self, name: &str, shape: &[usize]) -> TensorId {
-        self.0.add_input(name, shape)
+        self.0.add_input(name, shape).unwrap_or_else(|e| panic!("{e}"))
     }
 
     pub fn op(&mut self, name: &str, op: Op, inputs: &[TensorId]) -> TensorId {
-        self.0.add_node(name, op, inputs).unwrap_or_else(|e| panic!("{e}"))
+        self.0.add_node(name, op, inputs, name).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// A linear operator with weights of this shape and biases; every `zero`-th weight is 0.
     pub fn weighted(&mut self, name: &str, op: Op, x: TensorId, weights: &[usize], zero: usize) -> TensorId {
-        let w = self.0.add_constant(&format!("{name}.w"), weights, numbers(weights.iter().product(), zero));
-        let b = self.0.add_constant(&format!("{name}.b"), &weights[..1], numbers(weights[0] + 5, 0)[5..].to_vec());
+        let w = self.0.add_constant(&format!("{name}.w"), weights, numbers(weights.iter().product(), zero)).unwrap_or_else(|e| panic!("{e}"));
+        let b = self.0.add_constant(&format!("{name}.b"), &weights[..1], numbers(weights[0] + 5, 0)[5..].to_vec()).unwrap_or_else(|e| panic!("{e}"));
         self.op(name, op, &[x, w, b])
     }
 
     pub fn done(mut self, output: TensorId) -> Graph {
-        self.0.set_outputs(&[output]).unwrap_or_else(|e| panic!("{e}"));
+        self.0.add_output(output).unwrap_or_else(|e| panic!("{e}"));
         self.0
     }
 }
@@ -117,7 +117,7 @@ pub fn kernels() -> Vec<Model> {
     let flatten = {
         let mut b = Builder::new("flatten");
         let x = b.input("x", &[2, 7, 2, 3]);
-        let y = b.0.add_reshape("y", x, &[2, 42]).unwrap_or_else(|e| panic!("{e}"));
+        let y = b.0.add_reshape("y", x, "y", &[2, 42]).unwrap_or_else(|e| panic!("{e}"));
         Model::new("flatten", b.done(y), 2, false, Ty::F32)
     };
     let fused = {
@@ -166,7 +166,7 @@ pub fn residual() -> Model {
     let sum = b.op("sum", Op::Add, &[left, right]);
     let sum = b.op("sum.relu", Op::Relu, &[sum]);
     let pool = b.op("pool", Op::AvgPool { kernel: [3, 3], strides: [1, 1], pads: [0; 4], count_include_pad: false }, &[sum]);
-    let flat = b.0.add_reshape("flat", pool, &[2, 4]).unwrap_or_else(|e| panic!("{e}"));
+    let flat = b.0.add_reshape("flat", pool, "flat", &[2, 4]).unwrap_or_else(|e| panic!("{e}"));
     let y = b.weighted("fc", Op::Linear, flat, &[5, 4], 0);
     let y = b.op("y", Op::Softmax { axis: 1 }, &[y]);
     Model::new("residual", b.done(y), 3, true, Ty::F32)

@@ -37,7 +37,7 @@ pub enum CompileError {
         message: String,
     },
     /// Something needs more than the machine has.
-    #[error("{what} does not fit: it needs {needs}; there are {has}. What would help: {helps}")]
+    #[error("does not fit: {what}: needed {needs}; available {has}. What would help: {helps}")]
     DoesNotFit {
         /// What.
         what: String,
@@ -110,8 +110,8 @@ pub fn compile(graph: &Graph, machine: &Machine, options: &Options, inputs: &[(S
         return Err(CompileError::DoesNotFit {
             what: graph.name.clone(),
             needs: "a mesh of at least 3 columns: one for what enters, one for what leaves".into(),
-            has: format!("{} on {}", machine.mesh.width, machine.name),
-            helps: "--set mesh.width=...".into(),
+            has: format!("{} column(s) on {}", machine.mesh.width, machine.name),
+            helps: "a wider machine, or --set mesh.width=32".into(),
         });
     }
     finish(plan, machine, options, inputs, None)
@@ -159,6 +159,7 @@ fn finish(mut plan: Plan, machine: &Machine, options: &Options, inputs: &[(Strin
     passes::routes::run(&mut plan, machine)?;
     passes::memory::run(&mut plan, machine)?;
     let compiled = passes::emit::run(plan, machine, inputs)?;
+    passes::limits::run(&compiled.program, machine)?;
     meshloom_simulator::verify::verify(&compiled.program, machine)
         .map_err(|all| CompileError::Invalid(all.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\n")))?;
     Ok(compiled)

@@ -1,190 +1,162 @@
-//! Networks made from nothing but a description and a seed, for trials without a model file.
+//! Models that are built, not read: the registry of their names and parameters, and the builders.
 
-use crate::graph::{Graph, Op};
-use crate::random;
+use crate::graph::{Graph, GraphError, Op};
+use crate::random::Stream;
+use thiserror::Error;
 
-/// A built-in network together with the full description it was made from.
+/// Why a built-in model cannot be built.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum BuilderError {
+    /// No model has this name.
+    #[error("no built-in model is called `{name}`; there are: {known}")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// Those that exist.
+        known: String,
+    },
+    /// The model has no such parameter.
+    #[error("`{model}` has no parameter `{parameter}`; it has: {known}")]
+    UnknownParameter {
+        /// The model.
+        model: &'static str,
+        /// The parameter asked for.
+        parameter: String,
+        /// Those that exist.
+        known: &'static str,
+    },
+    /// A parameter's value cannot be read.
+    #[error("parameter `{parameter}` is `{value}`: expected {expected}")]
+    Value {
+        /// The parameter.
+        parameter: &'static str,
+        /// Its value.
+        value: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A parameter is given twice.
+    #[error("parameter `{0}` is given twice")]
+    Twice(String),
+    /// The graph cannot be built with these parameters.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+/// A built-in model.
 #[derive(Debug, Clone)]
 pub struct BuiltIn {
-    /// The network.
+    /// The model.
     pub graph: Graph,
-    /// The description with every default filled in, such as `mlp:layers=784-512-512-10`.
+    /// The specification with all parameters spelt out: with it, the batch and the seed the same graph is built.
     pub resolved: String,
 }
 
-/// Why a description names no built-in network.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SpecError {
-    /// There is no such network.
-    #[error("{name:?} is not a built-in model; there are: {known}")]
-    UnknownModel {
-        /// The name given.
-        name: String,
-        /// The names there are.
-        known: String,
-    },
-    /// The network has no such setting.
-    #[error("{model:?} has no setting {setting:?}; write {model}:layers=64-32-10")]
-    UnknownSetting {
-        /// The network.
-        model: String,
-        /// The setting given.
-        setting: String,
-    },
-    /// The layer widths cannot be read.
-    #[error("layers {layers:?}: {part:?} is not a width between 1 and 65536; write for example 64-32-10")]
-    Width {
-        /// The whole list.
-        layers: String,
-        /// The part that cannot be read.
-        part: String,
-    },
-    /// There are too few or too many layers.
-    #[error("layers {layers:?} has {found} widths; between 2 and 256 are needed, the inputs first")]
-    LayerCount {
-        /// The whole list.
-        layers: String,
-        /// Number of widths.
-        found: usize,
-    },
-    /// The network would be too large.
-    #[error(
-        "{what} would have {elements} elements; at most {limit} are allowed, so use smaller layers or batches"
-    )]
-    TooLarge {
-        /// What would be too large.
-        what: &'static str,
-        /// Its size in elements.
-        elements: u128,
-        /// The limit in elements.
-        limit: u128,
-    },
-    /// The batch is zero.
-    #[error("a batch must have at least 1 item")]
-    EmptyBatch,
-}
-
-const DEFAULT_LAYERS: [usize; 4] = [784, 512, 512, 10];
-/// Most weights a built-in network may have: 2^28, one gigabyte.
-const MAX_WEIGHTS: u128 = 1 << 28;
-
-/// Names and one-line descriptions of the built-in networks.
-#[must_use]
+/// The built-in models, each with its parameters and what it is.
 pub fn list() -> Vec<(&'static str, &'static str)> {
     vec![(
         "mlp",
-        "fully connected layers with ReLU between them; layers=784-512-512-10 gives the widths, inputs first",
+        "fully connected layers with ReLU between them; layers=784-512-512-10 (sizes, input first)",
     )]
 }
 
-/// A multilayer perceptron: input `x[batch, layers[0]]`, layers `fc1`, `fc2`, ... each with a bias, a ReLU
-/// between layers and none after the last, whose output tensor is `y`. Weights are normal with variance 2/K
-/// for K inputs, biases are small and never zero; both depend only on the seed and the layer.
-///
-/// # Panics
-/// If there are fewer than two widths, a width or the batch is zero, or a tensor would have more than 2^31
-/// elements; [`builtin`] reports the same as errors.
-#[must_use]
-pub fn mlp(layers: &[usize], batch: usize, seed: u64) -> Graph {
-    assert!(layers.len() >= 2, "an mlp needs at least two widths");
-    let mut graph = Graph::new("mlp");
-    let mut value = graph.add_input("x", &[batch, layers[0]]);
-    let last = layers.len() - 1;
-    for (i, pair) in layers.windows(2).enumerate() {
-        let (k, m, name) = (pair[0], pair[1], format!("fc{}", i + 1));
-        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
-        let deviation = (2.0 / k as f64).sqrt();
-        let mut normal = random::Normal::new(seed, &weight);
-        let data = (0..k * m).map(|_| (normal.next() * deviation) as f32).collect();
-        let w = graph.add_constant(&weight, &[m, k], data);
-        let mut normal = random::Normal::new(seed, &bias);
-        let small = |v: f64| (v.signum() * (0.01 + 0.02 * v.abs().min(4.0))) as f32;
-        let b = graph.add_constant(&bias, &[m], (0..m).map(|_| small(normal.next())).collect());
-        let is_last = i + 1 == last;
-        let output = if is_last { "y" } else { name.as_str() };
-        value = graph
-            .add_node_as(&name, output, Op::Linear, &[value, w, b], None)
-            .expect("shapes fit");
-        if !is_last {
-            value = graph
-                .add_node(&format!("relu{}", i + 1), Op::Relu, &[value])
-                .expect("shapes fit");
-        }
-    }
-    graph.set_outputs(&[value]).expect("the output is in the graph");
-    graph
-}
-
-/// Builds the network a description names: `mlp` or `mlp:layers=64-32-10`.
+/// Builds the model of a specification: a name and optionally parameters, `mlp:layers=64-32-10`. `seed` is that of the
+/// weights.
 ///
 /// # Errors
-/// [`SpecError`] if there is no such network or setting, or it would be too large.
-pub fn builtin(spec: &str, batch: usize, seed: u64) -> Result<BuiltIn, SpecError> {
-    let (name, settings) = spec.split_once(':').map_or((spec, None), |(n, s)| (n, Some(s)));
+/// A [`BuilderError`] that lists what exists.
+pub fn builtin(spec: &str, batch: usize, seed: u64) -> Result<BuiltIn, BuilderError> {
+    let (name, parameters) = spec.split_once(':').unwrap_or((spec, ""));
     if name != "mlp" {
-        let known: Vec<&str> = list().into_iter().map(|(n, _)| n).collect();
-        return Err(SpecError::UnknownModel {
-            name: name.to_owned(),
-            known: known.join(", "),
+        let known = list().iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
+        return Err(BuilderError::UnknownModel {
+            name: name.into(),
+            known,
         });
     }
-    let layers = match settings {
-        None => DEFAULT_LAYERS.to_vec(),
-        Some(setting) => match setting.strip_prefix("layers=") {
-            Some(layers) => widths(layers)?,
-            None => {
-                let setting = setting.split('=').next().unwrap_or_default().to_owned();
-                return Err(SpecError::UnknownSetting {
-                    model: name.to_owned(),
-                    setting,
-                });
-            }
-        },
-    };
-    if batch == 0 {
-        return Err(SpecError::EmptyBatch);
+    let mut layers = None;
+    for part in parameters.split(',').filter(|p| !p.trim().is_empty()) {
+        let (key, value) = part.split_once('=').unwrap_or((part, ""));
+        if key.trim() != "layers" {
+            let (parameter, known) = (key.trim().into(), "layers");
+            return Err(BuilderError::UnknownParameter {
+                model: "mlp",
+                parameter,
+                known,
+            });
+        }
+        if layers.replace(parse_layers(value.trim())?).is_some() {
+            return Err(BuilderError::Twice(key.trim().into()));
+        }
     }
-    let weights: u128 = layers.windows(2).map(|p| p[0] as u128 * p[1] as u128).sum();
-    if weights > MAX_WEIGHTS {
-        return Err(SpecError::TooLarge {
-            what: "the weights",
-            elements: weights,
-            limit: MAX_WEIGHTS,
-        });
-    }
-    let limit = crate::shapes::MAX_ELEMENTS as u128;
-    let widest = layers.iter().copied().max().unwrap_or(1) as u128 * batch as u128;
-    if widest > limit {
-        return Err(SpecError::TooLarge {
-            what: "the widest activation",
-            elements: widest,
-            limit,
-        });
-    }
-    let text: Vec<String> = layers.iter().map(ToString::to_string).collect();
+    let layers = layers.unwrap_or_else(|| vec![784, 512, 512, 10]);
+    let sizes = layers.iter().map(usize::to_string).collect::<Vec<_>>().join("-");
     Ok(BuiltIn {
-        graph: mlp(&layers, batch, seed),
-        resolved: format!("mlp:layers={}", text.join("-")),
+        graph: mlp(&layers, batch, seed)?,
+        resolved: format!("mlp:layers={sizes}"),
     })
 }
 
-fn widths(layers: &str) -> Result<Vec<usize>, SpecError> {
-    let found = layers.split('-').count();
-    if !(2..=256).contains(&found) {
-        return Err(SpecError::LayerCount {
-            layers: layers.chars().take(80).collect(),
-            found,
-        });
+fn parse_layers(value: &str) -> Result<Vec<usize>, BuilderError> {
+    let sizes: Option<Vec<usize>> = value
+        .split('-')
+        .map(|v| v.parse().ok().filter(|v| *v > 0))
+        .collect();
+    sizes.filter(|s| s.len() >= 2).ok_or_else(|| BuilderError::Value {
+        parameter: "layers",
+        value: value.into(),
+        expected: "at least two sizes joined by `-`, such as 64-32-10",
+    })
+}
+
+/// A multi-layer perceptron: input `x [batch, layers[0]]`, a product with bias for each further size, ReLU between them and
+/// none after the last; output `y [batch, last]`.
+///
+/// Weights are normal with variance 2 / inputs, biases of magnitude 0.01 to 0.05 with random sign: never zero, so that a
+/// bias that is left out shows.
+///
+/// # Errors
+/// If there are fewer than two sizes, a size or the batch is 0, or they are absurd.
+pub fn mlp(layers: &[usize], batch: usize, seed: u64) -> Result<Graph, GraphError> {
+    if layers.len() < 2 {
+        return Err(GraphError::Malformed(
+            "a perceptron needs at least two sizes".into(),
+        ));
     }
-    let width = |part: &str| match part.parse::<usize>() {
-        Ok(n) if (1..=65536).contains(&n) && part.bytes().all(|b| b.is_ascii_digit()) => Ok(n),
-        _ => Err(SpecError::Width {
-            layers: layers.to_owned(),
-            part: part.to_owned(),
-        }),
-    };
-    layers.split('-').map(width).collect()
+    let mut g = Graph::new("mlp");
+    let mut t = g.add_input("x", &[batch, layers[0]])?;
+    for (i, pair) in layers.windows(2).enumerate() {
+        let (k, m) = (pair[0], pair[1]);
+        let names = [format!("fc{i}.weight"), format!("fc{i}.bias")];
+        // the sizes are checked before the weights are made
+        crate::shapes::elements(&[m, k]).map_err(|error| GraphError::Tensor {
+            tensor: names[0].clone(),
+            error,
+        })?;
+        let scale = (2.0 / k as f64).sqrt();
+        let mut stream = Stream::new(seed, "weights", &names[0]);
+        let data = (0..m * k).map(|_| (stream.normal() * scale) as f32).collect();
+        let w = g.add_constant(&names[0], &[m, k], data)?;
+        let mut stream = Stream::new(seed, "weights", &names[1]);
+        let mut bias = || {
+            let magnitude = 0.01 + 0.04 * stream.uniform();
+            (if stream.below(2) == 0 {
+                magnitude
+            } else {
+                -magnitude
+            }) as f32
+        };
+        let data = (0..m).map(|_| bias()).collect();
+        let b = g.add_constant(&names[1], &[m], data)?;
+        let last = i + 2 == layers.len();
+        let output = if last { "y".into() } else { format!("fc{i}.out") };
+        t = g.add_node(format!("fc{i}"), Op::Linear, &[t, w, b], output)?;
+        if !last {
+            t = g.add_node(format!("relu{i}"), Op::Relu, &[t], format!("relu{i}.out"))?;
+        }
+    }
+    g.add_output(t)?;
+    Ok(g)
 }
 
 #[cfg(test)]
@@ -192,65 +164,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn defaults_are_resolved() {
-        let b = builtin("mlp", 3, 1).unwrap();
+    fn the_default_is_spelt_out() {
+        let b = builtin("mlp", 3, 0).unwrap();
         assert_eq!(b.resolved, "mlp:layers=784-512-512-10");
-        b.graph.verify().unwrap();
         assert_eq!(
             b.graph.parameters(),
-            784 * 512 + 512 + 512 * 512 + 512 + 5120 + 10
+            (784 * 512 + 512 + 512 * 512 + 512 + 512 * 10 + 10) as u64
         );
-        let y = b.graph.tensor(b.graph.outputs()[0]);
-        assert_eq!((y.name.as_str(), y.shape.as_slice()), ("y", &[3, 10][..]));
-        assert_eq!(b.graph.tensor(b.graph.inputs()[0]).name, "x");
         assert_eq!(b.graph.nonzeros(), b.graph.parameters());
+        b.graph.verify().unwrap();
+        let again = builtin(&b.resolved, 3, 0).unwrap();
+        assert_eq!(again.graph.tensors(), b.graph.tensors());
     }
 
     #[test]
-    fn weights_have_the_right_spread_and_repeat() {
-        let (a, b) = (mlp(&[100, 200, 10], 1, 7), mlp(&[100, 200, 10], 4, 7));
-        let w = a
-            .tensors()
-            .iter()
-            .find(|t| t.name == "fc1.weight")
-            .unwrap()
-            .data
-            .clone()
-            .unwrap();
-        let variance = w.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / w.len() as f64;
-        assert!((variance - 0.02).abs() < 0.001, "{variance}");
+    fn weights_have_the_scale_of_their_layer() {
+        let g = mlp(&[256, 128], 1, 9).unwrap();
+        let w = g.tensor(g.find("fc0.weight").unwrap()).data.clone().unwrap();
+        let variance = w.iter().map(|v| f64::from(v * v)).sum::<f64>() / w.len() as f64;
+        assert!((variance * 128.0 - 1.0).abs() < 0.03, "{variance}");
+    }
+
+    #[test]
+    fn seeds_and_batches() {
+        let (a, b) = (mlp(&[4, 3], 1, 1).unwrap(), mlp(&[4, 3], 1, 2).unwrap());
+        assert_ne!(a.tensors(), b.tensors());
         assert_eq!(
-            Some(w),
-            b.tensors()
-                .iter()
-                .find(|t| t.name == "fc1.weight")
-                .unwrap()
-                .data
-                .clone()
+            mlp(&[4, 3], 5, 1).unwrap().tensors(),
+            a.with_batch(5).unwrap().tensors()
         );
-    }
-
-    #[test]
-    fn bad_descriptions() {
-        for spec in [
-            "",
-            "cnn",
-            "mlp:",
-            "mlp:depth=3",
-            "mlp:layers=",
-            "mlp:layers=4",
-            "mlp:layers=4-0",
-        ] {
-            assert!(builtin(spec, 1, 0).is_err(), "{spec}");
-        }
-        for spec in [
-            "mlp:layers=+4-3",
-            "mlp:layers=65536-65536",
-            "mlp:layers=99999999999999999999-2",
-        ] {
-            assert!(builtin(spec, 1, 0).is_err(), "{spec}");
-        }
-        assert_eq!(builtin("mlp", 0, 0).unwrap_err(), SpecError::EmptyBatch);
-        assert!(builtin("mlp", usize::MAX, 0).is_err());
+        assert!(mlp(&[4, 3], 0, 1).is_err());
+        assert!(mlp(&[1 << 20, 1 << 20], 1, 1).is_err());
     }
 }

@@ -1,268 +1,303 @@
-//! Shape inference: from an operator and the shapes of its inputs to the shape of its output.
-//!
-//! All arithmetic is checked, so any operator settings whatever give either a shape or a [`ShapeError`], never
-//! an overflow. Shapes are row-major, in elements, and every dimension is at least one.
+//! Shape inference. All arithmetic is checked: a shape that claims an absurd size is an error, found before anything is
+//! allocated for it.
 
 use crate::graph::Op;
+use std::ops::Range;
+use thiserror::Error;
 
-/// Largest number of elements an activation may have (2^31).
+/// The largest number of elements that a tensor may have (16 GiB of f64 in the evaluator).
 pub const MAX_ELEMENTS: usize = 1 << 31;
-/// Largest number of dimensions a tensor may have.
-pub const MAX_RANK: usize = 8;
 
-/// Why an operator cannot be applied to inputs of these shapes.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
+/// The largest number of axes that a tensor may have.
+pub const MAX_RANK: usize = 16;
+
+/// The largest kernel size, stride, padding or dilation.
+pub const MAX_WINDOW: usize = 1 << 20;
+
+/// Why shapes do not fit together.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ShapeError {
     /// The operator was given too few or too many inputs.
-    #[error("takes {expected} inputs, but has {found}")]
-    InputCount {
-        /// What the operator takes, such as `2 or 3`.
+    #[error("{op} takes {expected} inputs, got {got}")]
+    Arity {
+        /// The operator.
+        op: &'static str,
+        /// How many it takes, in words.
         expected: &'static str,
-        /// How many inputs were given.
-        found: usize,
+        /// How many there are.
+        got: usize,
     },
-    /// An input has the wrong number of dimensions.
-    #[error("its {input} must have {expected} dimensions, but has shape {found:?}")]
-    Rank {
-        /// Which input.
-        input: &'static str,
-        /// Dimensions needed.
-        expected: usize,
-        /// The shape found.
-        found: Vec<usize>,
-    },
-    /// Two shapes do not fit together.
-    #[error("its {input} has shape {found:?}, but {expected} is needed")]
+    /// A size is zero, or the product of sizes is above [`MAX_ELEMENTS`].
+    #[error("shape {0:?} has no or too many elements (1 to {MAX_ELEMENTS} are possible)")]
+    Size(Vec<usize>),
+    /// There are more than [`MAX_RANK`] axes.
+    #[error("{0} axes (at most {MAX_RANK} are possible)")]
+    Rank(usize),
+    /// An input has a shape that the operator cannot take.
+    #[error("{what} has shape {got:?}, expected {expected}")]
     Mismatch {
         /// Which input.
-        input: &'static str,
-        /// What would fit.
+        what: &'static str,
+        /// Its shape.
+        got: Vec<usize>,
+        /// What it should be, in words.
         expected: String,
-        /// The shape found.
-        found: Vec<usize>,
     },
-    /// A setting of the operator is out of range.
-    #[error("its setting {setting} is wrong: {reason}")]
-    Setting {
-        /// Name of the setting.
-        setting: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A window (kernel with dilation) is larger than the padded input.
-    #[error("its window spans {window} elements, but the padded input has only {input}")]
-    WindowTooLarge {
-        /// Extent of the dilated window, in elements.
-        window: usize,
-        /// Extent of the padded input, in elements.
-        input: usize,
-    },
-    /// A shape has a dimension of zero, too many dimensions, or more than [`MAX_ELEMENTS`] elements.
-    #[error(
-        "shape {shape:?} is out of range: at most {MAX_RANK} dimensions, each at least 1, and at most \
-         {MAX_ELEMENTS} elements in all"
-    )]
-    Range {
-        /// The shape found (at most nine dimensions of it).
-        shape: Vec<usize>,
-    },
+    /// Two shapes cannot be broadcast to one.
+    #[error("shapes {0:?} and {1:?} cannot be broadcast together")]
+    Broadcast(Vec<usize>, Vec<usize>),
+    /// An attribute has no meaning for these inputs.
+    #[error("{0}")]
+    Attribute(String),
 }
 
-/// Number of elements of a shape.
+fn mismatch<T>(what: &'static str, got: &[usize], expected: impl Into<String>) -> Result<T, ShapeError> {
+    Err(ShapeError::Mismatch {
+        what,
+        got: got.to_vec(),
+        expected: expected.into(),
+    })
+}
+
+fn attribute<T>(message: String) -> Result<T, ShapeError> {
+    Err(ShapeError::Attribute(message))
+}
+
+/// The number of elements of a shape (1 for a scalar `[]`).
 ///
 /// # Errors
-/// [`ShapeError::Range`] for a zero dimension, more than [`MAX_RANK`] dimensions or more than
-/// [`MAX_ELEMENTS`] elements.
+/// [`ShapeError::Size`] if a size is zero or the product is above [`MAX_ELEMENTS`], [`ShapeError::Rank`] if there are
+/// too many axes.
 pub fn elements(shape: &[usize]) -> Result<usize, ShapeError> {
-    let fail = || ShapeError::Range {
-        shape: shape.iter().copied().take(MAX_RANK + 1).collect(),
-    };
-    if shape.len() > MAX_RANK || shape.contains(&0) {
-        return Err(fail());
+    if shape.len() > MAX_RANK {
+        return Err(ShapeError::Rank(shape.len()));
     }
-    let n = shape
+    shape
         .iter()
         .try_fold(1usize, |n, &d| n.checked_mul(d))
-        .ok_or_else(fail)?;
-    if n > MAX_ELEMENTS { Err(fail()) } else { Ok(n) }
+        .filter(|n| (1..=MAX_ELEMENTS).contains(n))
+        .ok_or_else(|| ShapeError::Size(shape.to_vec()))
 }
 
-/// The shape two operands broadcast to under the NumPy rules, if they do.
-#[must_use]
-pub fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+/// The shape of an element-wise result, by the rules of NumPy: aligned at the last axis, sizes equal or one of them 1.
+///
+/// # Errors
+/// [`ShapeError::Broadcast`] if the shapes do not go together, [`ShapeError::Size`] if the result is absurd.
+pub fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>, ShapeError> {
     let rank = a.len().max(b.len());
-    let dim = |s: &[usize], i: usize| (i + s.len()).checked_sub(rank).map_or(1, |j| s[j]);
-    (0..rank)
-        .map(|i| match (dim(a, i), dim(b, i)) {
-            (x, y) if x == y => Some(x),
-            (1, y) => Some(y),
-            (x, 1) => Some(x),
-            _ => None,
-        })
-        .collect()
-}
-
-/// Extent of the output of a sliding window along one axis, in elements.
-///
-/// # Errors
-/// [`ShapeError::Setting`] for zero settings or overflow, [`ShapeError::WindowTooLarge`] if no window fits.
-pub fn window(
-    input: usize,
-    kernel: usize,
-    stride: usize,
-    before: usize,
-    after: usize,
-    dilation: usize,
-) -> Result<usize, ShapeError> {
-    for (setting, value) in [("kernel", kernel), ("strides", stride), ("dilations", dilation)] {
-        if value == 0 {
-            return Err(ShapeError::Setting {
-                setting,
-                reason: "it must be at least 1".into(),
-            });
+    let size = |s: &[usize], axis: usize| {
+        if axis + s.len() < rank {
+            1
+        } else {
+            s[axis + s.len() - rank]
         }
-    }
-    let overflow = |setting| ShapeError::Setting {
-        setting,
-        reason: "it is too large".into(),
     };
-    let span = (kernel - 1)
-        .checked_mul(dilation)
-        .and_then(|s| s.checked_add(1))
-        .ok_or_else(|| overflow("dilations"))?;
-    let padded = input
-        .checked_add(before)
-        .and_then(|p| p.checked_add(after))
-        .ok_or_else(|| overflow("pads"))?;
-    if span > padded {
-        return Err(ShapeError::WindowTooLarge {
-            window: span,
-            input: padded,
-        });
-    }
-    Ok((padded - span) / stride + 1)
-}
-
-fn rank<'a>(shape: &'a [usize], expected: usize, input: &'static str) -> Result<&'a [usize], ShapeError> {
-    if shape.len() == expected {
-        Ok(shape)
-    } else {
-        Err(ShapeError::Rank {
-            input,
-            expected,
-            found: shape.to_vec(),
+    let shape = (0..rank)
+        .map(|axis| match (size(a, axis), size(b, axis)) {
+            (x, y) if x == y => Ok(x),
+            (x, 1) => Ok(x),
+            (1, y) => Ok(y),
+            _ => Err(ShapeError::Broadcast(a.to_vec(), b.to_vec())),
         })
+        .collect::<Result<Vec<_>, _>>()?;
+    elements(&shape)?;
+    Ok(shape)
+}
+
+/// A window that slides along one axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Elements of the input along the axis.
+    pub input: usize,
+    /// Taps.
+    pub kernel: usize,
+    /// Elements between two output positions.
+    pub stride: usize,
+    /// Elements before the first.
+    pub before: usize,
+    /// Elements after the last.
+    pub after: usize,
+    /// Elements between two taps.
+    pub dilation: usize,
+}
+
+impl Window {
+    /// The number of output positions.
+    ///
+    /// # Errors
+    /// [`ShapeError::Attribute`] if a parameter is zero or above [`MAX_WINDOW`], or the window is larger than the padded
+    /// input.
+    pub fn positions(&self) -> Result<usize, ShapeError> {
+        let limits = 1..=MAX_WINDOW;
+        if ![self.kernel, self.stride, self.dilation]
+            .iter()
+            .all(|v| limits.contains(v))
+        {
+            return attribute(format!(
+                "kernel {}, stride {} and dilation {} must each be 1 to {MAX_WINDOW}",
+                self.kernel, self.stride, self.dilation
+            ));
+        }
+        if self.before > MAX_WINDOW || self.after > MAX_WINDOW || self.input > MAX_ELEMENTS {
+            return attribute(format!(
+                "padding {} and {} must be at most {MAX_WINDOW}",
+                self.before, self.after
+            ));
+        }
+        // below 2^41 each: no overflow
+        let reach = (self.kernel - 1) * self.dilation + 1;
+        let padded = self.input + self.before + self.after;
+        if reach > padded {
+            return attribute(format!(
+                "the window reaches over {reach} elements, the padded input has {padded}"
+            ));
+        }
+        Ok((padded - reach) / self.stride + 1)
+    }
+
+    /// The output positions (of `positions`) at which a tap hits an element of the input, not padding.
+    pub fn hits(&self, tap: usize, positions: usize) -> Range<usize> {
+        let offset = tap * self.dilation;
+        // position o reads element o * stride + offset - before
+        let first = self.before.saturating_sub(offset).div_ceil(self.stride);
+        let last = (self.input + self.before)
+            .saturating_sub(offset)
+            .div_ceil(self.stride);
+        let last = last.min(positions);
+        first.min(last)..last
+    }
+
+    /// The input element that a tap reads at an output position where it hits one.
+    pub fn element(&self, tap: usize, position: usize) -> usize {
+        position * self.stride + tap * self.dilation - self.before
     }
 }
 
-fn exactly(shape: &[usize], expected: &[usize], input: &'static str) -> Result<(), ShapeError> {
-    if shape == expected {
-        Ok(())
-    } else {
-        Err(ShapeError::Mismatch {
-            input,
-            expected: format!("{expected:?}"),
-            found: shape.to_vec(),
-        })
-    }
+/// The windows of a 2D operator along rows and columns; `input` is `[n, c, h, w]`.
+pub fn windows(
+    input: &[usize],
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    pads: [usize; 4],
+    dilations: [usize; 2],
+) -> [Window; 2] {
+    [0, 1].map(|i| Window {
+        input: input[2 + i],
+        kernel: kernel[i],
+        stride: strides[i],
+        before: pads[i],
+        after: pads[2 + i],
+        dilation: dilations[i],
+    })
 }
 
-fn count(inputs: &[&[usize]], low: usize, high: usize, expected: &'static str) -> Result<(), ShapeError> {
-    if (low..=high).contains(&inputs.len()) {
-        Ok(())
-    } else {
-        Err(ShapeError::InputCount {
-            expected,
-            found: inputs.len(),
-        })
+fn pool(
+    x: &[usize],
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    pads: [usize; 4],
+) -> Result<Vec<usize>, ShapeError> {
+    if x.len() != 4 {
+        return mismatch("the input", x, "[n, c, h, w]");
     }
+    // otherwise a window could lie in the padding alone, where a maximum or an average means nothing
+    if (0..4).any(|i| pads[i] > 0 && pads[i] >= kernel[i % 2]) {
+        return attribute(format!(
+            "padding {pads:?} must be smaller than the kernel {kernel:?}"
+        ));
+    }
+    let [h, w] = windows(x, kernel, strides, pads, [1, 1]);
+    Ok(vec![x[0], x[1], h.positions()?, w.positions()?])
 }
 
-fn pool(x: &[usize], k: [usize; 2], s: [usize; 2], p: [usize; 4]) -> Result<Vec<usize>, ShapeError> {
-    let x = rank(x, 4, "input")?;
-    if p[0] >= k[0].max(1) || p[2] >= k[0].max(1) || p[1] >= k[1].max(1) || p[3] >= k[1].max(1) {
-        let reason = format!("pads {p:?} must each be smaller than the kernel {k:?}");
-        return Err(ShapeError::Setting {
-            setting: "pads",
-            reason,
-        });
+fn conv(
+    inputs: &[&[usize]],
+    strides: [usize; 2],
+    pads: [usize; 4],
+    dilations: [usize; 2],
+    groups: usize,
+) -> Result<Vec<usize>, ShapeError> {
+    let (x, w) = (inputs[0], inputs[1]);
+    if x.len() != 4 {
+        return mismatch("the input", x, "[n, c, h, w]");
     }
-    let h = window(x[2], k[0], s[0], p[0], p[2], 1)?;
-    let w = window(x[3], k[1], s[1], p[1], p[3], 1)?;
-    Ok(vec![x[0], x[1], h, w])
+    if groups == 0 || x[1] % groups != 0 {
+        return attribute(format!(
+            "{} input channels cannot be split into {groups} groups",
+            x[1]
+        ));
+    }
+    if w.len() != 4 || w[1] != x[1] / groups {
+        let expected = format!(
+            "[m, {}, kh, kw] ({} channels, groups={groups})",
+            x[1] / groups,
+            x[1]
+        );
+        return mismatch("the weight", w, expected);
+    }
+    if w[0] % groups != 0 {
+        return attribute(format!(
+            "{} output channels cannot be split into {groups} groups",
+            w[0]
+        ));
+    }
+    if let Some(b) = inputs.get(2)
+        && **b != [w[0]]
+    {
+        return mismatch("the bias", b, format!("[{}]", w[0]));
+    }
+    let [rows, columns] = windows(x, [w[2], w[3]], strides, pads, dilations);
+    Ok(vec![x[0], w[0], rows.positions()?, columns.positions()?])
 }
 
-/// Infers the shape of an operator's output. `reshape` is the target of [`Op::Reshape`] and ignored otherwise.
+fn linear(inputs: &[&[usize]]) -> Result<Vec<usize>, ShapeError> {
+    let (x, w) = (inputs[0], inputs[1]);
+    if x.len() != 2 {
+        return mismatch("the input", x, "[n, k]");
+    }
+    if w.len() != 2 || w[1] != x[1] {
+        return mismatch("the weight", w, format!("[m, {}]", x[1]));
+    }
+    if let Some(b) = inputs.get(2)
+        && **b != [w[0]]
+    {
+        return mismatch("the bias", b, format!("[{}]", w[0]));
+    }
+    Ok(vec![x[0], w[0]])
+}
+
+/// The shape of an operator's output. `target` is the shape asked for, which only [`Op::Reshape`] needs.
 ///
 /// # Errors
-/// A [`ShapeError`] that says which input or setting does not fit.
-pub fn infer(op: &Op, inputs: &[&[usize]], reshape: Option<&[usize]>) -> Result<Vec<usize>, ShapeError> {
+/// A [`ShapeError`] if the inputs do not fit the operator or each other.
+pub fn infer(op: &Op, inputs: &[&[usize]], target: Option<&[usize]>) -> Result<Vec<usize>, ShapeError> {
+    let (least, most, expected) = match op {
+        Op::Conv { .. } | Op::Linear => (2, 3, "2 or 3"),
+        Op::Add | Op::Mul => (2, 2, "2"),
+        Op::BatchNorm { .. } => (5, 5, "5"),
+        _ => (1, 1, "1"),
+    };
+    if !(least..=most).contains(&inputs.len()) {
+        return Err(ShapeError::Arity {
+            op: op.name(),
+            expected,
+            got: inputs.len(),
+        });
+    }
     for shape in inputs {
         elements(shape)?;
     }
+    let x = inputs[0];
     let shape = match op {
         Op::Conv {
             strides,
             pads,
             dilations,
             groups,
-        } => {
-            count(inputs, 2, 3, "2 or 3")?;
-            let (x, w) = (rank(inputs[0], 4, "input")?, rank(inputs[1], 4, "weight")?);
-            if *groups == 0 || !x[1].is_multiple_of(*groups) || !w[0].is_multiple_of(*groups) {
-                let reason = format!(
-                    "{groups} groups must divide {} input and {} output channels",
-                    x[1], w[0]
-                );
-                return Err(ShapeError::Setting {
-                    setting: "groups",
-                    reason,
-                });
-            }
-            if w[1] != x[1] / groups {
-                let expected = format!("{} input channels per group (dimension 1)", x[1] / groups);
-                return Err(ShapeError::Mismatch {
-                    input: "weight",
-                    expected,
-                    found: w.to_vec(),
-                });
-            }
-            if let Some(b) = inputs.get(2) {
-                exactly(b, &[w[0]], "bias")?;
-            }
-            let h = window(x[2], w[2], strides[0], pads[0], pads[2], dilations[0])?;
-            let v = window(x[3], w[3], strides[1], pads[1], pads[3], dilations[1])?;
-            vec![x[0], w[0], h, v]
-        }
-        Op::Linear => {
-            count(inputs, 2, 3, "2 or 3")?;
-            let (x, w) = (rank(inputs[0], 2, "input")?, rank(inputs[1], 2, "weight")?);
-            if x[1] != w[1] {
-                let expected = format!("{} columns (dimension 1)", x[1]);
-                return Err(ShapeError::Mismatch {
-                    input: "weight",
-                    expected,
-                    found: w.to_vec(),
-                });
-            }
-            if let Some(b) = inputs.get(2) {
-                exactly(b, &[w[0]], "bias")?;
-            }
-            vec![x[0], w[0]]
-        }
-        Op::Add | Op::Mul => {
-            count(inputs, 2, 2, "2")?;
-            broadcast(inputs[0], inputs[1]).ok_or_else(|| ShapeError::Mismatch {
-                input: "second input",
-                expected: format!("a shape that broadcasts with {:?}", inputs[0]),
-                found: inputs[1].to_vec(),
-            })?
-        }
-        Op::Relu => {
-            count(inputs, 1, 1, "1")?;
-            inputs[0].to_vec()
-        }
+        } => conv(inputs, *strides, *pads, *dilations, *groups)?,
+        Op::Linear => linear(inputs)?,
+        Op::Add | Op::Mul => broadcast(x, inputs[1])?,
+        Op::Relu => x.to_vec(),
         Op::MaxPool {
             kernel,
             strides,
@@ -273,69 +308,42 @@ pub fn infer(op: &Op, inputs: &[&[usize]], reshape: Option<&[usize]>) -> Result<
             strides,
             pads,
             ..
-        } => {
-            count(inputs, 1, 1, "1")?;
-            pool(inputs[0], *kernel, *strides, *pads)?
-        }
+        } => pool(x, *kernel, *strides, *pads)?,
         Op::Softmax { axis } => {
-            count(inputs, 1, 1, "1")?;
-            if *axis >= inputs[0].len() {
-                let reason = format!("axis {axis} is not a dimension of {:?}", inputs[0]);
-                return Err(ShapeError::Setting {
-                    setting: "axis",
-                    reason,
-                });
+            if *axis >= x.len() {
+                return attribute(format!("axis {axis} of a tensor with {} axes", x.len()));
             }
-            inputs[0].to_vec()
+            x.to_vec()
         }
         Op::Reshape => {
-            count(inputs, 1, 1, "1")?;
-            let target = reshape.ok_or_else(|| ShapeError::Setting {
-                setting: "shape",
-                reason: "a reshape needs its target shape".into(),
-            })?;
-            if elements(target)? != elements(inputs[0])? {
-                let expected = format!("a shape with as many elements as the target {target:?}");
-                return Err(ShapeError::Mismatch {
-                    input: "input",
-                    expected,
-                    found: inputs[0].to_vec(),
-                });
+            let Some(target) = target else {
+                return attribute("a reshape needs the shape of its output".into());
+            };
+            if elements(target)? != elements(x)? {
+                return mismatch(
+                    "the input",
+                    x,
+                    format!("as many elements as the target shape {target:?}"),
+                );
             }
             target.to_vec()
         }
         Op::Transpose { perm } => {
-            count(inputs, 1, 1, "1")?;
             let mut sorted = perm.clone();
             sorted.sort_unstable();
-            if !sorted.iter().copied().eq(0..inputs[0].len()) {
-                let reason = format!("it must order the dimensions of {:?}", inputs[0]);
-                return Err(ShapeError::Setting {
-                    setting: "perm",
-                    reason,
-                });
+            if sorted.len() != x.len() || sorted.iter().enumerate().any(|(i, p)| i != *p) {
+                return attribute(format!("{perm:?} is no permutation of the {} axes", x.len()));
             }
-            perm.iter().map(|&p| inputs[0][p]).collect()
+            perm.iter().map(|&p| x[p]).collect()
         }
-        Op::BatchNorm { epsilon } => {
-            count(inputs, 5, 5, "5")?;
-            if !epsilon.is_finite() || *epsilon < 0.0 {
-                let reason = format!("{epsilon} is not a finite number of at least 0");
-                return Err(ShapeError::Setting {
-                    setting: "epsilon",
-                    reason,
-                });
-            }
-            let x = inputs[0];
+        Op::BatchNorm { .. } => {
             if x.len() < 2 {
-                return Err(ShapeError::Rank {
-                    input: "input",
-                    expected: 4,
-                    found: x.to_vec(),
-                });
+                return mismatch("the input", x, "[n, c, ...]");
             }
-            for (shape, name) in inputs[1..].iter().zip(["scale", "bias", "mean", "variance"]) {
-                exactly(shape, &[x[1]], name)?;
+            for s in &inputs[1..] {
+                if **s != [x[1]] {
+                    return mismatch("a parameter", s, format!("[{}]", x[1]));
+                }
             }
             x.to_vec()
         }
@@ -349,31 +357,80 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows() {
-        assert_eq!(window(32, 3, 2, 0, 1, 1), Ok(16));
-        assert_eq!(window(5, 3, 1, 0, 0, 2), Ok(1));
-        assert!(matches!(
-            window(4, 3, 1, 0, 0, 2),
-            Err(ShapeError::WindowTooLarge { window: 5, input: 4 })
-        ));
-        assert!(window(usize::MAX, 1, 1, 1, 0, 1).is_err());
-        assert!(window(1, usize::MAX, 1, 0, 0, usize::MAX).is_err());
-        assert!(window(1, 1, 0, 0, 0, 1).is_err());
+    fn absurd_sizes_are_refused() {
+        assert!(elements(&[usize::MAX, usize::MAX]).is_err());
+        assert!(elements(&[MAX_ELEMENTS, 2]).is_err());
+        assert!(elements(&[3, 0]).is_err());
+        assert!(elements(&[1; MAX_RANK + 1]).is_err());
+        assert_eq!(elements(&[]), Ok(1));
+        assert!(broadcast(&[1 << 30, 1], &[1, 1 << 30]).is_err());
     }
 
     #[test]
-    fn broadcasting() {
-        assert_eq!(broadcast(&[2, 3, 4], &[3, 1]), Some(vec![2, 3, 4]));
-        assert_eq!(broadcast(&[], &[2]), Some(vec![2]));
-        assert_eq!(broadcast(&[2], &[3]), None);
+    fn broadcasting_aligns_last_axes() {
+        assert_eq!(broadcast(&[2, 1, 4], &[3, 1]), Ok(vec![2, 3, 4]));
+        assert_eq!(broadcast(&[], &[5]), Ok(vec![5]));
+        assert!(broadcast(&[2, 3], &[2]).is_err());
     }
 
     #[test]
-    fn sizes_are_bounded() {
-        assert_eq!(elements(&[1 << 16, 1 << 15]), Ok(1 << 31));
-        assert!(elements(&[1 << 16, 1 << 16]).is_err());
-        assert!(elements(&[usize::MAX, 2]).is_err());
-        assert!(elements(&[0]).is_err());
-        assert!(elements(&[1; 9]).is_err());
+    fn hits_are_those_of_the_definition() {
+        for (input, kernel, stride, before, after, dilation) in [
+            (7, 3, 2, 1, 1, 1),
+            (5, 4, 3, 3, 2, 2),
+            (1, 3, 1, 1, 1, 1),
+            (9, 2, 4, 0, 0, 3),
+            (2, 5, 1, 4, 4, 1),
+            (1, 1, 5, 7, 9, 1),
+        ] {
+            let w = Window {
+                input,
+                kernel,
+                stride,
+                before,
+                after,
+                dilation,
+            };
+            let n = w.positions().unwrap();
+            for tap in 0..kernel {
+                let want: Vec<usize> = (0..n)
+                    .filter(|o| {
+                        let at = (o * stride + tap * dilation) as i64 - before as i64;
+                        (0..input as i64).contains(&at)
+                    })
+                    .collect();
+                assert_eq!(w.hits(tap, n).collect::<Vec<_>>(), want, "{w:?} tap {tap}");
+            }
+        }
+    }
+
+    #[test]
+    fn windows_beyond_the_input_are_refused() {
+        let w = Window {
+            input: 2,
+            kernel: 3,
+            stride: 1,
+            before: 0,
+            after: 0,
+            dilation: 1,
+        };
+        assert!(w.positions().is_err());
+        assert!(
+            Window {
+                stride: 0,
+                before: 1,
+                ..w
+            }
+            .positions()
+            .is_err()
+        );
+        assert!(
+            Window {
+                before: usize::MAX,
+                ..w
+            }
+            .positions()
+            .is_err()
+        );
     }
 }

@@ -10,12 +10,14 @@ use super::*;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-pub(super) struct MixKernel<'a>(&'a Arc<Mix>, OnceCell<Work>);
+pub(super) struct MixKernel<'a>(&'a Arc<Mix>, OnceCell<Lists>);
 
-/// What the features before k (of all features: one entry more than there are) cost and need in each row, `[k * rows + row]`.
-struct Work {
+/// Multiplication cycles and stored weights of the features before k in each row, `[k * rows + row]` with k up to their number.
+struct Lists {
     cycles: Vec<u64>,
     stored: Vec<u32>,
+    /// Weights that are stored, where every tap hits something.
+    total: usize,
 }
 
 /// How the work is cut at a width.
@@ -53,17 +55,13 @@ impl MixKernel<'_> {
         let input = &c.inputs[0];
         let rows = c.output.widest();
         // small chunks let work begin early; an instruction of a few hundred steps hides its own cost
-        let stored = self.stored_total() as f64 / (self.0.m * self.0.k * self.0.window).max(1) as f64;
+        let total = if self.0.lists() { self.lists(c).total } else { self.0.weights.len() };
+        let stored = total as f64 / (self.0.m * self.0.k * self.0.window).max(1) as f64;
         let tap = self.0.taps.iter().map(|t| self.0.hits(t)).max().unwrap_or(1);
         let steps = (rows * tap) as f64 * stored.max(0.02);
         let widest = (0..w).map(|i| columns[i + 1] - columns[i]).max().unwrap_or(1);
         let chunk = ((256.0 / steps).ceil() as usize).clamp(1, widest).min((65535 / rows.max(1)).max(1));
         Cut { columns, chunk, active: c.output.rows(), lanes: input.rows() }
-    }
-
-    fn stored_total(&self) -> usize {
-        let m = self.0;
-        if m.sparse { m.weights.iter().filter(|w| **w != 0.0).count() } else { m.weights.len() }
     }
 
     /// Own features of (column, row): first and number.
@@ -123,37 +121,50 @@ impl MixKernel<'_> {
         (c.output.widest() * 4).next_multiple_of(32)
     }
 
-    /// Running sums over the features; made once, for all widths.
-    fn work(&self, c: &Context) -> &Work {
+    /// Cycles of a tap's products with one weight.
+    fn products(&self, c: &Context, tap: &Tap) -> u64 {
+        let lanes = if c.ty == Ty::F32 { c.machine.pe.lanes.f32 } else { c.machine.pe.lanes.f16 } as u64;
+        let issue = if self.0.lists() { c.machine.pe.cost.issue as u64 } else { 0 };
+        (tap.rows * self.0.samples) as u64 * (tap.columns as u64).div_ceil(lanes) + issue
+    }
+
+    /// Running sums over the features, for lists; made once, for all widths.
+    fn lists(&self, c: &Context) -> &Lists {
         self.1.get_or_init(|| {
             let mix = self.0;
-            let lanes = if c.ty == Ty::F32 { c.machine.pe.lanes.f32 } else { c.machine.pe.lanes.f16 } as u64;
-            let issue = if mix.lists() { c.machine.pe.cost.issue as u64 } else { 0 };
             let rows = c.output.rows();
-            let one = |t: &Tap| (t.rows * mix.samples) as u64 * (t.columns as u64).div_ceil(lanes) + issue;
-            let taps: Vec<(usize, u64)> = mix.taps.iter().map(|t| (t.index, one(t))).collect();
-            let all: u64 = taps.iter().map(|t| t.1).sum();
-            let mut work = Work { cycles: vec![0; rows], stored: vec![0; rows] };
+            let taps: Vec<(usize, u64)> = mix.taps.iter().map(|t| (t.index, self.products(c, t))).collect();
+            let total = if mix.sparse { mix.weights.iter().filter(|w| **w != 0.0).count() } else { mix.weights.len() };
+            let mut lists = Lists { cycles: vec![0; rows], stored: vec![0; rows], total };
             for k in 0..mix.k {
                 for r in 0..rows {
-                    let (mut cycles, mut stored) = (work.cycles[k * rows + r], work.stored[k * rows + r]);
-                    if mix.lists() {
-                        for m in c.output.starts[r]..c.output.starts[r + 1] {
-                            for (_, one) in taps.iter().filter(|(i, _)| mix.stored(m, k, *i).is_some()) {
-                                cycles += one;
-                                stored += 1;
-                            }
+                    let (mut cycles, mut stored) = (lists.cycles[k * rows + r], lists.stored[k * rows + r]);
+                    for m in c.output.starts[r]..c.output.starts[r + 1] {
+                        for (_, products) in taps.iter().filter(|(i, _)| mix.stored(m, k, *i).is_some()) {
+                            cycles += products;
+                            stored += 1;
                         }
-                    } else {
-                        cycles += all * c.output.lane(r) as u64;
-                        stored += (taps.len() * c.output.lane(r)) as u32;
                     }
-                    work.cycles.push(cycles);
-                    work.stored.push(stored);
+                    lists.cycles.push(cycles);
+                    lists.stored.push(stored);
                 }
             }
-            work
+            lists
         })
+    }
+
+    /// Multiplication cycles and stored weights of the busiest and the fullest row, for the features of one column.
+    fn column(&self, c: &Context, cut: &Cut, column: usize) -> (u64, u64) {
+        let (from, to) = (cut.columns[column], cut.columns[column + 1]);
+        if !self.0.lists() {
+            let weights = (c.output.widest() * (to - from)) as u64;
+            return (weights * self.0.taps.iter().map(|t| self.products(c, t)).sum::<u64>(), weights * self.0.taps.len() as u64);
+        }
+        let lists = self.lists(c);
+        let (from, to) = (from * cut.active, to * cut.active);
+        let busy = (0..cut.active).map(|r| lists.cycles[to + r] - lists.cycles[from + r]).max();
+        let full = (0..cut.active).map(|r| (lists.stored[to + r] - lists.stored[from + r]) as u64).max();
+        (busy.unwrap_or(0), full.unwrap_or(0))
     }
 }
 
@@ -177,7 +188,6 @@ impl Implementation for MixKernel<'_> {
     fn estimate(&self, c: &Context, width: u32) -> Estimate {
         let cut = self.cut(c, width);
         let cost = &c.machine.pe.cost;
-        let work = self.work(c);
         let (length_in, length_out) = (c.inputs[0].length(), c.output.length());
         let per_instruction = (3 * cost.descriptor + cost.issue + 10 * cost.add) as u64 * self.0.samples.max(1) as u64;
         let (mut slowest, mut fullest) = (0, 0);
@@ -188,10 +198,8 @@ impl Implementation for MixKernel<'_> {
             let fixed = c.move_slots(features + 2 * features.div_ceil(cut.lanes), length_in)
                 + chunks * self.0.taps.len() as u64 * per_instruction
                 + (outputs * length_out) as u64 * 2;
-            let (from, to) = (cut.columns[i] * cut.active, cut.columns[i + 1] * cut.active);
-            let busy = (0..cut.active).map(|r| work.cycles[to + r] - work.cycles[from + r]).max().unwrap_or(0);
+            let (busy, most) = self.column(c, &cut, i);
             slowest = slowest.max(busy + fixed);
-            let most = (0..cut.active).map(|r| (work.stored[to + r] - work.stored[from + r]) as u64).max().unwrap_or(0);
             let stored = match self.0.lists() {
                 true => most * (2 + c.ty.bytes() as u64) + chunks * self.0.taps.len() as u64 * 2,
                 false => most * c.ty.bytes() as u64,

@@ -2,6 +2,7 @@
 
 pub mod emit;
 pub mod layout;
+pub mod limits;
 pub mod memory;
 pub mod placement;
 pub mod rewrite;

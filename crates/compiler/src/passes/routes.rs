@@ -26,19 +26,25 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
     let mut order: Vec<usize> = (0..spans.len()).collect();
     order.sort_by_key(|e| (spans[*e].0, *e));
     let mut colored: Vec<(usize, u8)> = Vec::new();
+    let mut most: Option<(u32, usize)> = None;
     for e in order {
         let taken: Vec<u8> = colored.iter().filter(|(o, _)| spans[*o].1 >= spans[e].0).map(|(_, c)| *c).collect();
-        let color = (colors::LANES..).find(|c| !taken.contains(c)).expect("fewer than 250 edges are open at once");
-        if color as u32 >= machine.router.colors {
-            return Err(CompileError::DoesNotFit {
-                what: format!("the edge {}", plan.edges[e].name),
-                needs: format!("{} colours at column {}", color as u32 + 1, spans[e].0),
-                has: format!("{} colours on {}", machine.router.colors, machine.name),
-                helps: "a model with fewer parallel branches, or --set router.colors=...".into(),
-            });
+        let color = (colors::LANES..=u8::MAX).find(|c| !taken.contains(c)).unwrap_or(u8::MAX);
+        if most.is_none_or(|(n, _)| color as u32 + 1 > n) {
+            most = Some((color as u32 + 1, e));
         }
         plan.edges[e].color = color;
         colored.push((e, color));
+    }
+    if let Some((needed, e)) = most
+        && needed > machine.router.colors
+    {
+        return Err(CompileError::DoesNotFit {
+            what: format!("the edge {}", plan.edges[e].name),
+            needs: format!("{needed} colours at column {}, {} of them for use inside kernels", spans[e].0, colors::LANES),
+            has: format!("{} on {}", machine.router.colors, machine.name),
+            helps: format!("a model with fewer parallel branches, or --set router.colors={needed}"),
+        });
     }
     Ok(())
 }

@@ -23,7 +23,10 @@ pub fn run(plan: &Plan, machine: &Machine, _: &Options) -> Result<Vec<u32>, Comp
             None => {
                 return Err(CompileError::DoesNotFit {
                     what: format!("kernel {} ({})", plan.kernels[k].name, kernel.op()),
-                    needs: format!("at least {least} bytes of SRAM on its fullest PE, over {widest} columns and {} rows", machine.mesh.height),
+                    needs: format!(
+                        "at least {least} bytes of SRAM on its fullest PE, with its work split over {widest} column(s) and {} row(s)",
+                        machine.mesh.height
+                    ),
                     has: format!("{} bytes a PE on {}", machine.pe.sram_bytes, machine.name),
                     helps: format!(
                         "a smaller --batch, --dtype f16, more rows (--set mesh.height=...), or --set pe.sram_bytes={}",

@@ -1,17 +1,21 @@
-//! The part of the ONNX file format that is read, as hand-written protobuf messages (field numbers of
-//! onnx.proto). Packed number arrays are kept as slices of the file's bytes, so decoding copies no weights.
+//! The messages of an ONNX file that the importer reads, with the field numbers of `onnx.proto3`. What is left out is skipped
+//! when decoding: subgraphs above all, so that messages nest to a fixed depth.
 
 use prost::Message;
 use prost::bytes::Bytes;
 
+/// The file.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Model {
-    #[prost(message, repeated, tag = "8")]
-    pub opset_import: Vec<OperatorSet>,
+    #[prost(string, optional, tag = "2")]
+    pub producer_name: Option<String>,
     #[prost(message, optional, tag = "7")]
     pub graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    pub opset_import: Vec<OperatorSet>,
 }
 
+/// A version of a set of operators.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct OperatorSet {
     #[prost(string, tag = "1")]
@@ -20,6 +24,7 @@ pub(crate) struct OperatorSet {
     pub version: i64,
 }
 
+/// The graph: nodes, constants, inputs and outputs.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct GraphProto {
     #[prost(message, repeated, tag = "1")]
@@ -32,10 +37,11 @@ pub(crate) struct GraphProto {
     pub input: Vec<ValueInfo>,
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfo>,
-    #[prost(bytes = "bytes", repeated, tag = "15")]
-    pub sparse_initializer: Vec<Bytes>,
+    #[prost(message, repeated, tag = "15")]
+    pub sparse_initializer: Vec<Empty>,
 }
 
+/// An operator's use.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct NodeProto {
     #[prost(string, repeated, tag = "1")]
@@ -52,46 +58,53 @@ pub(crate) struct NodeProto {
     pub domain: String,
 }
 
+/// A named parameter of a node.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Attribute {
     #[prost(string, tag = "1")]
     pub name: String,
-    #[prost(float, optional, tag = "2")]
-    pub f: Option<f32>,
-    #[prost(int64, optional, tag = "3")]
-    pub i: Option<i64>,
-    #[prost(bytes = "bytes", optional, tag = "4")]
-    pub s: Option<Bytes>,
-    #[prost(message, optional, boxed, tag = "5")]
-    pub t: Option<Box<TensorProto>>,
+    #[prost(float, tag = "2")]
+    pub f: f32,
+    #[prost(int64, tag = "3")]
+    pub i: i64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub s: Bytes,
+    #[prost(message, optional, tag = "5")]
+    pub t: Option<TensorProto>,
+    #[prost(float, repeated, tag = "7")]
+    pub floats: Vec<f32>,
     #[prost(int64, repeated, tag = "8")]
     pub ints: Vec<i64>,
     #[prost(int32, tag = "20")]
-    pub kind: i32,
+    pub r#type: i32,
 }
 
+/// A constant.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct TensorProto {
     #[prost(int64, repeated, tag = "1")]
     pub dims: Vec<i64>,
     #[prost(int32, tag = "2")]
     pub data_type: i32,
-    /// Packed little-endian floats, in pieces.
-    #[prost(bytes = "bytes", repeated, tag = "4")]
-    pub float_data: Vec<Bytes>,
-    /// Packed varints, in pieces.
-    #[prost(bytes = "bytes", repeated, tag = "7")]
-    pub int64_data: Vec<Bytes>,
+    #[prost(float, repeated, tag = "4")]
+    pub float_data: Vec<f32>,
+    #[prost(int32, repeated, tag = "5")]
+    pub int32_data: Vec<i32>,
+    #[prost(int64, repeated, tag = "7")]
+    pub int64_data: Vec<i64>,
     #[prost(string, tag = "8")]
     pub name: String,
-    #[prost(bytes = "bytes", tag = "9")]
-    pub raw_data: Bytes,
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub raw_data: Option<Bytes>,
+    #[prost(double, repeated, tag = "10")]
+    pub double_data: Vec<f64>,
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<Entry>,
     #[prost(int32, tag = "14")]
     pub data_location: i32,
 }
 
+/// A key with its value.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Entry {
     #[prost(string, tag = "1")]
@@ -100,63 +113,47 @@ pub(crate) struct Entry {
     pub value: String,
 }
 
+/// A graph input or output.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct ValueInfo {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(message, optional, tag = "2")]
-    pub kind: Option<TypeProto>,
+    pub r#type: Option<TypeProto>,
 }
 
+/// A type; only tensors are read.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct TypeProto {
     #[prost(message, optional, tag = "1")]
-    pub tensor: Option<TensorType>,
+    pub tensor_type: Option<TensorType>,
 }
 
+/// Element type and shape.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct TensorType {
     #[prost(int32, tag = "1")]
     pub elem_type: i32,
     #[prost(message, optional, tag = "2")]
-    pub shape: Option<Shape>,
+    pub shape: Option<ShapeProto>,
 }
 
+/// A shape.
 #[derive(Clone, PartialEq, Message)]
-pub(crate) struct Shape {
+pub(crate) struct ShapeProto {
     #[prost(message, repeated, tag = "1")]
     pub dim: Vec<Dim>,
 }
 
+/// A size, or the name of one that is not known.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Dim {
     #[prost(int64, optional, tag = "1")]
-    pub value: Option<i64>,
+    pub dim_value: Option<i64>,
     #[prost(string, optional, tag = "2")]
-    pub param: Option<String>,
+    pub dim_param: Option<String>,
 }
 
-/// Name of an ONNX element type.
-pub(crate) fn type_name(code: i32) -> String {
-    const NAMES: [&str; 17] = [
-        "undefined",
-        "float32",
-        "uint8",
-        "int8",
-        "uint16",
-        "int16",
-        "int32",
-        "int64",
-        "string",
-        "bool",
-        "float16",
-        "float64",
-        "uint32",
-        "uint64",
-        "complex64",
-        "complex128",
-        "bfloat16",
-    ];
-    let known = usize::try_from(code).ok().and_then(|i| NAMES.get(i));
-    known.map_or_else(|| format!("type number {code}"), ToString::to_string)
-}
+/// A message of which only its presence matters.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Empty {}

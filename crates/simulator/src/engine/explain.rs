@@ -4,8 +4,9 @@ use super::core::Wait;
 use super::network::{NONE, Target};
 use super::reference::State;
 use super::{Landed, RunError};
-use crate::machine::Side;
+use crate::machine::{Channel, Side};
 use crate::program::{Color, Port, Program};
+use crate::text::port;
 
 /// Region, block and instruction, for messages.
 pub(super) fn place(program: &Program, region: u32, block: u32, pc: u32) -> String {
@@ -33,13 +34,13 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
             queues.iter().filter(|q| **q != NONE).for_each(|q| n += state.net.queues[*q as usize].len());
             if n > 0 {
                 let (x, y) = (pe as u32 % width, pe as u32 / width);
-                left.push(format!("{n} wavelet(s) of colour {} ({}) left on PE ({x}, {y})", r.color, stream(state, pe as u32, r.color)));
+                left.push(format!("{} of colour {} ({}) left on PE ({x}, {y})", wavelets(n), r.color, stream(state, pe as u32, r.color)));
             }
         }
     }
     for (d, l) in state.program.drains.iter().zip(landed) {
         if d.wavelets != l.len() as u64 {
-            left.push(format!("{} of the {} wavelets of drain {} at row {}", l.len(), d.wavelets, d.name, d.row));
+            left.push(format!("{} instead of {} in drain {} at {} row {}", wavelets(l.len()), d.wavelets, d.name, crate::text::side(d.side), d.row));
         }
     }
     if left.is_empty() {
@@ -49,6 +50,10 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
     left.truncate(4);
     let tail = if more > 0 { format!("; and {more} more places") } else { String::new() };
     Err(RunError::LeftOver { cycle, message: left.join("; ") + &tail })
+}
+
+fn wavelets(n: usize) -> String {
+    if n == 1 { "1 wavelet".into() } else { format!("{n} wavelets") }
 }
 
 fn stream(state: &State, pe: u32, color: Color) -> String {
@@ -77,10 +82,17 @@ fn deadlock(state: &State) -> String {
     });
     let start = start.or_else(|| (0..state.cores.len() as u32).find(|pe| state.cores[*pe as usize].as_ref().is_some_and(|c| !c.halted())));
     let mut path: Vec<(Node, String)> = Vec::new();
-    let mut node = match start {
-        Some(pe) => Node::Core(pe),
-        None => return edge_only(state),
+    let mut node = match (start, state.net.entering()) {
+        (Some(pe), _) => Node::Core(pe),
+        // all have halted: what is still to enter waits for a queue that nobody empties
+        (None, Some((channel, color))) => border(state, channel, color),
+        (None, None) => return "nothing waits".into(),
     };
+    if start.is_none()
+        && let Some((channel, color)) = state.net.entering()
+    {
+        path.push((Node::Missing(u32::MAX, color, Port::Ramp), enters(state, channel, color)));
+    }
     loop {
         if let Some(i) = path.iter().position(|(n, _)| *n == node) {
             let circle: Vec<_> = path[i..].iter().map(|(_, t)| t.as_str()).collect();
@@ -91,6 +103,10 @@ fn deadlock(state: &State) -> String {
         match next {
             Some(n) => node = n,
             None => {
+                // a core without a task is no cause by itself: say what has not entered
+                if let (true, Some((channel, color))) = (path.len() == 1, state.net.entering()) {
+                    path.push((node, enters(state, channel, color)));
+                }
                 let chain: Vec<_> = path.iter().map(|(_, t)| t.as_str()).collect();
                 return format!("a chain of waits:\n  {}", chain.join("\n  "));
             }
@@ -98,18 +114,30 @@ fn deadlock(state: &State) -> String {
     }
 }
 
-fn edge_only(state: &State) -> String {
-    let c = state.net.channels.iter().find(|c| !c.is_empty());
-    c.map_or_else(|| "nothing waits".into(), |c| format!("the {:?} channel of row {} can't enter its next wavelet: no room in the border router", c.channel.side, c.channel.row))
+/// The border router's queue that a channel enters.
+fn border(state: &State, channel: Channel, color: Color) -> Node {
+    let width = state.net.width;
+    match channel.side {
+        Side::West => Node::Full(channel.row * width, color, Port::West),
+        Side::East => Node::Full(channel.row * width + width - 1, color, Port::East),
+    }
+}
+
+fn enters(state: &State, channel: Channel, color: Color) -> String {
+    let left = state.net.feed_left(channel.row, channel.side, color);
+    let side = crate::text::side(channel.side);
+    format!("the {side} channel of row {} has {} of colour {color} that cannot enter", channel.row, wavelets(left))
 }
 
 fn name(node: Node, width: u32) -> String {
     let at = |pe: u32| format!("({}, {})", pe % width, pe / width);
     match node {
         Node::Core(pe) => format!("PE {}", at(pe)),
-        Node::Missing(pe, c, p) => format!("colour {c} from router {} {p:?}", at(pe)),
-        Node::Full(pe, c, p) => format!("the queue of colour {c} at router {} {p:?}", at(pe)),
-        Node::FullCore(pe, c) => format!("the queue of colour {c} into PE {}", at(pe)),
+        Node::Missing(pe, c, Port::Ramp) => format!("no wavelet of colour {c} leaves router {} for its core", at(pe)),
+        Node::Missing(pe, c, p) => format!("no wavelet of colour {c} leaves router {} to the {}", at(pe), port(p)),
+        Node::Full(pe, c, Port::Ramp) => format!("the queue of colour {c} from the core at router {}", at(pe)),
+        Node::Full(pe, c, p) => format!("the queue of colour {c} from the {} at router {}", port(p), at(pe)),
+        Node::FullCore(pe, c) => format!("the queue of colour {c} into the core of PE {}", at(pe)),
     }
 }
 
@@ -124,8 +152,16 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             let waits = core.waits(net, state.now);
             let wait = waits.iter().find(|w| !matches!(w.2, Wait::Thread(_)));
             let Some(&(thread, pc, wait)) = wait else {
-                let state = if core.halted() { "has halted" } else if core.idle_main() { "has no task that can start" } else { "waits for an idle microthread" };
-                return (format!("{what} {state}"), None);
+                let thread = waits.iter().find_map(|w| if let Wait::Thread(t) = w.2 { Some((w.1, t)) } else { None });
+                let text = match thread {
+                    Some((pc, t)) => {
+                        format!("{what} waits for microthread {t}, which has nothing to do, in {}", place(state.program, core.region, core.block_index, pc))
+                    }
+                    None if core.halted() => format!("{what} has halted"),
+                    None if core.idle_main() => format!("{what} has no task that can start"),
+                    None => format!("{what} has not halted"),
+                };
+                return (text, None);
             };
             let at = place(state.program, core.region, core.block_index, pc);
             match wait {
@@ -151,9 +187,9 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             let switch = if net.outputs(p).iter().any(|o| o.port == port) {
                 String::new()
             } else {
-                format!(" (its switch stands at position {}, which does not lead {port:?})", r.stands_at())
+                format!(" (its switch stands at position {}, which does not lead there)", r.stands_at())
             };
-            let text = format!("{what}: nothing came from {:?}{switch}", p.input);
+            let text = format!("{what}: none came from the {}{switch}", if p.input == Port::Ramp { "core" } else { crate::text::port(p.input) });
             if net.queues[p.queue as usize].len() > 0 {
                 return (text, blocked(state, pe, c));
             }
@@ -172,11 +208,11 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             if let (Node::Core(p), Some(core)) = (next, &state.cores[pe as usize])
                 && core.waits(net, state.now).is_empty()
             {
-                let end = if core.halted() { "has halted: it never comes" } else { "never sends it" };
+                let end = if core.halted() { "has halted" } else { "has no task that can start" };
                 return (format!("{text}; PE ({}, {}) {end}", p % width, p / width), None);
             }
             if matches!(next, Node::Core(_)) && state.cores[pe as usize].is_none() {
-                return (format!("{text}; the PE has no code: it never comes"), None);
+                return (format!("{text}, which has no code"), None);
             }
             (text, Some(next))
         }
@@ -184,7 +220,7 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             let Some(r) = net.router(pe).iter().find(|r| r.color == c) else { return (format!("{what} leads nowhere"), None) };
             let p = net.position(r);
             if p.input != port {
-                let text = format!("{what} is full; its switch stands at position {}, which takes from {:?}", r.stands_at(), p.input);
+                let text = format!("{what} is full; its switch stands at position {}, which takes from the {}", r.stands_at(), if p.input == Port::Ramp { "core" } else { crate::text::port(p.input) });
                 let queue = net.queues[p.queue as usize].len() == 0;
                 return (text, if queue { net.outputs(p).first().map(|o| Node::Missing(pe, c, o.port)) } else { blocked(state, pe, c) });
             }
@@ -196,7 +232,8 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
 
 fn outside(state: &State, text: String, row: u32, side: Side, color: Color) -> (String, Option<Node>) {
     let left = state.net.feed_left(row, side, color);
-    (format!("{text}; the {side:?} channel of row {row} has {left} wavelets of it left"), None)
+    let left = if left == 0 { "no more of it".into() } else { wavelets(left) + " of it left" };
+    (format!("{text}: the {} channel of row {row} has {left}", crate::text::side(side)), None)
 }
 
 /// What the head of a colour in a router waits for: the first output without room.

@@ -505,6 +505,13 @@ impl<'p> Network<'p> {
         sum.saturating_sub(if c.feeds.front().is_some_and(|f| self.feeds[*f as usize].color == color) { c.position } else { 0 })
     }
 
+    /// The first channel of which a wavelet could enter but for room, and that wavelet's colour; else the first that has any.
+    pub fn entering(&self) -> Option<(Channel, Color)> {
+        let next = |c: &EdgePort| c.feeds.front().map(|f| (c.channel, &self.feeds[*f as usize]));
+        let ready = self.channels.iter().filter_map(next).find(|(_, f)| f.epoch == self.epoch);
+        ready.or_else(|| self.channels.iter().find_map(next)).map(|(c, f)| (c, f.color))
+    }
+
     /// Rule M6 for the core's own output queues and the ramp up, then for the router. Returns whether anything moved.
     pub fn route(&mut self, pe: u32, now: u64, landed: &mut [Vec<super::Landed>]) -> bool {
         if self.activity[pe as usize].held == 0 {

@@ -1,0 +1,507 @@
+//! Vector instructions: how they issue (operands, width, bank conflicts), and what each slot that they get does (rules M8, M9, M12 to M14).
+
+use super::{Core, DescPlace, Rules, Wait};
+use crate::engine::PeCounters;
+use crate::engine::network::{NONE, Network};
+use crate::machine::Machine;
+use crate::numerics as num;
+use crate::program::*;
+
+/// An operand of a vector instruction that runs.
+#[derive(Clone, Copy)]
+pub(super) enum Arg {
+    Memory { ty: Ty, base: i64, strides: [i64; 4], at: i64 },
+    In { ty: Ty, color: Color, queue: u32 },
+    Out { ty: Ty, color: Color, queue: u32, flag: bool },
+    Imm(f32),
+}
+
+/// The sparse elements of an Axpy that runs.
+#[derive(Clone, Copy)]
+pub(super) struct Sparse {
+    modulo: i64,
+    divisor: i64,
+    y_step: i64,
+    x_step: i64,
+    source: Source,
+    value: f32,
+    last: bool,
+    index: Option<i64>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Source {
+    Fabric { queue: u32, color: Color, ty: Ty },
+    Memory { index: i64, value: i64, left: i64, ty: Ty },
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Phase {
+    /// Cycles until the first step may happen.
+    Issue(u32),
+    /// An Axpy's element comes from the fabric.
+    Fetch,
+    Step,
+    Done,
+}
+
+/// A vector instruction between its issue and its last step.
+#[derive(Clone)]
+pub(in crate::engine) struct Run {
+    pub(super) pc: u32,
+    op: Op,
+    dst: Arg,
+    a: Arg,
+    b: Arg,
+    sparse: Option<Sparse>,
+    shape: [i64; 4],
+    index: [i64; 3],
+    column: i64,
+    width: i64,
+    cost: u32,
+    paid: u32,
+    count: Count,
+    pub(super) phase: Phase,
+    pub(super) then: Option<u16>,
+}
+
+impl Core<'_> {
+    /// Checks that a memory operand stays inside the buffers.
+    fn bounds(&self, base: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> Result<(), String> {
+        let (mut low, mut high) = (base, base + ty.bytes() as i64);
+        for (s, n) in strides.iter().zip(shape) {
+            let reach = s.wrapping_mul((n - 1).max(0));
+            if reach < 0 { low += reach } else { high += reach }
+        }
+        if shape.contains(&0) || (low >= 0 && high <= self.memory.len() as i64) {
+            return Ok(());
+        }
+        Err(format!("bytes {low} to {high} of a memory operand are outside the {} bytes that the block's buffers cover", self.memory.len()))
+    }
+
+    /// Issues a vector instruction: captures its operands, fixes the width of its steps and their cost (rules M8, M9).
+    pub(super) fn start(&self, v: &Vector, pc: u32, then: Option<u16>, net: &Network, rules: &Rules) -> Result<Run, String> {
+        let machine = rules.machine;
+        let queue = |queues: &[u32], c: Color| {
+            let q = queues[(self.pe * net.colors) as usize + c as usize];
+            if q == NONE { Err(format!("colour {c} has no route to this core")) } else { Ok(q) }
+        };
+        let mut shape: Option<[i64; 4]> = None;
+        let mut width = i64::MAX;
+        let mut types = Vec::new();
+        let mut sources: Vec<i64> = Vec::new();
+        let mut arg = |o: Operand, write: bool, source: bool| -> Result<Arg, String> {
+            let d = match o {
+                Operand::Imm(x) => return Ok(Arg::Imm(x)),
+                Operand::Reg(r) => return Ok(Arg::Imm(f32::from_bits(self.registers[r as usize] as u32))),
+                Operand::Desc(d) => self.get(d)?,
+            };
+            match shape {
+                None => shape = Some(d.shape),
+                Some(s) if s != d.shape => return Err(format!("operands of shapes {s:?} and {:?} in one instruction", d.shape)),
+                _ => {}
+            }
+            types.push(d.ty);
+            match d.place {
+                DescPlace::Memory { base, strides, wide } => {
+                    self.bounds(base, &strides, &d.shape, d.ty)?;
+                    width = width.min(access_width(d.ty, base, &strides, &d.shape, wide, machine));
+                    if source && (strides[3] != 0 || d.shape[3] == 1) {
+                        sources.push(base);
+                    }
+                    Ok(Arg::Memory { ty: d.ty, base, strides, at: base })
+                }
+                DescPlace::In(c) if !write => {
+                    width = width.min(fabric_width(d.ty, machine));
+                    Ok(Arg::In { ty: d.ty, color: c, queue: queue(&net.core_in, c)? })
+                }
+                DescPlace::Out(c, flag) if write => {
+                    width = width.min(fabric_width(d.ty, machine));
+                    Ok(Arg::Out { ty: d.ty, color: c, queue: queue(&net.core_out, c)?, flag })
+                }
+                DescPlace::In(_) => Err("an `in` descriptor cannot be a destination".into()),
+                DescPlace::Out(..) => Err("an `out` descriptor cannot be a source".into()),
+            }
+        };
+        let issue = Phase::Issue(machine.pe.cost.issue);
+        match v {
+            Vector::Map { op, dst, a, b, count } => {
+                let a = arg(*a, false, true)?;
+                let b = b.map_or(Ok(Arg::Imm(0.0)), |b| arg(b, false, true))?;
+                let dst = arg(Operand::Desc(*dst), true, *op == Op::Mac)?;
+                if let (Arg::In { color, .. }, Arg::In { color: other, .. }) = (a, b)
+                    && color == other
+                {
+                    return Err(format!("both sources take wavelets of colour {color}"));
+                }
+                if *op == Op::Mac && !matches!(dst, Arg::Memory { .. }) {
+                    return Err("the accumulator of a multiply-accumulate must be in memory".into());
+                }
+                let shape = shape.unwrap_or([0; 4]);
+                let cost = match op {
+                    Op::Exp => machine.pe.special.exp,
+                    Op::Div => machine.pe.special.divide,
+                    Op::Rsqrt => machine.pe.special.rsqrt,
+                    Op::Tanh => machine.pe.special.tanh,
+                    _ if conflict(&sources, machine) => 2,
+                    _ => 1,
+                };
+                let special = matches!(op, Op::Exp | Op::Div | Op::Rsqrt | Op::Tanh);
+                let lanes = if special { 1 } else { lanes(*op == Op::Mac, &types, dst, machine) };
+                Ok(Run {
+                    pc,
+                    op: *op,
+                    dst,
+                    a,
+                    b,
+                    sparse: None,
+                    shape,
+                    index: [0; 3],
+                    column: 0,
+                    width: width.min(lanes).max(1),
+                    cost,
+                    paid: 0,
+                    count: *count,
+                    phase: issue,
+                    then,
+                })
+            }
+            Vector::Axpy { y, x, list, modulo, divisor, y_step, x_step, count } => {
+                let x = arg(Operand::Desc(*x), false, true)?;
+                let y = arg(Operand::Desc(*y), true, true)?;
+                if !matches!((x, y), (Arg::Memory { .. }, Arg::Memory { .. })) {
+                    return Err("both operands of an axpy must be in memory".into());
+                }
+                let (modulo, divisor) = (self.val(*modulo), self.val(*divisor));
+                if modulo < 1 || divisor < 1 {
+                    return Err(format!("an axpy's modulo and divisor are at least 1, not {modulo} and {divisor}"));
+                }
+                let source = match list {
+                    List::Fabric { color, ty } => Source::Fabric { queue: queue(&net.core_in, *color)?, color: *color, ty: *ty },
+                    List::Memory { index, value, count, ty } => {
+                        let (index, value, left) = (self.val(*index), self.val(*value), self.val(*count));
+                        let size = self.memory.len() as i64;
+                        if left < 0 || index < 0 || value < 0 || index + 2 * left > size || value + ty.bytes() as i64 * left > size {
+                            return Err(format!("a list of {left} elements at {index} and {value} is outside the {size} bytes of buffers"));
+                        }
+                        Source::Memory { index, value, left, ty: *ty }
+                    }
+                };
+                // each element's operands must keep the alignment that the width rests on
+                let (y_step, x_step) = (self.val(*y_step), self.val(*x_step));
+                let granule = (machine.pe.sram.port_bits / 8) as i64;
+                if y_step % granule != 0 || x_step % granule != 0 {
+                    width = 1;
+                }
+                let lanes = lanes(true, &types, y, machine);
+                let shape = shape.unwrap_or([0; 4]);
+                if shape.contains(&0) {
+                    return Err("the operands of an axpy have no elements".into());
+                }
+                let empty = matches!(source, Source::Memory { left: 0, .. });
+                let mut run = Run {
+                    pc,
+                    op: Op::Mac,
+                    dst: y,
+                    a: Arg::Imm(0.0),
+                    b: x,
+                    sparse: Some(Sparse { modulo, divisor, y_step, x_step, source, value: 0.0, last: empty, index: None }),
+                    shape,
+                    index: [0; 3],
+                    column: 0,
+                    width: width.min(lanes).max(1),
+                    cost: 1,
+                    paid: 0,
+                    count: *count,
+                    phase: issue,
+                    then,
+                };
+                if matches!(source, Source::Fabric { .. }) {
+                    run.phase = Phase::Fetch;
+                } else if empty {
+                    run.shape[3] = 0;
+                } else {
+                    run.next_from_memory(&self.memory, machine)?;
+                }
+                Ok(run)
+            }
+        }
+    }
+}
+
+/// Elements that a step takes from a wavelet or sends in one: what fits the link, and f32 accumulators can keep up with (rule M8).
+fn fabric_width(ty: Ty, machine: &Machine) -> i64 {
+    (machine.link.bits / ty.bits()).min(machine.pe.sram.port_bits / 32) as i64
+}
+
+/// Elements that a memory operand's accesses give a step (rule M8).
+fn access_width(ty: Ty, base: i64, strides: &[i64; 4], shape: &[i64; 4], wide: bool, machine: &Machine) -> i64 {
+    let element = ty.bytes() as i64;
+    if strides[3] == 0 || shape[3] == 1 {
+        return if strides[3] == 0 && shape[3] > 1 { i64::MAX } else { (machine.pe.sram.port_bits / ty.bits()) as i64 };
+    }
+    if strides[3] != element {
+        return 1;
+    }
+    let bytes = if wide { machine.pe.sram.port_bits as i64 / 8 } else { 4 };
+    let aligned = base % bytes == 0 && (0..3).all(|i| shape[i] <= 1 || strides[i] % bytes == 0);
+    if aligned { bytes / element } else { 1 }
+}
+
+/// Rule M9: whether the memory sources of an instruction conflict.
+fn conflict(sources: &[i64], machine: &Machine) -> bool {
+    let s = &machine.pe.sram;
+    let bank = |a: i64| (a / s.bank_bytes as i64).rem_euclid(s.banks as i64) % s.conflict_modulus as i64;
+    sources.len() > 2 || (sources.len() == 2 && bank(sources[0]) == bank(sources[1]))
+}
+
+fn lanes(mac: bool, types: &[Ty], dst: Arg, machine: &Machine) -> i64 {
+    let l = &machine.pe.lanes;
+    let half = types.contains(&Ty::F16);
+    let narrow = matches!(dst, Arg::Memory { ty: Ty::F16, .. });
+    (match (mac, half) {
+        (true, false) => l.f32,
+        (true, true) if narrow => l.f16_accumulate,
+        (true, true) => l.f16,
+        (false, false) => l.f32_simple,
+        (false, true) => l.f16_simple,
+    }) as i64
+}
+
+impl Run {
+    /// A cycle of issue passes.
+    pub(super) fn hold(&mut self) {
+        if let Phase::Issue(left) = &mut self.phase {
+            if *left > 0 {
+                *left -= 1;
+                return;
+            }
+            self.phase = if self.shape.contains(&0) { Phase::Done } else { Phase::Step };
+        }
+    }
+
+    pub(super) fn may_step(&self) -> bool {
+        matches!(self.phase, Phase::Step | Phase::Fetch)
+    }
+
+    /// Whether the next slot can be used: inputs there, room for what is sent.
+    pub(super) fn ready(&self, net: &Network, now: u64) -> Result<(), Wait> {
+        if self.phase == Phase::Fetch {
+            return match self.sparse {
+                Some(Sparse { source: Source::Fabric { queue, color, .. }, .. }) => {
+                    if net.queues[queue as usize].arrived(now) { Ok(()) } else { Err(Wait::Input(color)) }
+                }
+                _ => Ok(()),
+            };
+        }
+        if let Arg::Out { color, queue, .. } = self.dst
+            && !net.queues[queue as usize].has_room(now)
+        {
+            return Err(Wait::Room(color));
+        }
+        for arg in [&self.a, &self.b] {
+            if let Arg::In { color, queue, .. } = arg
+                && !net.queues[*queue as usize].arrived(now)
+            {
+                return Err(Wait::Input(*color));
+            }
+        }
+        Ok(())
+    }
+
+    /// Uses one slot. Returns the elements handled.
+    pub(super) fn slot(
+        &mut self,
+        memory: &mut [u8],
+        net: &mut Network,
+        rules: &Rules,
+        now: u64,
+        counters: &mut PeCounters,
+        sent: &mut Option<(Color, Wavelet)>,
+    ) -> Result<i64, String> {
+        counters.last_busy = now;
+        if self.phase == Phase::Fetch {
+            counters.slots[0] += 1;
+            self.fetch(net, memory.len() as i64, rules, now)?;
+            return Ok(0);
+        }
+        counters.slots[self.count as usize] += 1;
+        self.paid += 1;
+        if self.paid < self.cost {
+            return Ok(0);
+        }
+        self.paid = 0;
+        let n = self.width.min(self.shape[3] - self.column);
+        self.step(n, memory, net, now, sent)?;
+        if sent.is_some() {
+            counters.first_send.get_or_insert(now);
+        } else {
+            counters.last_write = Some(now);
+        }
+        if self.count != Count::None {
+            counters.operations[self.count as usize - 1] += n as u64;
+        }
+        self.advance(n);
+        if self.phase == Phase::Done
+            && let Some(s) = self.sparse
+            && !s.last
+        {
+            self.index = [0; 3];
+            self.column = 0;
+            match s.source {
+                Source::Fabric { .. } => self.phase = Phase::Fetch,
+                Source::Memory { .. } => {
+                    self.phase = Phase::Issue(rules.machine.pe.cost.issue);
+                    self.next_from_memory(memory, rules.machine)?;
+                }
+            }
+        }
+        Ok(n)
+    }
+
+    /// The next (index, value) of a list in memory.
+    fn next_from_memory(&mut self, memory: &[u8], machine: &Machine) -> Result<(), String> {
+        let s = self.sparse.as_mut().expect("an axpy");
+        let Source::Memory { index, value, left, ty } = &mut s.source else { unreachable!("memory list") };
+        let i = u16::from_le_bytes([memory[*index as usize], memory[*index as usize + 1]]) as i64;
+        s.value = num::load(memory, *ty, *value as usize);
+        *index += 2;
+        *value += ty.bytes() as i64;
+        *left -= 1;
+        s.last = *left == 0;
+        self.element(i, memory.len() as i64, machine)
+    }
+
+    /// One wavelet of a sparse element from the fabric.
+    fn fetch(&mut self, net: &mut Network, size: i64, rules: &Rules, now: u64) -> Result<(), String> {
+        let s = self.sparse.as_mut().expect("an axpy");
+        let Source::Fabric { queue, ty, color } = s.source else { unreachable!("fabric list") };
+        let w = net.pop(queue, now);
+        if w.elements != 1 {
+            return Err(format!("a sparse element of colour {color} came in a wavelet of {} elements", w.elements));
+        }
+        let two = ty == Ty::F32 && rules.machine.link.bits < 48;
+        let index = match s.index {
+            None if two => {
+                s.index = Some((w.bits & 0xffff) as i64);
+                return Ok(());
+            }
+            None => (w.bits >> if ty == Ty::F16 { 16 } else { 32 }) as i64 & 0xffff,
+            Some(i) => i,
+        };
+        s.index = None;
+        s.value = num::from_bits(ty, w.bits, 0);
+        s.last = w.flag;
+        if rules.machine.skip.zero_operands && s.value == 0.0 {
+            self.phase = if s.last { Phase::Done } else { Phase::Fetch };
+            return Ok(());
+        }
+        self.phase = Phase::Issue(rules.machine.pe.cost.issue);
+        self.element(index, size, rules.machine)
+    }
+
+    /// Points the operands at a sparse element's accumulator and operand, and decides their conflict.
+    fn element(&mut self, index: i64, size: i64, machine: &Machine) -> Result<(), String> {
+        let s = self.sparse.as_ref().expect("an axpy");
+        let (y_at, x_at) = (index.rem_euclid(s.modulo) * s.y_step, index.div_euclid(s.divisor) * s.x_step);
+        self.a = Arg::Imm(s.value);
+        let mut sources = Vec::with_capacity(2);
+        for (arg, offset) in [(&mut self.dst, y_at), (&mut self.b, x_at)] {
+            let Arg::Memory { ty, base, strides, at } = arg else { unreachable!("checked at issue") };
+            *at = *base + offset;
+            let (mut low, mut high) = (*at, *at + ty.bytes() as i64);
+            for (s, n) in strides.iter().zip(&self.shape) {
+                let reach = s * (n - 1).max(0);
+                if reach < 0 { low += reach } else { high += reach }
+            }
+            if low < 0 || high > size {
+                return Err(format!("index {index} of a list points to bytes {low} to {high}, outside the {size} bytes of buffers"));
+            }
+            if strides[3] != 0 || self.shape[3] == 1 {
+                sources.push(*at);
+            }
+        }
+        self.cost = if conflict(&sources, machine) { 2 } else { 1 };
+        Ok(())
+    }
+
+    /// The arithmetic of one step of `n` elements.
+    fn step(
+        &mut self,
+        n: i64,
+        memory: &mut [u8],
+        net: &mut Network,
+        now: u64,
+        sent: &mut Option<(Color, Wavelet)>,
+    ) -> Result<(), String> {
+        let mut taken = [0u64; 2];
+        for (arg, bits) in [&self.a, &self.b].into_iter().zip(&mut taken) {
+            if let Arg::In { queue, color, .. } = arg {
+                let w = net.pop(*queue, now);
+                if w.elements as i64 != n {
+                    return Err(format!(
+                        "a wavelet of colour {color} carries {} elements, the step takes {n}: sender and receiver disagree (rule M8)",
+                        w.elements
+                    ));
+                }
+                *bits = w.bits;
+            }
+        }
+        // where an innermost row starts, for each operand; its elements follow at the inner stride
+        let (op, base) = (self.op, self.column);
+        let source = |arg: &Arg, memory: &[u8], bits: u64, i: i64| -> f32 {
+            match arg {
+                Arg::Memory { ty, strides, at, .. } => num::load(memory, *ty, (at + strides[3] * (base + i)) as usize),
+                Arg::In { ty, .. } => num::from_bits(*ty, bits, i as u32),
+                Arg::Imm(x) => *x,
+                Arg::Out { .. } => unreachable!("never a source"),
+            }
+        };
+        let mut bits = 0u64;
+        for i in 0..n {
+            let a = source(&self.a, memory, taken[0], i);
+            let b = source(&self.b, memory, taken[1], i);
+            match &self.dst {
+                Arg::Memory { ty, strides, at, .. } => {
+                    let at = (at + strides[3] * (base + i)) as usize;
+                    let value = match op {
+                        Op::Mac => num::mac(*ty, num::load(memory, *ty, at), a, b),
+                        op => num::apply(op, a, b),
+                    };
+                    num::store(memory, *ty, at, value);
+                }
+                Arg::Out { ty, .. } => bits |= num::to_bits(*ty, num::apply(op, a, b)) << (ty.bits() as i64 * i),
+                _ => unreachable!("never a destination"),
+            }
+        }
+        if let Arg::Out { color, flag, .. } = self.dst {
+            let last = self.column + n == self.shape[3] && (0..3).all(|d| self.index[d] + 1 == self.shape[d]);
+            *sent = Some((color, Wavelet { bits, elements: n as u8, flag: flag && last }));
+        }
+        Ok(())
+    }
+
+    /// Moves to the next step's place, or to the end.
+    fn advance(&mut self, n: i64) {
+        self.column += n;
+        if self.column < self.shape[3] {
+            return;
+        }
+        self.column = 0;
+        for d in (0..3).rev() {
+            self.index[d] += 1;
+            let wraps = self.index[d] == self.shape[d];
+            let back = if wraps { -(self.shape[d] - 1) } else { 1 };
+            for arg in [&mut self.dst, &mut self.a, &mut self.b] {
+                if let Arg::Memory { strides, at, .. } = arg {
+                    *at += strides[d] * back;
+                }
+            }
+            if !wraps {
+                return;
+            }
+            self.index[d] = 0;
+        }
+        self.phase = Phase::Done;
+    }
+}

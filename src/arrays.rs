@@ -3,7 +3,7 @@
 use crate::error::Error;
 use meshloom_models::Graph;
 use ndarray::{ArrayD, IxDyn};
-use ndarray_npy::{NpzReader, NpzWriter};
+use ndarray_npy::{NpzReader, NpzWriter, ReadNpyError, ReadNpzError};
 use std::fs::File;
 use std::path::Path;
 
@@ -14,23 +14,33 @@ pub type Arrays = Vec<(String, Vec<usize>, Vec<f32>)>;
 pub fn read(path: &Path) -> Result<Arrays, Error> {
     let bad = |message: String| Error::Input(format!("{}: {message}", path.display()));
     let file = File::open(path).map_err(|e| bad(format!("can't open it: {e}")))?;
-    let mut npz = NpzReader::new(file).map_err(|e| bad(format!("not an .npz file: {e}")))?;
-    let names = npz.names().map_err(|e| bad(format!("not an .npz file: {e}")))?;
+    if path.is_dir() {
+        return Err(bad("a folder; expected an .npz file".into()));
+    }
+    let not = |e: ReadNpzError| bad(format!("not an .npz file, or not a whole one: {e}"));
+    let mut npz = NpzReader::new(file).map_err(not)?;
+    let names = npz.names().map_err(not)?;
     let mut all = Vec::new();
     for name in names {
         let single: Result<ArrayD<f32>, _> = npz.by_name(&name);
         let array = match single {
-            Ok(a) => a,
-            Err(_) => {
-                let double: Result<ArrayD<f64>, _> = npz.by_name(&name);
-                double.map_err(|e| bad(format!("array `{name}`: expected float32 or float64: {e}")))?.mapv(|v| v as f32)
-            }
+            Ok(a) => a.mapv(f64::from),
+            Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(_))) => match npz.by_name(&name) {
+                Ok(double) => double,
+                Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(d))) => {
+                    let found = d.to_string();
+                    return Err(bad(format!("array `{name}` has the type {found}; expected float32 ('<f4') or float64 ('<f8')")));
+                }
+                Err(e) => return Err(bad(format!("array `{name}` can't be read: {e}"))),
+            },
+            Err(e) => return Err(bad(format!("array `{name}` can't be read: {e}"))),
         };
         let shape = array.shape().to_vec();
-        let values: Vec<f32> = array.iter().copied().collect();
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(bad(format!("array `{name}` has {} at element {i}: inputs must be finite", values[i])));
+        if let Some((i, v)) = array.iter().enumerate().find(|(_, v)| !(**v as f32).is_finite()) {
+            let (v, why) = (*v, if v.is_finite() { "beyond float32" } else { "inputs must be finite" });
+            return Err(bad(format!("array `{name}` has {v:?} at element {i} (in row-major order): {why}")));
         }
+        let values: Vec<f32> = array.iter().map(|v| *v as f32).collect();
         all.push((name, shape, values));
     }
     Ok(all)

@@ -303,6 +303,31 @@ block 2 x 0
 }
 
 #[test]
+fn a_switch_whose_holds_are_all_0_grants_nothing() {
+    let program = |hold: u32| {
+        format!(
+            "program nowhere
+region one at 0, 0 size 1 x 1
+route c1 own 0 x 0: ramp -> ramp hold 0; ramp -> ramp hold {hold}
+block 0 x 0
+  memory x @0 8 bytes
+  task main start -> main
+  main:
+    desc d0 = out c1 f32 [2]
+    desc d1 = in c1 f32 [2]
+    desc d2 = mem f32 @x [2] by [1]
+    async t1 mov d0 = 1.0
+    mov d2 = d1
+    halt
+"
+        )
+    };
+    insta::assert_snapshot!(deadlock(2, &program(0)));
+    let program = text::parse(&program(1), &Default::default()).unwrap_or_else(|e| panic!("{e}"));
+    assert!(engine::run(&program, &row(2), &Options::default()).is_ok());
+}
+
+#[test]
 fn what_is_left_is_an_error() {
     let program = |taken: u32, sent: u32, drain: u32| {
         format!(

@@ -24,7 +24,7 @@ pub struct Common {
     #[arg(long, value_name = "FIELD=VALUE")]
     pub set: Vec<String>,
     /// Share of the weights of convolutions and products that is zero, 0 to below 1; several separated by commas.
-    #[arg(long, value_name = "S", value_delimiter = ',')]
+    #[arg(long, value_name = "S", value_delimiter = ',', allow_negative_numbers = true)]
     pub sparsity: Vec<f64>,
     /// Which weights are zero.
     #[arg(long, value_enum, default_value = "uniform")]
@@ -33,13 +33,13 @@ pub struct Common {
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: Dtype,
     /// Samples in one tensor (default: 32 for built-in models, the file's own for .onnx).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub batch: Option<usize>,
     /// Tensors sent through one after another.
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", allow_negative_numbers = true)]
     pub items: Option<usize>,
     /// Seed of everything that is drawn at random.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
     /// Inputs by name; an array with one more leading axis than the model's input holds that many items.
     #[arg(long, value_name = "FILE.npz")]
@@ -145,7 +145,7 @@ impl Common {
         let zeros = zeros(&model.graph);
         if self.mask == MaskName::Existing {
             if !self.sparsity.is_empty() {
-                return Err(Error::Input("--sparsity contradicts --mask existing: the file's own zeros say how sparse it is".into()));
+                return Err(Error::Input("--sparsity contradicts --mask existing: the file's own zeros say how sparse it is; leave one of them away".into()));
             }
             return Ok(if zeros > 0.0 { vec![zeros] } else { Vec::new() });
         }

@@ -77,11 +77,8 @@ pub fn run(a: Arguments) -> Result<(), Error> {
     if a.threads == Some(0) {
         return Err(Error::Input("--threads 0: at least one".into()));
     }
-    if let Some(out) = &a.out
-        && out.exists()
-        && !out.is_dir()
-    {
-        return Err(Error::Input(format!("--out {}: there is a file of that name; expected a folder, or none yet", out.display())));
+    if let Some(out) = &a.out {
+        refuse_out(out)?;
     }
     let machines: Vec<Machine> = common.machine.iter().map(|m| machines::load(m, &common.set)).collect::<Result<_, _>>()?;
     let model = common.load()?;
@@ -223,39 +220,58 @@ fn departures(report: &Report, tolerance: f64) -> Result<(), Error> {
     Ok(())
 }
 
+/// The files of `--out`.
+const FILES: [&str; 3] = ["report.json", "outputs.npz", "placement.svg"];
+
+/// Refuses a folder that can't be made or written to, before anything long begins.
+fn refuse_out(out: &Path) -> Result<(), Error> {
+    let bad = |message: String| Err(Error::Input(format!("--out {}: {message}", out.display())));
+    for place in out.ancestors().filter(|p| !p.as_os_str().is_empty()) {
+        if place.is_dir() {
+            break;
+        }
+        if place.exists() {
+            return bad(format!("{} is a file; expected a folder, or none yet", if place == out { "that".into() } else { place.display().to_string() }));
+        }
+    }
+    match FILES.iter().find(|f| out.join(f).is_dir()) {
+        Some(f) => bad(format!("there is a folder named {f} in it, where a file is to be written")),
+        None => Ok(()),
+    }
+}
+
+/// Writes the files of `--out`: all aside first, then each takes its name, so that a failure leaves what was there.
 fn write_all(out: &Path, report: &Report, finished: &[Finished], planned: &[Planned], items: usize) -> Result<(), Error> {
     let bad = |e: std::io::Error| Error::Input(format!("--out {}: can't write: {e}", out.display()));
     std::fs::create_dir_all(out).map_err(bad)?;
-    // each file is written aside and then renamed: a run that is killed leaves no half
-    let put = |name: &str, write: &dyn Fn(&Path) -> Result<(), Error>| {
-        let aside = out.join(format!(".{name}.partial"));
-        write(&aside)?;
-        std::fs::rename(&aside, out.join(name)).map_err(bad)
-    };
-    put("report.json", &|p| std::fs::write(p, report.to_json()).map_err(bad))?;
+    let aside = |name: &str| out.join(format!(".{name}.partial"));
     // the outputs of the last run: the sparse one if there is one
-    if let Some(last) = finished.last() {
-        let arrays: arrays::Arrays = last
-            .outputs
-            .iter()
-            .map(|(name, shape, values)| {
-                let mut shape = shape.clone();
-                if items > 1 {
-                    shape.insert(0, items);
-                }
-                (name.clone(), shape, values.clone())
-            })
-            .collect();
-        put("outputs.npz", &|p| arrays::write(p, &arrays))?;
-        let machine = planned.last().map(|p| p.machine).expect("as many as finished");
-        let map = MeshMap {
-            model: report.model.name.clone(),
-            machine: machine.name.clone(),
-            width: machine.mesh.width,
-            height: machine.mesh.height,
-            kernels: last.run.kernels.iter().map(|k| Placed { name: k.name.clone(), op: k.op.clone(), rect: k.region }).collect(),
-        };
-        put("placement.svg", &|p| std::fs::write(p, svg(&map)).map_err(bad))?;
+    let (last, p) = finished.last().zip(planned.last()).expect("at least one run");
+    let outputs: arrays::Arrays = last
+        .outputs
+        .iter()
+        .map(|(name, shape, values)| {
+            let mut shape = shape.clone();
+            if items > 1 {
+                shape.insert(0, items);
+            }
+            (name.clone(), shape, values.clone())
+        })
+        .collect();
+    let map = MeshMap {
+        model: report.model.name.clone(),
+        machine: p.machine.name.clone(),
+        width: p.machine.mesh.width,
+        height: p.machine.mesh.height,
+        kernels: last.run.kernels.iter().map(|k| Placed { name: k.name.clone(), op: k.op.clone(), rect: k.region }).collect(),
+    };
+    let written = std::fs::write(aside(FILES[0]), report.to_json())
+        .map_err(bad)
+        .and_then(|()| arrays::write(&aside(FILES[1]), &outputs))
+        .and_then(|()| std::fs::write(aside(FILES[2]), svg(&map)).map_err(bad))
+        .and_then(|()| FILES.iter().try_for_each(|f| std::fs::rename(aside(f), out.join(f)).map_err(bad)));
+    if written.is_err() {
+        FILES.iter().for_each(|f| drop(std::fs::remove_file(aside(f))));
     }
-    Ok(())
+    written
 }

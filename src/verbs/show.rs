@@ -20,7 +20,8 @@ pub fn run(a: Arguments) -> Result<(), Error> {
     let name = a.name.as_str();
     if machines::BUILT_IN.iter().any(|(n, _)| *n == name) || name.ends_with(".toml") {
         if a.set.is_empty() {
-            return print(&machines::text(name)?.1);
+            let (_, text) = machines::text(name).map_err(|e| Error::Input(e.to_string().replacen("--machine", "show", 1)))?;
+            return print(&text);
         }
         let machine = machines::load(name, &a.set)?;
         return print(&machine.fields().iter().map(|(f, v)| format!("{f} = {v}\n")).collect::<String>());

@@ -291,6 +291,11 @@ impl Plan {
         if u.flat { l.flattened() } else { l.clone() }
     }
 
+    /// What makes every kernel need less SRAM, for messages.
+    pub fn smaller(&self) -> &'static str {
+        if self.ty == Ty::F32 { "a smaller --batch, --dtype f16" } else { "a smaller --batch" }
+    }
+
     /// Longest chain of kernels before each kernel.
     pub fn levels(&self) -> Vec<usize> {
         let mut levels = vec![0; self.kernels.len()];

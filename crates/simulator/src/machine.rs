@@ -258,7 +258,7 @@ pub struct Channel {
 impl Machine {
     /// Reads a description; `file` is only for messages; `sets` are `FIELD=VALUE` assignments that replace fields.
     pub fn parse(file: &str, text: &str, sets: &[String]) -> Result<Machine, MachineError> {
-        let syntax = |e: toml::de::Error| MachineError::Syntax { file: file.into(), message: e.to_string().trim_end().replace('\n', "\n  ") };
+        let syntax = |e: toml::de::Error| MachineError::Syntax { file: file.into(), message: plain(e.to_string().trim_end()).replace('\n', "\n  ") };
         // the file alone first, so that its faults are not blamed on an assignment
         let mut machine: Machine = toml::from_str(text).map_err(syntax)?;
         if !sets.is_empty() {
@@ -266,7 +266,7 @@ impl Machine {
             for set in sets {
                 apply(&mut value, set)?;
             }
-            let bad = |e: toml::de::Error| MachineError::BadSet { assignment: sets.join(" "), message: e.message().to_string() };
+            let bad = |e: toml::de::Error| MachineError::BadSet { assignment: sets.join(" "), message: plain(e.message()) };
             machine = value.try_into().map_err(bad)?;
         }
         machine.check(file)?;
@@ -391,6 +391,11 @@ impl Machine {
         }
         out
     }
+}
+
+/// A message of the TOML reader without names of Rust types.
+fn plain(message: &str) -> String {
+    message.replace("expected u32", "expected a whole number, at least 0").replace("expected f64", "expected a number")
 }
 
 /// Replaces one field of the TOML tree by `FIELD=VALUE`, keeping the field's type.

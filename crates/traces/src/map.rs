@@ -54,13 +54,14 @@ impl Placed {
 }
 
 impl MeshMap {
+    /// PEs of kernels.
+    fn used(&self) -> u64 {
+        self.kernels.iter().map(|k| k.inside(0, 0, self.width, self.height)).sum()
+    }
+
     /// `7 kernels on 640 of 1 024 PEs (62 %)`; kernels that overlap count their PEs twice.
     fn summary(&self) -> String {
-        let used: u64 = self
-            .kernels
-            .iter()
-            .map(|k| k.inside(0, 0, self.width, self.height))
-            .sum();
+        let used = self.used();
         let all = self.width as u64 * self.height as u64;
         let (n, s) = (self.kernels.len(), if self.kernels.len() == 1 { "" } else { "s" });
         let share = crate::format::percent(if all == 0 { 0.0 } else { used as f64 / all as f64 });

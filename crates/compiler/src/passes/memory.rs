@@ -27,7 +27,7 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                     what: format!("kernel {} on PE ({}, {})", plan.kernels[k].name, place.x + block.at.x, place.y + block.at.y),
                     needs: format!("{needs} bytes of SRAM"),
                     has: format!("{} bytes on {}", machine.pe.sram_bytes, machine.name),
-                    helps: "a smaller --batch, --dtype f16, a larger mesh, or --set pe.sram_bytes=...".into(),
+                    helps: format!("{}, a larger mesh, or --set pe.sram_bytes={}", plan.smaller(), needs.next_multiple_of(1024)),
                 });
             }
         }
@@ -36,23 +36,28 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
     Ok(())
 }
 
-/// Each block's buffers and bytes.
+/// Columns or rows of a lattice, as the program's text has them: `3`, `0..15` or `0..15 by 2`, ends exclusive.
+fn span(from: u32, n: u32, by: u32) -> String {
+    match (n, by) {
+        (1, _) => from.to_string(),
+        (_, 1) => format!("{from}..{}", from + n),
+        _ => format!("{from}..{} by {by}", from + (n - 1) * by + 1),
+    }
+}
+
+/// Each block's buffers and bytes; its columns and rows count from the kernel's corner.
 pub fn show(plan: &Plan, machine: &Machine) -> String {
     let mut out = String::new();
     for e in &plan.regions {
         let r = &e.region;
-        out += &format!("{} {}x{} @ ({}, {})\n", r.name, r.width, r.height, r.x, r.y);
+        out += &format!("{} {}x{} @ ({},{})\n", r.name, r.width, r.height, r.x, r.y);
         for b in &r.blocks {
             let l = b.at;
             let code = b.code.len() as u64 * machine.pe.instruction_bytes as u64;
             out += &format!(
-                "  columns {}+{}x{} rows {}+{}x{}: {} of {} bytes, code {code}",
-                l.x,
-                l.nx,
-                l.dx,
-                l.y,
-                l.ny,
-                l.dy,
+                "  {} x {}: {} of {} bytes, code {code}",
+                span(l.x, l.nx, l.dx),
+                span(l.y, l.ny, l.dy),
                 bytes(b, machine),
                 machine.pe.sram_bytes
             );

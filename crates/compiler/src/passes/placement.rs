@@ -17,7 +17,7 @@ pub fn run(plan: &mut Plan, machine: &Machine, least: &[u32], fixed: bool) -> Re
             what: format!("the model's {} kernels", plan.kernels.len()),
             needs: format!("{needed} columns of PEs, and one on each side for what comes in and goes out"),
             has: format!("{} columns on {}", machine.mesh.width, machine.name),
-            helps: format!("a wider machine (--machine wse2, or --set mesh.width={}), --dtype f16, or a smaller --batch", needed + 2),
+            helps: format!("a wider machine (--machine wse2, or --set mesh.width={}), {}", needed + 2, plan.smaller()),
         });
     }
     let contexts: Vec<_> = (0..plan.kernels.len()).map(|k| context(plan, machine, k)).collect();
@@ -58,48 +58,59 @@ pub fn run(plan: &mut Plan, machine: &Machine, least: &[u32], fixed: bool) -> Re
     Ok(())
 }
 
-/// An ASCII map of the mesh, one letter a kernel, with a legend. Large meshes are shown in steps.
+/// The mesh in characters, at most 80 columns x 40 rows, with a scale and a legend. The traces crate draws a run's kernels in the same
+/// way; this map also shows where data enters and leaves, and which rows only pass it on. A character that stands for several PEs shows
+/// the kernel that has the most of them.
 pub fn show(plan: &Plan, machine: &Machine) -> String {
-    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let letter = |i: usize| LETTERS[i % LETTERS.len()] as char;
+    const SIGNS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let sign = |i: usize| SIGNS[i % SIGNS.len()] as char;
     let (w, h) = (machine.mesh.width, machine.mesh.height);
-    let (dx, dy) = (w.div_ceil(80), h.div_ceil(32));
-    let mut out = format!("{} {w}x{h} PEs", machine.name);
-    if dx > 1 || dy > 1 {
-        out += &format!(", one character for {dx}x{dy}");
-    }
-    out += "\n";
-    for y in (0..h).step_by(dy as usize) {
-        for x in (0..w).step_by(dx as usize) {
-            let inside = |r: &Rect| (r.x..r.x + r.width).contains(&x) && (r.y..r.y + r.height).contains(&y);
-            out.push(match plan.places.iter().position(inside) {
-                Some(i) => {
-                    // rows without outputs of this kernel only pass data on
-                    let rows = plan.edges[plan.kernels[i].output].layout.rows();
-                    if (y as usize) < rows { letter(i) } else { letter(i).to_ascii_lowercase() }
-                }
+    let (sx, sy) = (w.div_ceil(80), h.div_ceil(40));
+    let scale = if (sx, sy) == (1, 1) { "one character is one PE".into() } else { format!("one character is {sx}x{sy} PEs") };
+    let mut out = format!("{} on {}: {w}x{h} PEs, {scale}\n", plan.name, machine.name);
+    let rows: Vec<u32> = (0..h).step_by(sy as usize).collect();
+    let gutter = rows.last().map_or(1, |y| y.to_string().len());
+    let edge = format!("{:gutter$} +{}+\n", "", "-".repeat(w.div_ceil(sx) as usize));
+    // rows with outputs of each kernel
+    let active: Vec<u32> = plan.kernels.iter().map(|k| plan.edges[k.output].layout.rows() as u32).collect();
+    out += &edge;
+    for (line, &y) in rows.iter().enumerate() {
+        let number = if line % 8 == 0 || (line + 1 == rows.len() && line % 8 > 2) { y.to_string() } else { String::new() };
+        out += &format!("{number:>gutter$} |");
+        for x in (0..w).step_by(sx as usize) {
+            let share = |r: &Rect| (r.x + r.width).min(x + sx).saturating_sub(r.x.max(x));
+            let most = (0..plan.places.len()).max_by_key(|i| (share(&plan.places[*i]), usize::MAX - i));
+            out.push(match most.filter(|i| share(&plan.places[*i]) > 0) {
+                Some(i) if y < active[i] => sign(i),
+                Some(_) => '-',
                 None if x == 0 => '>',
-                None if x == w - 1 => '<',
+                None if x + sx >= w => '<',
                 None => '.',
             });
         }
-        out.truncate(out.trim_end().len());
-        out.push('\n');
+        out += "|\n";
     }
-    out += "> where inputs and weights enter, < where outputs leave, . free, small letters: rows that only pass data on\n";
+    out += &edge;
+    let used: u32 = plan.places.iter().map(|r| r.width).sum();
+    let (n, s) = (plan.kernels.len(), if plan.kernels.len() == 1 { "" } else { "s" });
+    out += &format!("{n} kernel{s} on {used} of {w} columns; . is a PE without a kernel, - a row of one that only passes data on,\n");
+    out += "> where inputs and weights enter, < where outputs leave\n";
+    if n > SIGNS.len() {
+        out += &format!("letters repeat every {} kernels\n", SIGNS.len());
+    }
+    let ops: Vec<&str> = plan.kernels.iter().map(|k| kernels::of(&k.kind).op()).collect();
+    let rects: Vec<String> = plan.places.iter().map(|r| format!("{}x{} @ ({},{})", r.width, r.height, r.x, r.y)).collect();
+    let wide = |all: &mut dyn Iterator<Item = usize>| all.max().unwrap_or(0);
+    let (name, op) = (wide(&mut plan.kernels.iter().map(|k| k.name.chars().count())), wide(&mut ops.iter().map(|o| o.len())));
+    let rect = wide(&mut rects.iter().map(String::len));
     for (i, k) in plan.kernels.iter().enumerate() {
-        let r = &plan.places[i];
-        let op = kernels::of(&k.kind).op();
-        let rows = plan.edges[k.output].layout.rows();
         out += &format!(
-            "{} {:<16} {:<10} {}x{} @ ({}, {}), outputs in {rows} rows, about {} cycles an item\n",
-            letter(i),
+            "{}  {:name$}  {:op$}  {:rect$}  outputs in {} rows, about {} cycles an item\n",
+            sign(i),
             k.name,
-            op,
-            r.width,
-            r.height,
-            r.x,
-            r.y,
+            ops[i],
+            rects[i],
+            active[i],
             plan.estimates[i]
         );
     }

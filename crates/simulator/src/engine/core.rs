@@ -437,7 +437,7 @@ impl<'p> Core<'p> {
             Instr::Advance(d, a) => {
                 let by = self.val(*a);
                 let base = self.base(*d)?;
-                *base = base.wrapping_add(by);
+                *base = base.saturating_add(by);
             }
             Instr::Async(t, vector, then) => {
                 let run = self.start(vector, pc, *then, net, rules)?;
@@ -453,9 +453,9 @@ impl<'p> Core<'p> {
     }
 
     fn address(&self, word: Word, a: Val, b: Val) -> Result<usize, String> {
-        let at = self.val(a).wrapping_add(self.val(b));
+        let at = self.val(a).saturating_add(self.val(b));
         let bytes = if word == Word::U16 { 2 } else { 4 };
-        if at < 0 || at + bytes > self.memory.len() as i64 {
+        if at < 0 || at > self.memory.len() as i64 - bytes {
             return Err(format!("address {at} is outside the {} bytes that the block's buffers cover", self.memory.len()));
         }
         Ok(at as usize)
@@ -484,7 +484,7 @@ impl<'p> Core<'p> {
             Place::Memory { base, strides: s, wide } => {
                 let mut strides = [0i64; 4];
                 for (i, n) in s.iter().take(rank).enumerate() {
-                    strides[4 - rank + i] = self.val(*n).wrapping_mul(d.ty.bytes() as i64);
+                    strides[4 - rank + i] = self.val(*n).saturating_mul(d.ty.bytes() as i64);
                 }
                 DescPlace::Memory { base: self.val(*base), strides, wide: *wide }
             }

@@ -180,6 +180,9 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             let Some(r) = net.router(pe).iter().find(|r| r.color == c) else {
                 return (format!("{what}: the router has no route of it"), None);
             };
+            if r.grants_nothing() {
+                return (format!("{what}: all holds of its switch are 0, so it passes nothing"), None);
+            }
             let p = net.position(r);
             if net.queues[p.queue as usize].len() > 0 && net.outputs(p).iter().any(|o| o.port == port) {
                 return (format!("{what}: a wavelet waits there"), blocked(state, pe, c));
@@ -218,6 +221,9 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
         }
         Node::Full(pe, c, port) => {
             let Some(r) = net.router(pe).iter().find(|r| r.color == c) else { return (format!("{what} leads nowhere"), None) };
+            if r.grants_nothing() {
+                return (format!("{what} is full; all holds of its switch are 0, so it passes nothing"), None);
+            }
             let p = net.position(r);
             if p.input != port {
                 let text = format!("{what} is full; its switch stands at position {}, which takes from the {}", r.stands_at(), if p.input == Port::Ramp { "core" } else { crate::text::port(p.input) });

@@ -108,6 +108,11 @@ pub(super) struct Routed {
 }
 
 impl Routed {
+    /// Whether all holds of its switch are 0.
+    pub fn grants_nothing(&self) -> bool {
+        self.dead
+    }
+
     /// Its switch's position, counted from 0.
     pub fn stands_at(&self) -> u32 {
         self.current - self.positions.0

@@ -7,6 +7,8 @@ use super::{MeshMap, Placed};
 const COLOURS: [&str; 9] = [
     "#77AADD", "#EE8866", "#EEDD88", "#44BB99", "#FFAABB", "#99DDFF", "#BBCC33", "#DDDDDD", "#AAAA00",
 ];
+/// PEs without a kernel.
+const FREE: &str = "#f5f5f5";
 /// The mesh is drawn within this many pixels.
 const DRAWING: (f64, f64) = (960.0, 720.0);
 /// Around everything.
@@ -24,11 +26,14 @@ const LOOSE: f64 = 0.54;
 pub fn svg(map: &MeshMap) -> String {
     let cell = (DRAWING.0 / map.width.max(1) as f64).min(DRAWING.1 / map.height.max(1) as f64);
     let (mesh_w, mesh_h) = (cell * map.width as f64, cell * map.height as f64);
-    let entries: Vec<String> = map
+    let mut entries: Vec<String> = map
         .kernels
         .iter()
         .map(|k| format!("{}  {}  {}", k.name, k.op, k.rect))
         .collect();
+    if map.used() < map.width as u64 * map.height as u64 {
+        entries.push("no kernel: these PEs only pass data on, or rest".into());
+    }
     let numbers = map.kernels.len().to_string().len();
     let longest = entries.iter().map(|e| e.chars().count()).max().unwrap_or(0);
     let entry_w = 44.0 + (longest + numbers) as f64 * 13.0 * LOOSE;
@@ -54,7 +59,7 @@ pub fn svg(map: &MeshMap) -> String {
     out += "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
     out += &text(MARGIN, MARGIN + 16.0, 20.0, "font-weight=\"bold\"", &title);
     out += &text(MARGIN, MARGIN + 38.0, 13.0, "fill=\"#444444\"", &subtitle);
-    out += &rect(left, top, mesh_w, mesh_h, "fill=\"#f5f5f5\" stroke=\"#444444\"");
+    out += &rect(left, top, mesh_w, mesh_h, &format!("fill=\"{FREE}\" stroke=\"#444444\""));
     if cell >= 6.0 {
         out += &grid(map, left, top, cell);
     }
@@ -84,9 +89,9 @@ pub fn svg(map: &MeshMap) -> String {
             y - 11.0,
             14.0,
             14.0,
-            &format!("fill=\"{}\" stroke=\"#222222\"", COLOURS[colours[i]]),
+            &format!("fill=\"{}\" stroke=\"#222222\"", colours.get(i).map_or(FREE, |c| COLOURS[*c])),
         );
-        let number = format!("{}", i + 1);
+        let number = if i < map.kernels.len() { (i + 1).to_string() } else { String::new() };
         let right = x + 22.0 + text_width(numbers, 13.0);
         out += &text(
             right,

@@ -68,10 +68,10 @@ pub(in crate::engine) struct Run {
 impl Core<'_> {
     /// Checks that a memory operand stays inside the buffers.
     fn bounds(&self, base: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> Result<(), String> {
-        let (mut low, mut high) = (base, base + ty.bytes() as i64);
+        let (mut low, mut high) = (base, base.saturating_add(ty.bytes() as i64));
         for (s, n) in strides.iter().zip(shape) {
-            let reach = s.wrapping_mul((n - 1).max(0));
-            if reach < 0 { low += reach } else { high += reach }
+            let reach = s.saturating_mul((n - 1).max(0));
+            if reach < 0 { low = low.saturating_add(reach) } else { high = high.saturating_add(reach) }
         }
         if shape.contains(&0) || (low >= 0 && high <= self.memory.len() as i64) {
             return Ok(());
@@ -181,7 +181,7 @@ impl Core<'_> {
                     List::Memory { index, value, count, ty } => {
                         let (index, value, left) = (self.val(*index), self.val(*value), self.val(*count));
                         let size = self.memory.len() as i64;
-                        if left < 0 || index < 0 || value < 0 || index + 2 * left > size || value + ty.bytes() as i64 * left > size {
+                        if left < 0 || index < 0 || value < 0 || left > size || index > size - 2 * left || value > size - ty.bytes() as i64 * left {
                             return Err(format!("a list of {left} elements at {index} and {value} is outside the {size} bytes of buffers"));
                         }
                         Source::Memory { index, value, left, ty: *ty }
@@ -403,16 +403,16 @@ impl Run {
     /// Points the operands at a sparse element's accumulator and operand, and decides their conflict.
     fn element(&mut self, index: i64, size: i64, machine: &Machine) -> Result<(), String> {
         let s = self.sparse.as_ref().expect("an axpy");
-        let (y_at, x_at) = (index.rem_euclid(s.modulo) * s.y_step, index.div_euclid(s.divisor) * s.x_step);
+        let (y_at, x_at) = (index.rem_euclid(s.modulo).saturating_mul(s.y_step), index.div_euclid(s.divisor).saturating_mul(s.x_step));
         self.a = Arg::Imm(s.value);
         let mut sources = Vec::with_capacity(2);
         for (arg, offset) in [(&mut self.dst, y_at), (&mut self.b, x_at)] {
             let Arg::Memory { ty, base, strides, at } = arg else { unreachable!("checked at issue") };
-            *at = *base + offset;
-            let (mut low, mut high) = (*at, *at + ty.bytes() as i64);
+            *at = base.saturating_add(offset);
+            let (mut low, mut high) = (*at, at.saturating_add(ty.bytes() as i64));
             for (s, n) in strides.iter().zip(&self.shape) {
-                let reach = s * (n - 1).max(0);
-                if reach < 0 { low += reach } else { high += reach }
+                let reach = s.saturating_mul((n - 1).max(0));
+                if reach < 0 { low = low.saturating_add(reach) } else { high = high.saturating_add(reach) }
             }
             if low < 0 || high > size {
                 return Err(format!("index {index} of a list points to bytes {low} to {high}, outside the {size} bytes of buffers"));

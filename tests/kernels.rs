@@ -1,0 +1,164 @@
+//! Every kernel alone, over random shapes, meshes, masks and machine settings: what the PEs compute agrees with the evaluator, and what
+//! they execute is what the graph's counts say.
+
+mod common;
+
+use common::{Builder, conv};
+use meshloom::simulate::{self, Job, expected};
+use meshloom_models::{Graph, Mask, Op, sparsify};
+use meshloom_simulator::program::Ty;
+use meshloom_traces::report::RunName;
+use proptest::prelude::*;
+
+/// Compiles and runs a graph, and holds it to the evaluator. `Ok(false)`: refused because it does not fit.
+fn check(graph: &Graph, sparse: bool, ty: Ty, items: usize, sets: &[String], seed: u64) -> Result<bool, String> {
+    let machine = meshloom::machines::load("small", sets).map_err(|e| e.to_string())?;
+    let graph = if sparse { sparsify(graph, 0.6, Mask::Uniform, seed).map_err(|e| e.to_string())? } else { graph.clone() };
+    let inputs: Vec<_> = meshloom_models::seeded_inputs(&graph, seed, items).into_iter().collect();
+    // the order of the graph's inputs
+    let inputs: Vec<_> = graph
+        .inputs()
+        .iter()
+        .map(|t| inputs.iter().find(|(n, _)| *n == graph.tensor(*t).name).cloned().ok_or("an input without values"))
+        .collect::<Result<_, _>>()?;
+    let want = expected(&graph, &inputs, items).map_err(|e| e.to_string())?;
+    let job = Job {
+        name: if sparse { RunName::Sparse } else { RunName::Dense },
+        graph: &graph,
+        machine: &machine,
+        sparsity: if sparse { 0.6 } else { 0.0 },
+        ty,
+        items,
+        inputs: &inputs,
+        expected: Some(&want),
+        progress: None,
+    };
+    let finished = match simulate::run(&job) {
+        Ok(f) => f,
+        Err(e) if e.code() == 2 => return Ok(false),
+        Err(e) => return Err(e.to_string()),
+    };
+    let flops = &finished.run.flops;
+    if flops.executed.mac != flops.theoretical.mac {
+        return Err(format!("executed {} multiply-adds, not {}", flops.executed.mac, flops.theoretical.mac));
+    }
+    let most = if ty == Ty::F32 { 1e-5 } else { 2e-2 };
+    match finished.errors.iter().find(|(_, e)| *e > most) {
+        Some((name, e)) => Err(format!("tensor {name} is off by {e:.1e}")),
+        None => Ok(true),
+    }
+}
+
+fn settings() -> impl Strategy<Value = Vec<String>> {
+    let sets = (4u32..14, 1u32..9, 1u32..4, prop::bool::ANY, 1u32..3, 1u32..3);
+    sets.prop_map(|(w, h, depth, wide, lanes, hop)| {
+        let bits = if wide { 64 } else { 32 };
+        vec![
+            format!("mesh.width={w}"),
+            format!("mesh.height={h}"),
+            format!("router.queue_depth={depth}"),
+            format!("link.bits={bits}"),
+            format!("pe.lanes.f32={lanes}"),
+            format!("router.hop_cycles={hop}"),
+            "edge.bits_per_second=5e12".into(),
+        ]
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Window {
+    n: usize,
+    c: usize,
+    size: [usize; 2],
+    kernel: [usize; 2],
+    strides: [usize; 2],
+    pads: [usize; 4],
+}
+
+fn window() -> impl Strategy<Value = Window> {
+    let numbers = (1usize..4, 1usize..9, [3usize..8, 3usize..8], [1usize..4, 1usize..4], [1usize..4, 1usize..4], [0usize..2, 0usize..2, 0usize..2, 0usize..2]);
+    numbers.prop_map(|(n, c, size, kernel, strides, pads)| {
+        // padding below the window, as the operators ask
+        let pads = [pads[0].min(kernel[0] - 1), pads[1].min(kernel[1] - 1), pads[2].min(kernel[0] - 1), pads[3].min(kernel[1] - 1)];
+        Window { n, c, size, kernel, strides, pads }
+    })
+}
+
+fn ty() -> impl Strategy<Value = Ty> {
+    prop_oneof![3 => Just(Ty::F32), 1 => Just(Ty::F16)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(if cfg!(debug_assertions) { 12 } else { 60 }) })]
+
+    #[test]
+    fn convolutions(w in window(), m in 1usize..12, groups in 1usize..4, depthwise in prop::bool::ANY, relu in prop::bool::ANY,
+                    sparse in prop::bool::ANY, ty in ty(), items in 1usize..4, sets in settings(), seed in 0u64..1000) {
+        let groups = if depthwise { w.c } else { groups };
+        let (c, m) = if depthwise { (w.c, w.c * (1 + m % 2)) } else { (w.c.next_multiple_of(groups), m.next_multiple_of(groups)) };
+        let mut b = Builder::new("conv");
+        let x = b.input("x", &[w.n, c, w.size[0], w.size[1]]);
+        let op = Op::Conv { strides: w.strides, pads: w.pads, dilations: [1, 1], groups };
+        let y = b.weighted("conv", op, x, &[m, c / groups, w.kernel[0], w.kernel[1]], 0);
+        let y = if relu { b.op("relu", Op::Relu, &[y]) } else { y };
+        let graph = b.done(y);
+        let done = check(&graph, sparse, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
+    fn products(n in 1usize..12, k in 1usize..40, m in 1usize..30, sparse in prop::bool::ANY, ty in ty(), items in 1usize..4,
+                sets in settings(), seed in 0u64..1000) {
+        let mut b = Builder::new("product");
+        let x = b.input("x", &[n, k]);
+        let y = b.weighted("fc", Op::Linear, x, &[m, k], 0);
+        let done = check(&b.done(y), sparse, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
+    fn pools(w in window(), max in prop::bool::ANY, counted in prop::bool::ANY, ty in ty(), items in 1usize..4, sets in settings(), seed in 0u64..1000) {
+        let mut b = Builder::new("pool");
+        let x = b.input("x", &[w.n, w.c, w.size[0], w.size[1]]);
+        let op = if max {
+            Op::MaxPool { kernel: w.kernel, strides: w.strides, pads: w.pads }
+        } else {
+            Op::AvgPool { kernel: w.kernel, strides: w.strides, pads: w.pads, count_include_pad: counted }
+        };
+        let y = b.op("y", op, &[x]);
+        let done = check(&b.done(y), false, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
+    fn element_wise_and_softmax(which in 0usize..4, n in 1usize..9, c in 1usize..20, p in 1usize..5, ty in ty(), items in 1usize..5,
+                                sets in settings(), seed in 0u64..1000) {
+        let mut b = Builder::new("y");
+        let x = b.input("x", &[n, c, p, 2]);
+        let y = match which {
+            0 => { let z = b.input("z", &[n, c, p, 2]); b.op("y", Op::Add, &[x, z]) }
+            1 => { let z = b.input("z", &[n, c, p, 2]); let s = b.op("s", Op::Mul, &[x, z]); b.op("y", Op::Relu, &[s]) }
+            2 => b.op("y", Op::Softmax { axis: 1 }, &[x]),
+            _ => b.op("y", Op::Relu, &[x]),
+        };
+        let done = check(&b.done(y), false, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
+    fn residual_networks(c in 1usize..6, stride in 1usize..3, n in 1usize..3, sparse in prop::bool::ANY, items in 1usize..5, sets in settings(), seed in 0u64..1000) {
+        let mut b = Builder::new("residual");
+        let x = b.input("x", &[n, 3, 6, 5]);
+        let stem = b.weighted("stem", conv([1, 1], [1; 4], 1), x, &[c, 3, 3, 3], 0);
+        let stem = b.op("stem.relu", Op::Relu, &[stem]);
+        let a = b.weighted("a", conv([stride, stride], [1; 4], 1), stem, &[2 * c, c, 3, 3], 0);
+        let a = b.weighted("b", conv([1, 1], [1; 4], 1), a, &[2 * c, 2 * c, 3, 3], 0);
+        let skip = b.weighted("skip", conv([stride, stride], [0; 4], 1), stem, &[2 * c, c, 1, 1], 0);
+        let sum = b.op("sum", Op::Add, &[a, skip]);
+        let y = b.op("y", Op::Relu, &[sum]);
+        let mut sets = sets;
+        sets.push("mesh.width=16".into());
+        let done = check(&b.done(y), sparse, Ty::F32, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+}

@@ -13,19 +13,27 @@ fn inputs(graph: &Graph, items: usize) -> Vec<(String, Vec<f32>)> {
 }
 
 fn compiled(graph: &Graph, machine: &Machine, items: usize) -> Compiled {
-    let options = Options { ty: Ty::F32, items, skip_zeros: false };
+    let options = Options {
+        ty: Ty::F32,
+        items,
+        skip_zeros: false,
+    };
     compile(graph, machine, &options, &inputs(graph, items)).expect("the model fits")
 }
 
 fn benches(c: &mut Criterion) {
     let machine = meshloom::machines::load("small", &[]).expect("a machine of ours");
     let whole = builders::mlp(&[784, 512, 512, 10], 32, 0).expect("valid widths");
-    c.bench_function("compile mlp", |b| b.iter(|| black_box(compiled(&whole, &machine, 1))));
+    c.bench_function("compile mlp", |b| {
+        b.iter(|| black_box(compiled(&whole, &machine, 1)))
+    });
 
     // a mesh on which nearly every PE works nearly always
     let busy = builders::mlp(&[256, 256, 256, 10], 32, 0).expect("valid widths");
     let program = compiled(&busy, &machine, 2).program;
-    let cycles = engine::run(&program, &machine, &engine::Options::default()).expect("it runs").active_pe_cycles;
+    let cycles = engine::run(&program, &machine, &engine::Options::default())
+        .expect("it runs")
+        .active_pe_cycles;
     let mut group = c.benchmark_group("reference engine");
     group.sample_size(10).throughput(Throughput::Elements(cycles));
     group.bench_function("active PE-cycles, mlp:layers=256-256-256-10", |b| {

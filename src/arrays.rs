@@ -10,6 +10,9 @@ use std::path::Path;
 /// Named arrays with their shapes.
 pub type Arrays = Vec<(String, Vec<usize>, Vec<f32>)>;
 
+/// All items of each input, one after another, by the input's name.
+pub type Items = Vec<(String, Vec<f32>)>;
+
 /// Reads all arrays of a file; f32 and f64 are taken.
 pub fn read(path: &Path) -> Result<Arrays, Error> {
     let bad = |message: String| Error::Input(format!("{}: {message}", path.display()));
@@ -29,7 +32,9 @@ pub fn read(path: &Path) -> Result<Arrays, Error> {
                 Ok(double) => double,
                 Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(d))) => {
                     let found = d.to_string();
-                    return Err(bad(format!("array `{name}` has the type {found}; expected float32 ('<f4') or float64 ('<f8')")));
+                    return Err(bad(format!(
+                        "array `{name}` has the type {found}; expected float32 ('<f4') or float64 ('<f8')"
+                    )));
                 }
                 Err(e) => return Err(bad(format!("array `{name}` can't be read: {e}"))),
             },
@@ -37,8 +42,17 @@ pub fn read(path: &Path) -> Result<Arrays, Error> {
         };
         let shape = array.shape().to_vec();
         if let Some((i, v)) = array.iter().enumerate().find(|(_, v)| !(**v as f32).is_finite()) {
-            let (v, why) = (*v, if v.is_finite() { "beyond float32" } else { "inputs must be finite" });
-            return Err(bad(format!("array `{name}` has {v:?} at element {i} (in row-major order): {why}")));
+            let (v, why) = (
+                *v,
+                if v.is_finite() {
+                    "beyond float32"
+                } else {
+                    "inputs must be finite"
+                },
+            );
+            return Err(bad(format!(
+                "array `{name}` has {v:?} at element {i} (in row-major order): {why}"
+            )));
         }
         let values: Vec<f32> = array.iter().map(|v| *v as f32).collect();
         all.push((name, shape, values));
@@ -47,7 +61,7 @@ pub fn read(path: &Path) -> Result<Arrays, Error> {
 }
 
 /// The graph's inputs from a file: one tensor each, or with one more leading axis that many items. Returns the items' number.
-pub fn inputs(path: &Path, graph: &Graph) -> Result<(Vec<(String, Vec<f32>)>, usize), Error> {
+pub fn inputs(path: &Path, graph: &Graph) -> Result<(Items, usize), Error> {
     let mut arrays = read(path)?;
     let bad = |message: String| Error::Input(format!("{}: {message}", path.display()));
     let mut found = Vec::new();
@@ -56,7 +70,11 @@ pub fn inputs(path: &Path, graph: &Graph) -> Result<(Vec<(String, Vec<f32>)>, us
         let t = graph.tensor(id);
         let Some(i) = arrays.iter().position(|(n, ..)| *n == t.name) else {
             let names: Vec<&str> = arrays.iter().map(|(n, ..)| n.as_str()).collect();
-            return Err(bad(format!("no array named `{}` (the model's input); it has {}", t.name, names.join(", "))));
+            return Err(bad(format!(
+                "no array named `{}` (the model's input); it has {}",
+                t.name,
+                names.join(", ")
+            )));
         };
         let (name, shape, values) = arrays.swap_remove(i);
         let n = if shape == t.shape {
@@ -70,7 +88,10 @@ pub fn inputs(path: &Path, graph: &Graph) -> Result<(Vec<(String, Vec<f32>)>, us
             )));
         };
         if items.is_some_and(|m| m != n) {
-            return Err(bad(format!("array `{name}` holds {n} items, another input {}", items.unwrap_or(0))));
+            return Err(bad(format!(
+                "array `{name}` holds {n} items, another input {}",
+                items.unwrap_or(0)
+            )));
         }
         items = Some(n);
         found.push((name, values));

@@ -17,11 +17,16 @@ pub fn text(name: &str) -> Result<(String, String), Error> {
     }
     if !name.ends_with(".toml") && !std::path::Path::new(name).exists() {
         let names: Vec<&str> = BUILT_IN.iter().map(|(n, _)| *n).collect();
-        return Err(Error::Input(format!("--machine {name}: no such machine; there are {}, or give the path of a .toml file", names.join(", "))));
+        return Err(Error::Input(format!(
+            "--machine {name}: no such machine; there are {}, or give the path of a .toml file",
+            names.join(", ")
+        )));
     }
     match std::fs::read_to_string(name) {
         Ok(text) => Ok((name.into(), text)),
-        Err(e) => Err(Error::Input(format!("--machine {name}: can't read the file: {e}"))),
+        Err(e) => Err(Error::Input(format!(
+            "--machine {name}: can't read the file: {e}"
+        ))),
     }
 }
 

@@ -66,7 +66,10 @@ pub fn expected(graph: &Graph, inputs: &[(String, Vec<f32>)], items: usize) -> R
                 .iter()
                 .map(|(name, v)| {
                     let n = v.len() / items;
-                    (name.clone(), v[i * n..(i + 1) * n].iter().map(|x| *x as f64).collect())
+                    (
+                        name.clone(),
+                        v[i * n..(i + 1) * n].iter().map(|x| *x as f64).collect(),
+                    )
                 })
                 .collect();
             evaluate::evaluate(graph, &one).map_err(Error::input)
@@ -81,23 +84,42 @@ pub fn difference(got: &[f32], want: &[f64]) -> (f64, f64) {
     let mean = want.iter().sum::<f64>() / n;
     let deviation = (want.iter().map(|w| (w - mean).powi(2)).sum::<f64>() / n).sqrt();
     let rms = (want.iter().map(|w| w * w).sum::<f64>() / n).sqrt();
-    let scale = if want.len() < 16 || deviation <= 1e-12 * rms { rms } else { deviation };
-    let mut worst = if got.len() == want.len() { 0.0f64 } else { f64::INFINITY };
+    let scale = if want.len() < 16 || deviation <= 1e-12 * rms {
+        rms
+    } else {
+        deviation
+    };
+    let mut worst = if got.len() == want.len() {
+        0.0f64
+    } else {
+        f64::INFINITY
+    };
     for (g, w) in got.iter().zip(want) {
         let d = (*g as f64 - w).abs();
-        worst = if d.is_finite() { worst.max(d) } else { f64::INFINITY };
+        worst = if d.is_finite() {
+            worst.max(d)
+        } else {
+            f64::INFINITY
+        };
     }
     (worst, if scale > 0.0 { worst / scale } else { worst })
 }
 
 /// The expected tensor, all items after one another.
 pub fn all_items(expected: &Expected, tensor: TensorId) -> Vec<f64> {
-    expected.iter().flat_map(|item| item[tensor.0 as usize].as_deref().unwrap_or(&[]).iter().copied()).collect()
+    expected
+        .iter()
+        .flat_map(|item| item[tensor.0 as usize].as_deref().unwrap_or(&[]).iter().copied())
+        .collect()
 }
 
 /// How a job is compiled.
 pub fn options(job: &Job) -> Options {
-    Options { ty: job.ty, items: job.items, skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights }
+    Options {
+        ty: job.ty,
+        items: job.items,
+        skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights,
+    }
 }
 
 /// Compiles and simulates.
@@ -108,8 +130,20 @@ pub fn run(job: &Job) -> Result<Finished, Error> {
 /// Simulates what was compiled for the job.
 pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
     let check = job.expected.is_some();
-    let probes = if check { compiled.probes.iter().flat_map(|p| p.at.iter().copied()).collect() } else { Vec::new() };
-    let engine_options = engine::Options { probes, progress: job.progress.clone(), ..Default::default() };
+    let probes = if check {
+        compiled
+            .probes
+            .iter()
+            .flat_map(|p| p.at.iter().copied())
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let engine_options = engine::Options {
+        probes,
+        progress: job.progress.clone(),
+        ..Default::default()
+    };
     let start = Instant::now();
     let outcome = engine::run(&compiled.program, job.machine, &engine_options)?;
     let wall_seconds = start.elapsed().as_secs_f64();
@@ -124,9 +158,16 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         })
         .collect();
     let mut errors = Vec::new();
-    let comparison = job.expected.map(|expected| compare(job, &compiled, &outcome, expected, &outputs, &mut errors));
+    let comparison = job
+        .expected
+        .map(|expected| compare(job, &compiled, &outcome, expected, &outputs, &mut errors));
     let run = figures(job, &compiled, &outcome, comparison, wall_seconds)?;
-    Ok(Finished { run, outputs, compiled, errors })
+    Ok(Finished {
+        run,
+        outputs,
+        compiled,
+        errors,
+    })
 }
 
 /// Holds every kernel's result and every output against the evaluator.
@@ -138,7 +179,12 @@ fn compare(
     outputs: &[(String, Vec<usize>, Vec<f32>)],
     errors: &mut Vec<(String, f64)>,
 ) -> Outputs {
-    let mut result = Outputs { max_abs_error: 0.0, max_rel_error: 0.0, worst_tensor: String::new(), first_departing: None };
+    let mut result = Outputs {
+        max_abs_error: 0.0,
+        max_rel_error: 0.0,
+        worst_tensor: String::new(),
+        first_departing: None,
+    };
     let mut note = |name: &str, got: &[f32], tensor: TensorId| {
         let (absolute, relative) = difference(got, &all_items(expected, tensor));
         errors.push((name.to_string(), relative));
@@ -177,7 +223,12 @@ pub fn kernels_alone(
         let inputs: Vec<Vec<f32>> = kernel
             .inputs
             .iter()
-            .map(|u| all_items(expected, plan.edges[u.edge].tensor).into_iter().map(|v| v as f32).collect())
+            .map(|u| {
+                all_items(expected, plan.edges[u.edge].tensor)
+                    .into_iter()
+                    .map(|v| v as f32)
+                    .collect()
+            })
             .collect();
         let alone = compile_alone(compiled, i, machine, options, &inputs)?;
         let outcome = engine::run(&alone.program, machine, &engine::Options::default())?;
@@ -188,7 +239,13 @@ pub fn kernels_alone(
     Ok(all)
 }
 
-fn figures(job: &Job, compiled: &Compiled, outcome: &Outcome, outputs: Option<Outputs>, wall_seconds: f64) -> Result<Run, Error> {
+fn figures(
+    job: &Job,
+    compiled: &Compiled,
+    outcome: &Outcome,
+    outputs: Option<Outputs>,
+    wall_seconds: f64,
+) -> Result<Run, Error> {
     let plan = &compiled.plan;
     let kernels: Vec<KernelRegion> = plan
         .kernels
@@ -199,15 +256,29 @@ fn figures(job: &Job, compiled: &Compiled, outcome: &Outcome, outputs: Option<Ou
             name: k.name.clone(),
             op: kernels::of(&k.kind).op().into(),
             stage: 0,
-            rect: Rect { x: r.x, y: r.y, width: r.width, height: r.height },
+            rect: Rect {
+                x: r.x,
+                y: r.y,
+                width: r.width,
+                height: r.height,
+            },
             estimated_cycles: *estimate,
         })
         .collect();
     let counts = flops::total(job.graph);
     let items = job.items as u64;
-    let operations = |mac: u64| Operations { mac: mac * items, mac_act: 0, reduce: 0, other: counts.other * items };
+    let operations = |mac: u64| Operations {
+        mac: mac * items,
+        mac_act: 0,
+        reduce: 0,
+        other: counts.other * items,
+    };
     let blocks = || compiled.program.regions.iter().flat_map(|r| &r.blocks);
-    let drains: Vec<usize> = compiled.outputs.iter().flat_map(|o| o.ports.iter().map(|p| p.drain)).collect();
+    let drains: Vec<usize> = compiled
+        .outputs
+        .iter()
+        .flat_map(|o| o.ports.iter().map(|p| p.drain))
+        .collect();
     let dtype = if job.ty == Ty::F32 { "f32" } else { "f16" };
     let input = RunInput {
         name: job.name,
@@ -221,9 +292,16 @@ fn figures(job: &Job, compiled: &Compiled, outcome: &Outcome, outputs: Option<Ou
         items,
         dense: operations(counts.mac_dense),
         // the dense run takes every weight as it is, zeros that the file may have included
-        theoretical: operations(if job.name == RunName::Dense { counts.mac_dense } else { counts.mac_theoretical }),
+        theoretical: operations(if job.name == RunName::Dense {
+            counts.mac_dense
+        } else {
+            counts.mac_theoretical
+        }),
         published: counts.mac_published * items,
-        peak_pe_bytes: blocks().map(|b| passes::memory::bytes(b, job.machine)).max().unwrap_or(0),
+        peak_pe_bytes: blocks()
+            .map(|b| passes::memory::bytes(b, job.machine))
+            .max()
+            .unwrap_or(0),
         outputs,
         wall_seconds,
     };

@@ -10,7 +10,10 @@ use rayon::prelude::*;
 /// Runs a case on the reference engine, checks its results, and gives the point with its measured cycles.
 pub fn measure(case: &Case, machine: &Machine) -> Result<Point, Error> {
     let run = |program: &Program| -> Result<Outcome, Error> {
-        let options = Options { probes: case.probes.clone(), ..Options::default() };
+        let options = Options {
+            probes: case.probes.clone(),
+            ..Options::default()
+        };
         Ok(engine::run(program, &case.machine(machine), &options)?)
     };
     let outcome = run(&case.program)?;
@@ -19,12 +22,18 @@ pub fn measure(case: &Case, machine: &Machine) -> Result<Point, Error> {
         Clock::Beyond(program) => Some(run(program)?),
         Clock::Exchange => None,
     };
-    Ok(Point { measured: case.measured(&outcome, without.as_ref()), ..case.point.clone() })
+    Ok(Point {
+        measured: case.measured(&outcome, without.as_ref()),
+        ..case.point.clone()
+    })
 }
 
 /// All points, in order.
 pub fn points(machine: &Machine, quick: bool) -> Result<Vec<Point>, Error> {
-    let results: Vec<_> = microbenchmarks::all(machine, quick).par_iter().map(|c| measure(c, machine)).collect();
+    let results: Vec<_> = microbenchmarks::all(machine, quick)
+        .par_iter()
+        .map(|c| measure(c, machine))
+        .collect();
     results.into_iter().collect()
 }
 
@@ -42,9 +51,15 @@ pub fn page(machine: &Machine, quick: bool) -> Result<String, Error> {
     for p in &points {
         if p.source != source {
             source.clone_from(&p.source);
-            out += &format!("\n## {source}\n\n| what | sizes | published | ours | difference | tolerance | |\n|---|---|---:|---:|---:|---:|---|\n");
+            out += &format!(
+                "\n## {source}\n\n| what | sizes | published | ours | difference | tolerance | |\n|---|---|---:|---:|---:|---:|---|\n"
+            );
         }
-        let kind = if p.kind == Kind::Fitted { "fitted" } else { "predicted" };
+        let kind = if p.kind == Kind::Fitted {
+            "fitted"
+        } else {
+            "predicted"
+        };
         let miss = if p.holds() { "" } else { " **outside**" };
         let mut tolerance = Vec::new();
         if p.tolerance.cycles > 0.0 {

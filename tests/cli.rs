@@ -17,7 +17,17 @@ const DIGITS: &str = "tests/data/digits-cnn/model.onnx --input tests/data/digits
 /// All paths of a JSON value, `[]` for any element of a list.
 fn paths(at: &str, value: &Value, all: &mut BTreeSet<String>) {
     match value {
-        Value::Object(fields) => fields.iter().for_each(|(k, v)| paths(&if at.is_empty() { k.clone() } else { format!("{at}.{k}") }, v, all)),
+        Value::Object(fields) => fields.iter().for_each(|(k, v)| {
+            paths(
+                &if at.is_empty() {
+                    k.clone()
+                } else {
+                    format!("{at}.{k}")
+                },
+                v,
+                all,
+            )
+        }),
         Value::Array(list) => list.iter().for_each(|v| paths(&format!("{at}[]"), v, all)),
         _ => drop(all.insert(at.into())),
     }
@@ -38,7 +48,13 @@ fn documented() -> BTreeSet<String> {
         }
         table = (table || line.starts_with("| Key |")) && line.starts_with('|');
         if let Some(first) = line.split('|').nth(1).filter(|_| table) {
-            keys.extend(first.split('`').skip(1).step_by(2).map(|k| format!("{prefix}{k}")));
+            keys.extend(
+                first
+                    .split('`')
+                    .skip(1)
+                    .step_by(2)
+                    .map(|k| format!("{prefix}{k}")),
+            );
         }
     }
     keys
@@ -46,7 +62,8 @@ fn documented() -> BTreeSet<String> {
 
 /// Whether `path` is `key` or inside it.
 fn inside(path: &str, key: &str) -> bool {
-    path.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    path.strip_prefix(key)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 #[test]
@@ -64,7 +81,9 @@ fn two_machines_in_one_table() {
 
 #[test]
 fn a_machine_that_does_not_skip_has_no_run_that_does() {
-    let report: Report = serde_json::from_str(&meshloom(&format!("run {MLP} --json --set skip.zero_weights=false")).ok()).expect("a report");
+    let report: Report =
+        serde_json::from_str(&meshloom(&format!("run {MLP} --json --set skip.zero_weights=false")).ok())
+            .expect("a report");
     let names: Vec<String> = report.runs.iter().map(|r| r.name.to_string()).collect();
     assert_eq!(names, ["dense", "sparse-no-skip"]);
 }
@@ -75,12 +94,25 @@ fn the_report_has_every_documented_key_and_no_other() {
     let mut found = BTreeSet::new();
     paths("", &serde_json::from_str(&text).expect("JSON"), &mut found);
     let keys = documented();
-    let missing: Vec<_> = keys.iter().filter(|k| !found.iter().any(|p| inside(p, k))).collect();
-    let unknown: Vec<_> = found.iter().filter(|p| !keys.iter().any(|k| inside(p, k))).collect();
-    assert!(missing.is_empty() && unknown.is_empty(), "documented, not in the report: {missing:?}; in the report, not documented: {unknown:?}");
+    let missing: Vec<_> = keys
+        .iter()
+        .filter(|k| !found.iter().any(|p| inside(p, k)))
+        .collect();
+    let unknown: Vec<_> = found
+        .iter()
+        .filter(|p| !keys.iter().any(|k| inside(p, k)))
+        .collect();
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "documented, not in the report: {missing:?}; in the report, not documented: {unknown:?}"
+    );
     let report: Report = serde_json::from_str(&text).expect("a report");
     report.validate().expect("a report that adds up");
-    assert_eq!(report.to_json().trim_end(), text.trim_end(), "reading and writing again changes nothing");
+    assert_eq!(
+        report.to_json().trim_end(),
+        text.trim_end(),
+        "reading and writing again changes nothing"
+    );
 }
 
 #[test]
@@ -89,38 +121,75 @@ fn files_of_two_runs_are_equal_but_for_wall_time() {
     let run = |name: &str| {
         let out = tmp.join(name);
         meshloom(&format!("run {MLP} --out {}", out.display())).ok();
-        let mut names: Vec<String> =
-            std::fs::read_dir(&out).expect("the folder").map(|f| f.expect("a file").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = std::fs::read_dir(&out)
+            .expect("the folder")
+            .map(|f| f.expect("a file").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         assert_eq!(names, ["outputs.npz", "placement.svg", "report.json"]);
-        names.iter().map(|n| std::fs::read(out.join(n)).expect("the file")).collect::<Vec<_>>()
+        names
+            .iter()
+            .map(|n| std::fs::read(out.join(n)).expect("the file"))
+            .collect::<Vec<_>>()
     };
     let (a, b) = (run("a"), run("b"));
     assert!(a[0] == b[0], "outputs.npz");
     assert!(a[1] == b[1], "placement.svg");
     let timeless = |bytes: &[u8]| {
         let text = String::from_utf8(bytes.to_vec()).expect("text");
-        text.lines().filter(|l| !l.contains("\"wall_seconds\"") && !l.contains("\"pe_cycles_per_second\"")).collect::<Vec<_>>().join("\n")
+        text.lines()
+            .filter(|l| !l.contains("\"wall_seconds\"") && !l.contains("\"pe_cycles_per_second\""))
+            .collect::<Vec<_>>()
+            .join("\n")
     };
     assert_eq!(timeless(&a[2]), timeless(&b[2]));
     settled().bind(|| insta::assert_snapshot!("report_json", String::from_utf8_lossy(&a[2])));
     // written over, not mixed with what was there
-    meshloom(&format!("run mlp:layers=4-3 --batch 1 --out {}", tmp.join("a").display())).ok();
+    meshloom(&format!(
+        "run mlp:layers=4-3 --batch 1 --out {}",
+        tmp.join("a").display()
+    ))
+    .ok();
     let again = arrays::read(&tmp.join("a/outputs.npz")).expect("outputs");
-    assert_eq!(again.iter().map(|(_, shape, _)| shape.clone()).collect::<Vec<_>>(), [vec![1, 3]]);
+    assert_eq!(
+        again
+            .iter()
+            .map(|(_, shape, _)| shape.clone())
+            .collect::<Vec<_>>(),
+        [vec![1, 3]]
+    );
 }
 
 #[test]
 fn what_the_passes_make_of_an_mlp() {
-    for emit in ["graph", "rewritten", "stages", "placement", "routes", "memory", "program"] {
-        let out = meshloom(&format!("compile {MLP} --set mesh.height=6 --set mesh.width=12 --emit {emit}")).ok();
+    for emit in [
+        "graph",
+        "rewritten",
+        "stages",
+        "placement",
+        "routes",
+        "memory",
+        "program",
+    ] {
+        let out = meshloom(&format!(
+            "compile {MLP} --set mesh.height=6 --set mesh.width=12 --emit {emit}"
+        ))
+        .ok();
         settled().bind(|| insta::assert_snapshot!(format!("mlp_{emit}"), out));
     }
 }
 
 #[test]
 fn what_the_passes_make_of_a_cnn() {
-    for emit in ["graph", "rewritten", "stages", "placement", "routes", "memory", "program"] {
+    for emit in [
+        "graph",
+        "rewritten",
+        "stages",
+        "placement",
+        "routes",
+        "memory",
+        "program",
+    ] {
         let out = meshloom(&format!("compile {CNN} --emit {emit}")).ok();
         settled().bind(|| insta::assert_snapshot!(format!("cnn_{emit}"), out));
     }
@@ -148,10 +217,14 @@ fn lists_and_descriptions() {
 #[test]
 fn assignments_change_the_machine() {
     let cycles = |sets: &str| {
-        let report: Report = serde_json::from_str(&meshloom(&format!("run {MLP} --json {sets}")).ok()).expect("a report");
+        let report: Report =
+            serde_json::from_str(&meshloom(&format!("run {MLP} --json {sets}")).ok()).expect("a report");
         (report.runs[0].machine.height, report.runs[0].cycles.total)
     };
-    let (plain, slow) = (cycles(""), cycles("--set mesh.height=4 --set router.hop_cycles=7"));
+    let (plain, slow) = (
+        cycles(""),
+        cycles("--set mesh.height=4 --set router.hop_cycles=7"),
+    );
     assert_eq!((plain.0, slow.0), (32, 4));
     assert!(slow.1 > plain.1);
 }
@@ -164,11 +237,17 @@ fn agree(name: &str, line: &str, recorded: &Path, tolerance: f64) {
     let want = arrays::read(recorded).expect("recorded outputs");
     assert_eq!(got.len(), want.len());
     for (name, shape, values) in &want {
-        let (_, got_shape, got) = got.iter().find(|(n, ..)| n == name).unwrap_or_else(|| panic!("no output {name}"));
+        let (_, got_shape, got) = got
+            .iter()
+            .find(|(n, ..)| n == name)
+            .unwrap_or_else(|| panic!("no output {name}"));
         assert_eq!(got_shape, shape, "{name}");
         let want: Vec<f64> = values.iter().map(|v| *v as f64).collect();
         let (_, relative) = difference(got, &want);
-        assert!(relative <= tolerance, "{line}: {name} is off by {relative:.1e} of its standard deviation");
+        assert!(
+            relative <= tolerance,
+            "{line}: {name} is off by {relative:.1e} of its standard deviation"
+        );
     }
 }
 
@@ -177,8 +256,18 @@ fn the_cnn_gives_what_onnxruntime_gave() {
     let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits-cnn/output.npz");
     agree("cnn-f32", DIGITS, &recorded, 1e-4);
     agree("cnn-f16", &format!("{DIGITS} --dtype f16"), &recorded, 2e-2);
-    agree("cnn-external", &DIGITS.replacen("digits-cnn", "external", 1), &recorded, 1e-4);
-    agree("cnn-external-f16", &format!("{} --dtype f16", DIGITS.replacen("digits-cnn", "external", 1)), &recorded, 2e-2);
+    agree(
+        "cnn-external",
+        &DIGITS.replacen("digits-cnn", "external", 1),
+        &recorded,
+        1e-4,
+    );
+    agree(
+        "cnn-external-f16",
+        &format!("{} --dtype f16", DIGITS.replacen("digits-cnn", "external", 1)),
+        &recorded,
+        2e-2,
+    );
 }
 
 #[test]
@@ -202,13 +291,24 @@ fn a_cnn_is_right_on_odd_machines() {
     {
         let sets: String = sets.split(' ').map(|s| format!(" --set {s}")).collect();
         agree(&format!("odd-{i}"), &format!("{DIGITS}{sets}"), &recorded, 1e-4);
-        agree(&format!("odd-{i}-f16"), &format!("{DIGITS}{sets} --dtype f16"), &recorded, 2e-2);
+        agree(
+            &format!("odd-{i}-f16"),
+            &format!("{DIGITS}{sets} --dtype f16"),
+            &recorded,
+            2e-2,
+        );
     }
 }
 
 #[test]
 fn every_kernel_alone_agrees_too() {
     let out = meshloom(&format!("run {DIGITS} --check-kernels --sparsity 0.5")).ok();
-    assert_eq!(out.lines().filter(|l| l.contains(" alone: largest error ")).count() % 3, 0);
+    assert_eq!(
+        out.lines()
+            .filter(|l| l.contains(" alone: largest error "))
+            .count()
+            % 3,
+        0
+    );
     assert!(out.contains("kernel "), "{out}");
 }

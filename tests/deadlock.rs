@@ -17,9 +17,23 @@ fn row(width: u32) -> Machine {
 fn failure_on(machine: &Machine, program: &str) -> RunError {
     let program = text::parse(program, &Default::default()).unwrap_or_else(|e| panic!("{e}"));
     if let Err(all) = verify::verify(&program, machine) {
-        panic!("refused: {}", all.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\n"));
+        panic!(
+            "refused: {}",
+            all.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\n")
+        );
     }
-    let run = |visit| engine::run(&program, machine, &Options { visit, max_cycles: Some(100_000), ..Options::default() }).map(comparable);
+    let run = |visit| {
+        engine::run(
+            &program,
+            machine,
+            &Options {
+                visit,
+                max_cycles: Some(100_000),
+                ..Options::default()
+            },
+        )
+        .map(comparable)
+    };
     let first = run(Visit::Active);
     for visit in [Visit::All, Visit::Shuffled(3)] {
         assert_eq!(run(visit), first, "{visit:?}");
@@ -115,10 +129,26 @@ block 2 x 0
 "
         )
     };
-    let with_code = |code: &str| program(&format!("block 0 x 0\n  task main start -> main\n  main:\n{code}"));
+    let with_code = |code: &str| {
+        program(&format!(
+            "block 0 x 0\n  task main start -> main\n  main:\n{code}"
+        ))
+    };
     insta::assert_snapshot!("no_code", deadlock(3, &program("")));
-    insta::assert_snapshot!("halted", deadlock(3, &with_code("    desc d0 = out c1 f32 [3]\n    mov d0 = 1.0\n    halt")));
-    insta::assert_snapshot!("no_task", deadlock(3, &with_code("    desc d0 = out c1 f32 [3]\n    mov d0 = 1.0\n    end")));
+    insta::assert_snapshot!(
+        "halted",
+        deadlock(
+            3,
+            &with_code("    desc d0 = out c1 f32 [3]\n    mov d0 = 1.0\n    halt")
+        )
+    );
+    insta::assert_snapshot!(
+        "no_task",
+        deadlock(
+            3,
+            &with_code("    desc d0 = out c1 f32 [3]\n    mov d0 = 1.0\n    end")
+        )
+    );
     let waits = "    desc d0 = out c1 f32 [3]\n    mov d0 = 1.0\n    wait t1 >= 5\n    halt";
     insta::assert_snapshot!("idle_microthread", deadlock(3, &with_code(waits)));
 }
@@ -215,7 +245,8 @@ fn a_feed_that_never_drains_is_a_deadlock() {
     let waits = "    desc d0 = in c1 f32 [2]\n    desc d1 = mem f32 @x [2] by [1]\n    mov d1 = d0\n    end";
     insta::assert_snapshot!("taker_without_task", deadlock(2, &fed(waits, 40)));
     // more is wanted than all feeds bring
-    let wants = "    desc d0 = in c1 f32 [16]\n    desc d1 = mem f32 @x [16] by [1]\n    mov d1 = d0\n    halt";
+    let wants =
+        "    desc d0 = in c1 f32 [16]\n    desc d1 = mem f32 @x [16] by [1]\n    mov d1 = d0\n    halt";
     insta::assert_snapshot!("feeds_end", deadlock(2, &fed(wants, 3)));
 }
 
@@ -391,21 +422,54 @@ block 0 x 0
 #[test]
 fn faults_name_the_pe_the_region_and_the_instruction() {
     let cases = [
-        ("unset", "jump set\nback:\nmov d1 = d0\nset:\nset r2 = 1\nbranch r2 == 1 back\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @x [2] by [1]"),
-        ("extents", "set r2 = 3\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @x [r2] by [1]\nmov d1 = d0"),
-        ("memory", "set r2 = 60\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @r2 [2] by [1]\nmov d1 = d0"),
-        ("memory_in_a_microthread", "set r2 = 60\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @r2 [2] by [1]\nasync t2 mov d1 = d0\nwait t2"),
+        (
+            "unset",
+            "jump set\nback:\nmov d1 = d0\nset:\nset r2 = 1\nbranch r2 == 1 back\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @x [2] by [1]",
+        ),
+        (
+            "extents",
+            "set r2 = 3\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @x [r2] by [1]\nmov d1 = d0",
+        ),
+        (
+            "memory",
+            "set r2 = 60\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @r2 [2] by [1]\nmov d1 = d0",
+        ),
+        (
+            "memory_in_a_microthread",
+            "set r2 = 60\ndesc d0 = in c1 f32 [2]\ndesc d1 = mem f32 @r2 [2] by [1]\nasync t2 mov d1 = d0\nwait t2",
+        ),
         ("extent", "set r2 = -1\ndesc d0 = in c1 f32 [r2]"),
         ("address", "set r2 = 62\nload.i32 r3 = [r2 + 0]"),
-        ("elements", "desc d0 = in c1 f16 [2]\ndesc d1 = mem f16 @x [2] by [1]\nmov d1 = d0"),
-        ("elements_in_a_microthread", "desc d0 = in c1 f16 [2]\ndesc d1 = mem f16 @x [2] by [1]\nasync t1 mov d1 = d0\nwait t1"),
-        ("modulo", "set r2 = 0\ndesc d0 = mem f32 @x [2] by [1]\naxpy d0 += d0 * list mem f32 index @0 value @0 count 1 modulo r2 divisor 1 y_step 4 x_step 4"),
-        ("list", "set r2 = 30\ndesc d0 = mem f32 @x [2] by [1]\naxpy d0 += d0 * list mem f32 index @0 value @0 count r2 modulo 1 divisor 1 y_step 4 x_step 4"),
-        ("index", "set r2 = 99\nstore.u16 [0 + 0] = r2\ndesc d0 = mem f32 @x [2] by [1]\naxpy d0 += d0 * list mem f32 index @0 value @4 count 1 modulo 100 divisor 1 y_step 4 x_step 4"),
+        (
+            "elements",
+            "desc d0 = in c1 f16 [2]\ndesc d1 = mem f16 @x [2] by [1]\nmov d1 = d0",
+        ),
+        (
+            "elements_in_a_microthread",
+            "desc d0 = in c1 f16 [2]\ndesc d1 = mem f16 @x [2] by [1]\nasync t1 mov d1 = d0\nwait t1",
+        ),
+        (
+            "modulo",
+            "set r2 = 0\ndesc d0 = mem f32 @x [2] by [1]\naxpy d0 += d0 * list mem f32 index @0 value @0 count 1 modulo r2 divisor 1 y_step 4 x_step 4",
+        ),
+        (
+            "list",
+            "set r2 = 30\ndesc d0 = mem f32 @x [2] by [1]\naxpy d0 += d0 * list mem f32 index @0 value @0 count r2 modulo 1 divisor 1 y_step 4 x_step 4",
+        ),
+        (
+            "index",
+            "set r2 = 99\nstore.u16 [0 + 0] = r2\ndesc d0 = mem f32 @x [2] by [1]\naxpy d0 += d0 * list mem f32 index @0 value @4 count 1 modulo 100 divisor 1 y_step 4 x_step 4",
+        ),
     ];
-    let all: Vec<String> = cases.iter().map(|(name, code)| format!("{name}: {}", fault(&faulty(code)))).collect();
+    let all: Vec<String> = cases
+        .iter()
+        .map(|(name, code)| format!("{name}: {}", fault(&faulty(code))))
+        .collect();
     for text in &all {
-        assert!(text.contains("PE (1, 0)") && text.contains("region taker") && text.contains("instruction "), "{text}");
+        assert!(
+            text.contains("PE (1, 0)") && text.contains("region taker") && text.contains("instruction "),
+            "{text}"
+        );
     }
     insta::assert_snapshot!(all.join("\n"));
 }
@@ -423,6 +487,8 @@ block 0..3 x 0
     mov d0 = 1.0
     halt
 ";
-    let RunError::Fault { x, y, cycle, .. } = failure_on(&row(3), program) else { panic!("a fault") };
+    let RunError::Fault { x, y, cycle, .. } = failure_on(&row(3), program) else {
+        panic!("a fault")
+    };
     assert_eq!((x, y, cycle), (0, 0, 1 + 9));
 }

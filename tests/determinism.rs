@@ -20,7 +20,18 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-const ORDERS: [Visit; 5] = [Visit::Active, Visit::All, Visit::Shuffled(1), Visit::Shuffled(0xfeed), Visit::Shuffled(77_777)];
+/// A colour that a PE may use, whether it arrives, and how many wavelets.
+type Stream = (Color, bool, u32);
+/// A counter of a report's kernel.
+type Counter = fn(&mut meshloom_traces::report::Kernel) -> &mut u64;
+
+const ORDERS: [Visit; 5] = [
+    Visit::Active,
+    Visit::All,
+    Visit::Shuffled(1),
+    Visit::Shuffled(0xfeed),
+    Visit::Shuffled(77_777),
+];
 
 fn classes_add_up(o: &Outcome) -> Result<(), String> {
     for (i, pe) in o.pes.iter().enumerate() {
@@ -28,19 +39,38 @@ fn classes_add_up(o: &Outcome) -> Result<(), String> {
         let load: u64 = pe.load_classes.iter().sum();
         let loaded = o.epochs.get(1).map_or(0, |e| (*e).min(o.cycles));
         if sum != o.cycles {
-            return Err(format!("PE number {i}: classes add up to {sum} of {} cycles", o.cycles));
+            return Err(format!(
+                "PE number {i}: classes add up to {sum} of {} cycles",
+                o.cycles
+            ));
         }
         // an epoch that begins with the end has no cycle to be noticed in
         if load != loaded && o.epochs.get(1).is_some_and(|e| *e < o.cycles) {
-            return Err(format!("PE number {i}: classes before epoch 1 add up to {load} of {loaded} cycles"));
+            return Err(format!(
+                "PE number {i}: classes before epoch 1 add up to {load} of {loaded} cycles"
+            ));
         }
     }
     Ok(())
 }
 
 /// The result in every order, which must be one.
-fn in_all_orders(program: &Program, machine: &Machine, options: &Options) -> Result<Result<Outcome, RunError>, String> {
-    let run = |visit| engine::run(program, machine, &Options { visit, ..options.clone() }).map(comparable);
+fn in_all_orders(
+    program: &Program,
+    machine: &Machine,
+    options: &Options,
+) -> Result<Result<Outcome, RunError>, String> {
+    let run = |visit| {
+        engine::run(
+            program,
+            machine,
+            &Options {
+                visit,
+                ..options.clone()
+            },
+        )
+        .map(comparable)
+    };
     let first = run(ORDERS[0]);
     for visit in &ORDERS[1..] {
         let other = run(*visit);
@@ -49,9 +79,18 @@ fn in_all_orders(program: &Program, machine: &Machine, options: &Options) -> Res
                 (Ok(a), Ok(b)) => {
                     let pe = a.pes.iter().zip(&b.pes).position(|(a, b)| a != b);
                     let of = pe.map(|i| (i, a.pes[i], b.pes[i]));
-                    format!("{visit:?}: {} and {} cycles, drains equal: {}, first PE that differs: {of:?}", a.cycles, b.cycles, a.drains == b.drains)
+                    format!(
+                        "{visit:?}: {} and {} cycles, drains equal: {}, first PE that differs: {of:?}",
+                        a.cycles,
+                        b.cycles,
+                        a.drains == b.drains
+                    )
                 }
-                (a, b) => format!("{visit:?}: {:?} and {:?}", a.as_ref().map(|o| o.cycles), b.as_ref().map(|o| o.cycles)),
+                (a, b) => format!(
+                    "{visit:?}: {:?} and {:?}",
+                    a.as_ref().map(|o| o.cycles),
+                    b.as_ref().map(|o| o.cycles)
+                ),
             });
         }
     }
@@ -62,20 +101,45 @@ fn in_all_orders(program: &Program, machine: &Machine, options: &Options) -> Res
 }
 
 fn mlp() -> Model {
-    Model::new("mlp", builders::mlp(&[12, 10, 7], 2, 1).unwrap_or_else(|e| panic!("{e}")), 3, false, Ty::F32)
+    Model::new(
+        "mlp",
+        builders::mlp(&[12, 10, 7], 2, 1).unwrap_or_else(|e| panic!("{e}")),
+        3,
+        false,
+        Ty::F32,
+    )
 }
 
 fn models() -> Vec<(Model, Machine)> {
-    vec![(mlp(), tiny()), (residual(), small(&["mesh.width=24", "mesh.height=5", "edge.bits_per_second=108.8e9"]))]
+    vec![
+        (mlp(), tiny()),
+        (
+            residual(),
+            small(&["mesh.width=24", "mesh.height=5", "edge.bits_per_second=108.8e9"]),
+        ),
+    ]
 }
 
 #[test]
 fn compiled_models_do_not_depend_on_the_visits() {
     for (model, machine) in models() {
         let compiled = model.compile(&machine);
-        let probes = compiled.probes.iter().flat_map(|p| p.at.iter().copied()).collect();
-        let outcome = in_all_orders(&compiled.program, &machine, &Options { probes, ..Options::default() });
-        let outcome = outcome.and_then(|r| r.map_err(|e| e.to_string())).unwrap_or_else(|e| panic!("{}: {e}", model.name));
+        let probes = compiled
+            .probes
+            .iter()
+            .flat_map(|p| p.at.iter().copied())
+            .collect();
+        let outcome = in_all_orders(
+            &compiled.program,
+            &machine,
+            &Options {
+                probes,
+                ..Options::default()
+            },
+        );
+        let outcome = outcome
+            .and_then(|r| r.map_err(|e| e.to_string()))
+            .unwrap_or_else(|e| panic!("{}: {e}", model.name));
         assert!(outcome.cycles > 100 && outcome.probes.iter().any(|p| !p.is_empty()));
     }
 }
@@ -120,10 +184,21 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
     ];
     let machine = small(&sets.iter().map(String::as_str).collect::<Vec<_>>());
     let edge = machine.channels();
-    let mut program = Program { name: "random".into(), ..Program::default() };
-    let mut region = Region { name: "r".into(), x: 0, y: 0, width: w, height: h, routes: Vec::new(), blocks: Vec::new() };
+    let mut program = Program {
+        name: "random".into(),
+        ..Program::default()
+    };
+    let mut region = Region {
+        name: "r".into(),
+        x: 0,
+        y: 0,
+        width: w,
+        height: h,
+        routes: Vec::new(),
+        blocks: Vec::new(),
+    };
     // what each PE may send and receive, by colour, with the stream's length
-    let mut may: BTreeMap<(u32, u32), Vec<(Color, bool, u32)>> = BTreeMap::new();
+    let mut may: BTreeMap<(u32, u32), Vec<Stream>> = BTreeMap::new();
     let streams = 1 + c.below(5);
     for color in 0..streams as Color {
         let length = match c.below(6) {
@@ -133,10 +208,30 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
         let from_edge = c.one_in(3);
         let (x, y) = if from_edge {
             let channel = &edge[c.below(edge.len() as u32) as usize];
-            let port = if channel.side == Side::West { Port::West } else { Port::East };
-            let data = (0..length).map(|i| Wavelet { bits: (i as f32 + 0.5).to_bits() as u64, elements: 1, flag: c.one_in(3) }).collect();
-            program.feeds.push(Feed { name: "f".into(), side: channel.side, row: channel.row, color, epoch: c.below(2), data: Arc::new(data) });
-            ((if channel.side == Side::West { 0 } else { w - 1 }, port), channel.row)
+            let port = if channel.side == Side::West {
+                Port::West
+            } else {
+                Port::East
+            };
+            let data = (0..length)
+                .map(|i| Wavelet {
+                    bits: (i as f32 + 0.5).to_bits() as u64,
+                    elements: 1,
+                    flag: c.one_in(3),
+                })
+                .collect();
+            program.feeds.push(Feed {
+                name: "f".into(),
+                side: channel.side,
+                row: channel.row,
+                color,
+                epoch: c.below(2),
+                data: Arc::new(data),
+            });
+            (
+                (if channel.side == Side::West { 0 } else { w - 1 }, port),
+                channel.row,
+            )
         } else {
             ((c.below(w), Port::Ramp), c.below(h))
         };
@@ -160,7 +255,13 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
                         if p != input && edge.iter().any(|c| c.side == side && c.row == y) && c.one_in(2) {
                             outputs.push(p);
                             let wavelets = if c.one_in(6) { c.below(20) } else { length };
-                            program.drains.push(Drain { name: "d".into(), side, row: y, color, wavelets: wavelets as u64 });
+                            program.drains.push(Drain {
+                                name: "d".into(),
+                                side,
+                                row: y,
+                                color,
+                                wavelets: wavelets as u64,
+                            });
                         }
                         continue;
                     }
@@ -176,25 +277,54 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
                 outputs.push(Port::Ramp);
                 may.entry((x, y)).or_default().push((color, false, length));
             }
-            let hold = |c: &mut Choices| if c.one_in(3) { Expr::X } else { Expr::Const(1 + c.below(3) as i64) };
-            let mut positions = vec![Position { input, outputs: outputs.clone(), hold: hold(c) }];
+            let hold = |c: &mut Choices| {
+                if c.one_in(3) {
+                    Expr::X
+                } else {
+                    Expr::Const(1 + c.below(3) as i64)
+                }
+            };
+            let mut positions = vec![Position {
+                input,
+                outputs: outputs.clone(),
+                hold: hold(c),
+            }];
             if c.one_in(4) {
                 // fewer outputs for a while
                 let n = 1 + c.below(outputs.len() as u32) as usize;
-                positions.push(Position { input, outputs: outputs[..n].to_vec(), hold: hold(c) });
+                positions.push(Position {
+                    input,
+                    outputs: outputs[..n].to_vec(),
+                    hold: hold(c),
+                });
             }
             if c.one_in(6) && input != Port::Ramp {
                 // another sender joins
-                positions.push(Position { input: Port::Ramp, outputs: outputs.clone(), hold: hold(c) });
+                positions.push(Position {
+                    input: Port::Ramp,
+                    outputs: outputs.clone(),
+                    hold: hold(c),
+                });
                 may.entry((x, y)).or_default().push((color, true, c.below(6)));
             }
             let mut filters = Vec::new();
             if c.one_in(5) {
                 let output = outputs[c.below(outputs.len() as u32) as usize];
                 let (first, count, period) = (c.below(4), c.below(6), c.below(8));
-                filters.push(Filter { output, first: (first as i64).into(), count: (count as i64).into(), period: (period as i64).into() });
+                filters.push(Filter {
+                    output,
+                    first: (first as i64).into(),
+                    count: (count as i64).into(),
+                    period: (period as i64).into(),
+                });
             }
-            region.routes.push(Route { color, stream: format!("s{color}"), at: Lattice::rect(x, y, 1, 1), positions, filters });
+            region.routes.push(Route {
+                color,
+                stream: format!("s{color}"),
+                at: Lattice::rect(x, y, 1, 1),
+                positions,
+                filters,
+            });
         }
     }
     if c.one_in(2) {
@@ -216,12 +346,21 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
 fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
     const SPAN: u32 = 64;
     let mut code = Vec::new();
-    let mut tasks = vec![Task { name: "main".into(), trigger: Trigger::Start, blocked: false, entry: 0 }];
+    let mut tasks = vec![Task {
+        name: "main".into(),
+        trigger: Trigger::Start,
+        blocked: false,
+        entry: 0,
+    }];
     let mut received: Vec<(Color, u32)> = Vec::new();
     let memory = |i: usize, n: u32| Descriptor {
         ty: Ty::F32,
         shape: vec![Val::Imm(n as i64)],
-        place: Place::Memory { base: Val::Imm((i as u32 * 4 * SPAN) as i64), strides: vec![Val::Imm(1)], wide: i % 2 == 0 },
+        place: Place::Memory {
+            base: Val::Imm((i as u32 * 4 * SPAN) as i64),
+            strides: vec![Val::Imm(1)],
+            wide: i.is_multiple_of(2),
+        },
     };
     let fabric = |color, n: u32, out: Option<bool>| Descriptor {
         ty: Ty::F32,
@@ -265,12 +404,25 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
         if !sends {
             received.push((color, n));
         }
-        let v = Vector::Map { op, dst, a: source, b: other, count: Count::Other };
+        let v = Vector::Map {
+            op,
+            dst,
+            a: source,
+            b: other,
+            count: Count::Other,
+        };
         if c.one_in(2) {
             let thread = 1 + c.below(3) as u8;
             code.push(Instr::Async(thread, v, None));
             if c.one_in(2) {
-                waits.push(Instr::Wait(thread, if c.one_in(2) { Some(Val::Imm(c.below(n + 1) as i64)) } else { None }));
+                waits.push(Instr::Wait(
+                    thread,
+                    if c.one_in(2) {
+                        Some(Val::Imm(c.below(n + 1) as i64))
+                    } else {
+                        None
+                    },
+                ));
             }
         } else {
             code.push(Instr::Vector(v));
@@ -294,7 +446,12 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
         for (k, (color, _)) in data_tasks.iter().enumerate() {
             let entry = code.len() as u32;
             // they may begin before the main task ends: the count must be there first
-            tasks.push(Task { name: format!("t{k}"), trigger: Trigger::Data(*color), blocked: false, entry });
+            tasks.push(Task {
+                name: format!("t{k}"),
+                trigger: Trigger::Data(*color),
+                blocked: false,
+                entry,
+            });
             code.push(Instr::Sub(5, Val::Reg(5), Val::Imm(1)));
             code.push(Instr::Add(6, Val::Reg(6), Val::Reg(0)));
             code.push(Instr::Branch(Cond::Ne, Val::Reg(5), Val::Imm(0), entry + 4));
@@ -302,14 +459,29 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
             code.push(Instr::End);
         }
     }
-    let memory = vec![Buffer { name: "m".into(), address: 0, bytes: 4 * SPAN * (ports.len() as u32 + 1) }];
-    Block { at, params: Vec::new(), memory, tasks, labels: Vec::new(), code }
+    let memory = vec![Buffer {
+        name: "m".into(),
+        address: 0,
+        bytes: 4 * SPAN * (ports.len() as u32 + 1),
+    }];
+    Block {
+        at,
+        params: Vec::new(),
+        memory,
+        tasks,
+        labels: Vec::new(),
+        code,
+    }
 }
 
 #[test]
 fn random_programs_do_not_depend_on_the_visits() {
     let kinds = RefCell::new(BTreeMap::<&str, u32>::new());
-    let config = Config { cases: 20_000, failure_persistence: None, ..Config::default() };
+    let config = Config {
+        cases: 20_000,
+        failure_persistence: None,
+        ..Config::default()
+    };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let result = runner.run(&prop::collection::vec(any::<u16>(), 0..250), |all| {
         let (machine, program, probes) = random(&all);
@@ -320,7 +492,11 @@ fn random_programs_do_not_depend_on_the_visits() {
             }
             "refused"
         } else {
-            let options = Options { probes, max_cycles: Some(1500), ..Options::default() };
+            let options = Options {
+                probes,
+                max_cycles: Some(1500),
+                ..Options::default()
+            };
             let text = || meshloom_simulator::text::print(&program);
             match in_all_orders(&program, &machine, &options) {
                 Err(e) => return Err(TestCaseError::fail(format!("{e}\n{}", text()))),
@@ -338,13 +514,20 @@ fn random_programs_do_not_depend_on_the_visits() {
     println!("{kinds:?}");
     result.unwrap_or_else(|e| panic!("{e}"));
     for kind in ["done", "fault", "deadlock", "left over"] {
-        assert!(kinds.get(kind).is_some_and(|n| *n >= 30), "too few that end in `{kind}`: {kinds:?}");
+        assert!(
+            kinds.get(kind).is_some_and(|n| *n >= 30),
+            "too few that end in `{kind}`: {kinds:?}"
+        );
     }
-    assert!(kinds.get("refused").is_none_or(|n| *n < 5000), "too many refused: {kinds:?}");
+    assert!(
+        kinds.get("refused").is_none_or(|n| *n < 5000),
+        "too many refused: {kinds:?}"
+    );
 }
 
 fn report(machine: &Machine, model: &Model) -> Report {
-    let expected = simulate::expected(&model.graph, &model.inputs, model.options.items).unwrap_or_else(|e| panic!("{e}"));
+    let expected = simulate::expected(&model.graph, &model.inputs, model.options.items)
+        .unwrap_or_else(|e| panic!("{e}"));
     let run = |name| {
         let job = Job {
             name,
@@ -362,10 +545,18 @@ fn report(machine: &Machine, model: &Model) -> Report {
     let about = meshloom_traces::report::Model {
         name: model.name.into(),
         source: "test".into(),
-        parameters: model.graph.parameters() as u64,
-        nonzeros: model.graph.nonzeros() as u64,
+        parameters: model.graph.parameters(),
+        nonzeros: model.graph.nonzeros(),
     };
-    Report::new(about, "f32", 2, model.options.items as u64, 5, "seeded", vec![run(RunName::Dense), run(RunName::Sparse)])
+    Report::new(
+        about,
+        "f32",
+        2,
+        model.options.items as u64,
+        5,
+        "seeded",
+        vec![run(RunName::Dense), run(RunName::Sparse)],
+    )
 }
 
 #[test]
@@ -390,10 +581,20 @@ fn a_miscount_of_one_is_found() {
     let seeded = seeded_inputs(&model.graph, 5, 3);
     let inputs: Vec<_> = seeded.into_iter().collect();
     let compiled = compile(&model.graph, &machine, &model.options, &inputs).unwrap_or_else(|e| panic!("{e}"));
-    let outcome = engine::run(&compiled.program, &machine, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    let outcome =
+        engine::run(&compiled.program, &machine, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
     let counts = flops::total(&model.graph);
-    let operations = |mac: u64| Operations { mac: mac * 3, mac_act: 0, reduce: 0, other: counts.other * 3 };
-    let drains: Vec<usize> = compiled.outputs.iter().flat_map(|o| o.ports.iter().map(|p| p.drain)).collect();
+    let operations = |mac: u64| Operations {
+        mac: mac * 3,
+        mac_act: 0,
+        reduce: 0,
+        other: counts.other * 3,
+    };
+    let drains: Vec<usize> = compiled
+        .outputs
+        .iter()
+        .flat_map(|o| o.ports.iter().map(|p| p.drain))
+        .collect();
     let count = |o: &Outcome| {
         let input = RunInput {
             name: RunName::Dense,
@@ -419,11 +620,20 @@ fn a_miscount_of_one_is_found() {
         for class in 0..5 {
             let mut more = outcome.clone();
             more.pes[pe].classes[class] += 1;
-            assert!(matches!(count(&more), Err(CountError::Classes { .. })), "one more {class} on {pe}");
+            assert!(
+                matches!(count(&more), Err(CountError::Classes { .. })),
+                "one more {class} on {pe}"
+            );
             let mut load = outcome.clone();
             load.pes[pe].load_classes[class] += 1;
             let found = count(&load);
-            assert!(matches!(found, Err(CountError::Classes { .. } | CountError::Backwards { .. })), "one more {class} before epoch 1 on {pe}");
+            assert!(
+                matches!(
+                    found,
+                    Err(CountError::Classes { .. } | CountError::Backwards { .. })
+                ),
+                "one more {class} before epoch 1 on {pe}"
+            );
         }
     }
     let mut fewer = outcome.clone();
@@ -432,7 +642,7 @@ fn a_miscount_of_one_is_found() {
 
     // the same in a report that was written down
     let good = report(&machine, &model);
-    let planted: [(&str, fn(&mut meshloom_traces::report::Kernel) -> &mut u64); 5] = [
+    let planted: [(&str, Counter); 5] = [
         ("busy", |k| &mut k.busy),
         ("wait_input", |k| &mut k.wait_input),
         ("wait_room", |k| &mut k.wait_room),

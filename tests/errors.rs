@@ -61,7 +61,12 @@ fn models() {
     ]
     .iter()
     .map(|m| format!("run {m}"))
-    .chain(["show nothing".into(), "show mlp:layers=1".into(), "show nothing.toml".into(), "show nothing.onnx".into()])
+    .chain([
+        "show nothing".into(),
+        "show mlp:layers=1".into(),
+        "show nothing.toml".into(),
+        "show nothing.onnx".into(),
+    ])
     .collect();
     settled().bind(|| insta::assert_snapshot!(refused(&all)));
 }
@@ -146,7 +151,10 @@ fn inputs() {
     ];
     let mut all: Vec<String> = files.iter().map(|f| format!("{SMALL} --input {f}")).collect();
     all.push(format!("{SMALL} --input {good} --items 2"));
-    assert_eq!(meshloom(&format!("{SMALL} --input {good} --items 3")).code, Some(0));
+    assert_eq!(
+        meshloom(&format!("{SMALL} --input {good} --items 3")).code,
+        Some(0)
+    );
     settled().bind(|| insta::assert_snapshot!(refused(&all)));
 }
 
@@ -247,7 +255,16 @@ fn what_would_help_helps() {
 #[test]
 fn nothing_is_written_by_a_command_that_fails() {
     let tmp = folder("errors-out");
-    for (i, end) in ["--sparsity 2", "--set pe.sram_bytes=64", "--machine wse9", "--input missing.npz", "--set mesh.width=2"].iter().enumerate() {
+    for (i, end) in [
+        "--sparsity 2",
+        "--set pe.sram_bytes=64",
+        "--machine wse9",
+        "--input missing.npz",
+        "--set mesh.width=2",
+    ]
+    .iter()
+    .enumerate()
+    {
         let out = tmp.join(i.to_string());
         meshloom(&format!("{SMALL} --out {} {end}", out.display())).refused();
         assert!(!out.exists(), "{end}");
@@ -255,11 +272,18 @@ fn nothing_is_written_by_a_command_that_fails() {
     // a folder that can't be made or written to
     let file = tmp.join("file");
     std::fs::write(&file, "").expect("a file");
-    meshloom(&format!("bench machine --quick --out {}", file.join("page.md").display())).refused();
+    meshloom(&format!(
+        "bench machine --quick --out {}",
+        file.join("page.md").display()
+    ))
+    .refused();
     // a name that is taken by a folder: the files beside it are not touched
     let out = tmp.join("taken");
     std::fs::create_dir_all(out.join("placement.svg")).expect("a folder");
     meshloom(&format!("{SMALL} --out {}", out.display())).refused();
-    let names: Vec<_> = std::fs::read_dir(&out).expect("the folder").map(|f| f.expect("a file").file_name()).collect();
+    let names: Vec<_> = std::fs::read_dir(&out)
+        .expect("the folder")
+        .map(|f| f.expect("a file").file_name())
+        .collect();
     assert_eq!(names, ["placement.svg"]);
 }

@@ -11,15 +11,34 @@ use meshloom_traces::report::RunName;
 use proptest::prelude::*;
 
 /// Compiles and runs a graph, and holds it to the evaluator. `Ok(false)`: refused because it does not fit.
-fn check(graph: &Graph, sparse: bool, ty: Ty, items: usize, sets: &[String], seed: u64) -> Result<bool, String> {
+fn check(
+    graph: &Graph,
+    sparse: bool,
+    ty: Ty,
+    items: usize,
+    sets: &[String],
+    seed: u64,
+) -> Result<bool, String> {
     let machine = meshloom::machines::load("small", sets).map_err(|e| e.to_string())?;
-    let graph = if sparse { sparsify(graph, 0.6, Mask::Uniform, seed).map_err(|e| e.to_string())? } else { graph.clone() };
-    let inputs: Vec<_> = meshloom_models::seeded_inputs(&graph, seed, items).into_iter().collect();
+    let graph = if sparse {
+        sparsify(graph, 0.6, Mask::Uniform, seed).map_err(|e| e.to_string())?
+    } else {
+        graph.clone()
+    };
+    let inputs: Vec<_> = meshloom_models::seeded_inputs(&graph, seed, items)
+        .into_iter()
+        .collect();
     // the order of the graph's inputs
     let inputs: Vec<_> = graph
         .inputs()
         .iter()
-        .map(|t| inputs.iter().find(|(n, _)| *n == graph.tensor(*t).name).cloned().ok_or("an input without values"))
+        .map(|t| {
+            inputs
+                .iter()
+                .find(|(n, _)| *n == graph.tensor(*t).name)
+                .cloned()
+                .ok_or("an input without values")
+        })
         .collect::<Result<_, _>>()?;
     let want = expected(&graph, &inputs, items).map_err(|e| e.to_string())?;
     let job = Job {
@@ -40,7 +59,10 @@ fn check(graph: &Graph, sparse: bool, ty: Ty, items: usize, sets: &[String], see
     };
     let flops = &finished.run.flops;
     if flops.executed.mac != flops.theoretical.mac {
-        return Err(format!("executed {} multiply-adds, not {}", flops.executed.mac, flops.theoretical.mac));
+        return Err(format!(
+            "executed {} multiply-adds, not {}",
+            flops.executed.mac, flops.theoretical.mac
+        ));
     }
     let most = if ty == Ty::F32 { 1e-5 } else { 2e-2 };
     match finished.errors.iter().find(|(_, e)| *e > most) {
@@ -76,11 +98,30 @@ struct Window {
 }
 
 fn window() -> impl Strategy<Value = Window> {
-    let numbers = (1usize..4, 1usize..9, [3usize..8, 3usize..8], [1usize..4, 1usize..4], [1usize..4, 1usize..4], [0usize..2, 0usize..2, 0usize..2, 0usize..2]);
+    let numbers = (
+        1usize..4,
+        1usize..9,
+        [3usize..8, 3usize..8],
+        [1usize..4, 1usize..4],
+        [1usize..4, 1usize..4],
+        [0usize..2, 0usize..2, 0usize..2, 0usize..2],
+    );
     numbers.prop_map(|(n, c, size, kernel, strides, pads)| {
         // padding below the window, as the operators ask
-        let pads = [pads[0].min(kernel[0] - 1), pads[1].min(kernel[1] - 1), pads[2].min(kernel[0] - 1), pads[3].min(kernel[1] - 1)];
-        Window { n, c, size, kernel, strides, pads }
+        let pads = [
+            pads[0].min(kernel[0] - 1),
+            pads[1].min(kernel[1] - 1),
+            pads[2].min(kernel[0] - 1),
+            pads[3].min(kernel[1] - 1),
+        ];
+        Window {
+            n,
+            c,
+            size,
+            kernel,
+            strides,
+            pads,
+        }
     })
 }
 

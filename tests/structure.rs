@@ -31,7 +31,9 @@ fn own_dependencies(manifest: &Path) -> BTreeSet<String> {
         }
     }
     let text = read(manifest);
-    let table: toml::Table = text.parse().unwrap_or_else(|e| panic!("{}: {e}", manifest.display()));
+    let table: toml::Table = text
+        .parse()
+        .unwrap_or_else(|e| panic!("{}: {e}", manifest.display()));
     let mut found = BTreeSet::new();
     walk(&table, &mut found);
     found
@@ -50,7 +52,11 @@ fn crates_know_only_those_they_may() {
         .filter_map(|e| e.ok()?.file_name().into_string().ok())
         .collect();
     there.sort();
-    assert_eq!(there, ["compiler", "models", "simulator", "traces"], "a crate that this test does not know");
+    assert_eq!(
+        there,
+        ["compiler", "models", "simulator", "traces"],
+        "a crate that this test does not know"
+    );
     for (name, allowed) in allowed {
         let found = own_dependencies(&root().join("crates").join(name).join("Cargo.toml"));
         let allowed: BTreeSet<String> = allowed.iter().map(|s| s.to_string()).collect();
@@ -72,21 +78,37 @@ fn sources(folder: &Path, all: &mut Vec<PathBuf>) {
 /// Whether a source names the function that runs a program, by its path or by an import.
 fn names_run(text: &str) -> bool {
     // comments, and spaces within paths, do not count
-    let code: String = text.lines().map(|l| l.split("//").next().unwrap_or("")).collect::<Vec<_>>().join(" ");
-    let words: String = code.split_whitespace().collect::<Vec<_>>().join(" ").replace(" ::", "::").replace(":: ", "::");
+    let code: String = text
+        .lines()
+        .map(|l| l.split("//").next().unwrap_or(""))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let words: String = code
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace(" ::", "::")
+        .replace(":: ", "::");
     let word_ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
     let direct = words.match_indices("engine::").any(|(i, m)| {
         let rest = &words[i + m.len()..];
         let after = |rest: &str, name: &str| rest.strip_prefix(name).is_some_and(word_ends);
-        let listed = rest.strip_prefix('{').and_then(|r| r.split('}').next()).is_some_and(|list| {
-            list.split(',').map(str::trim).any(|n| after(n, "run") || n == "*" || after(n, "self"))
-        });
+        let listed = rest
+            .strip_prefix('{')
+            .and_then(|r| r.split('}').next())
+            .is_some_and(|list| {
+                list.split(',')
+                    .map(str::trim)
+                    .any(|n| after(n, "run") || n == "*" || after(n, "self"))
+            });
         after(rest, "run") || after(rest, "reference") || rest.starts_with('*') || listed
     });
     // the module itself, imported whole or under another name, would allow the rest
     let module = words.match_indices("engine").any(|(i, m)| {
         let (before, rest) = (&words[..i], &words[i + m.len()..]);
-        let named = before.ends_with("simulator::") || before.ends_with("simulator::{") || (before.ends_with(", ") && words.contains("simulator::{"));
+        let named = before.ends_with("simulator::")
+            || before.ends_with("simulator::{")
+            || (before.ends_with(", ") && words.contains("simulator::{"));
         named && !rest.starts_with("::") && word_ends(rest)
     });
     direct || module

@@ -168,7 +168,10 @@ feed list west row 0 c2 epoch 0 = [1 3f800000 1 0 0 40000000!]
 fn manual() -> String {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/program.md");
     let page = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let code = page.split("```text\n").nth(1).and_then(|rest| rest.split("```").next());
+    let code = page
+        .split("```text\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next());
     code.expect("the annotated program").to_string()
 }
 
@@ -190,7 +193,11 @@ fn no_text_makes_it_panic() {
     }
     let reached = RefCell::new(BTreeMap::<&str, u32>::new());
     let cases = if cfg!(debug_assertions) { 4000 } else { 12_000 };
-    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let case = (any::<u32>(), prop::collection::vec(damage(), 1..6));
     let result = runner.run(&case, |(which, damage)| {
@@ -203,13 +210,28 @@ fn no_text_makes_it_panic() {
         };
         // what can be read can be written and read again
         let again = text::parse(&text::print(&program), &text::data(&program));
-        prop_assert!(again.as_ref().is_ok_and(|a| format!("{a:?}") == format!("{program:?}")), "{again:?}");
+        prop_assert!(
+            again
+                .as_ref()
+                .is_ok_and(|a| format!("{a:?}") == format!("{program:?}")),
+            "{again:?}"
+        );
         if let Err(all) = verify::verify(&program, machine) {
             prop_assert!(!all.is_empty() && all.iter().all(|v| !v.to_string().is_empty()));
             end("refused");
             return Ok(());
         }
-        let run = |visit| engine::run(&program, machine, &Options { visit, max_cycles: Some(2000), ..Options::default() });
+        let run = |visit| {
+            engine::run(
+                &program,
+                machine,
+                &Options {
+                    visit,
+                    max_cycles: Some(2000),
+                    ..Options::default()
+                },
+            )
+        };
         let outcome = run(Visit::Active);
         end(match &outcome {
             Ok(_) => "done",
@@ -227,7 +249,18 @@ fn no_text_makes_it_panic() {
     let reached = reached.into_inner();
     println!("{reached:?}");
     result.unwrap_or_else(|e| panic!("{e}"));
-    for stage in ["unreadable", "refused", "done", "fault", "deadlock", "left over", "too long"] {
-        assert!(reached.get(stage).is_some_and(|n| *n >= 5), "too few end as {stage}: {reached:?}");
+    for stage in [
+        "unreadable",
+        "refused",
+        "done",
+        "fault",
+        "deadlock",
+        "left over",
+        "too long",
+    ] {
+        assert!(
+            reached.get(stage).is_some_and(|n| *n >= 5),
+            "too few end as {stage}: {reached:?}"
+        );
     }
 }

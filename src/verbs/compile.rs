@@ -23,7 +23,11 @@ pub struct Arguments {
 pub fn run(a: Arguments) -> Result<(), Error> {
     if !passes::PASSES.iter().any(|p| p.name == a.emit) {
         let names: Vec<&str> = passes::PASSES.iter().map(|p| p.name).collect();
-        return Err(Error::Input(format!("--emit {}: no such pass; there are {}", a.emit, names.join(", "))));
+        return Err(Error::Input(format!(
+            "--emit {}: no such pass; there are {}",
+            a.emit,
+            names.join(", ")
+        )));
     }
     let model = a.common.load()?;
     let sparsities = a.common.sparsities(&model)?;
@@ -38,7 +42,11 @@ pub fn run(a: Arguments) -> Result<(), Error> {
     for name in &a.common.machine {
         let machine = machines::load(name, &a.common.set)?;
         let skip_zeros = !sparsities.is_empty() && machine.skip.zero_weights;
-        let options = Options { ty: a.common.dtype.ty(), items: inputs.items, skip_zeros };
+        let options = Options {
+            ty: a.common.dtype.ty(),
+            items: inputs.items,
+            skip_zeros,
+        };
         let compiled = compile(&graph, &machine, &options, &inputs.arrays)?;
         print(&show(&compiled, &graph, &machine, &a.emit).unwrap_or_default())?;
     }

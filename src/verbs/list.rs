@@ -34,14 +34,34 @@ pub fn run(a: Arguments) -> Result<(), Error> {
             .iter()
             .map(|(name, _)| {
                 let m = machines::load(name, &[])?;
-                let about = format!("{}x{} PEs, {} GHz, {} KiB a PE", m.mesh.width, m.mesh.height, m.clock_hz / 1e9, m.pe.sram_bytes / 1024);
+                let about = format!(
+                    "{}x{} PEs, {} GHz, {} KiB a PE",
+                    m.mesh.width,
+                    m.mesh.height,
+                    m.clock_hz / 1e9,
+                    m.pe.sram_bytes / 1024
+                );
                 Ok((name.to_string(), about))
             })
             .collect::<Result<_, Error>>()?,
-        What::Models => builders::list().iter().map(|(n, about)| (n.to_string(), about.to_string())).collect(),
-        What::Kernels => kernels::list().iter().map(|(n, about)| (n.to_string(), about.to_string())).collect(),
-        What::Passes => passes::PASSES.iter().map(|p| (p.name.to_string(), p.about.to_string())).collect(),
+        What::Models => builders::list()
+            .iter()
+            .map(|(n, about)| (n.to_string(), about.to_string()))
+            .collect(),
+        What::Kernels => kernels::list()
+            .iter()
+            .map(|(n, about)| (n.to_string(), about.to_string()))
+            .collect(),
+        What::Passes => passes::PASSES
+            .iter()
+            .map(|p| (p.name.to_string(), p.about.to_string()))
+            .collect(),
     };
     let width = rows.iter().map(|(n, _)| n.len()).max().unwrap_or(0);
-    print(&rows.iter().map(|(n, about)| format!("{n:<width$}  {about}\n")).collect::<String>())
+    print(
+        &rows
+            .iter()
+            .map(|(n, about)| format!("{n:<width$}  {about}\n"))
+            .collect::<String>(),
+    )
 }

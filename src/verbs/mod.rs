@@ -120,10 +120,27 @@ impl Common {
                     path.display()
                 )));
             }
-            return Ok(Inputs { arrays, items, source: path.display().to_string() });
+            return Ok(Inputs {
+                arrays,
+                items,
+                source: path.display().to_string(),
+            });
         }
         let items = self.items.unwrap_or(1);
-        let elements: u128 = model.graph.inputs().iter().map(|t| model.graph.tensor(*t).shape.iter().map(|n| *n as u128).product::<u128>()).sum();
+        let elements: u128 = model
+            .graph
+            .inputs()
+            .iter()
+            .map(|t| {
+                model
+                    .graph
+                    .tensor(*t)
+                    .shape
+                    .iter()
+                    .map(|n| *n as u128)
+                    .product::<u128>()
+            })
+            .sum();
         if elements * items as u128 > MOST_INPUTS {
             return Err(Error::Input(format!(
                 "--items {items}: the inputs would have {} elements; at most {MOST_INPUTS} are drawn; fewer items, or a smaller --batch",
@@ -131,15 +148,27 @@ impl Common {
             )));
         }
         let by_name = meshloom_models::seeded_inputs(&model.graph, self.seed, items);
-        let arrays = model.graph.inputs().iter().map(|t| model.graph.tensor(*t).name.clone()).map(|n| (n.clone(), by_name[&n].clone())).collect();
-        Ok(Inputs { arrays, items, source: "seeded".into() })
+        let arrays = model
+            .graph
+            .inputs()
+            .iter()
+            .map(|t| model.graph.tensor(*t).name.clone())
+            .map(|n| (n.clone(), by_name[&n].clone()))
+            .collect();
+        Ok(Inputs {
+            arrays,
+            items,
+            source: "seeded".into(),
+        })
     }
 
     /// The sparsities above 0 that are to be run; `existing` stands for the share of zeros in the file.
     pub fn sparsities(&self, model: &Model) -> Result<Vec<f64>, Error> {
         for s in &self.sparsity {
             if !(0.0..1.0).contains(s) {
-                return Err(Error::Input(format!("--sparsity {s}: expected at least 0 and below 1, for example 0.75")));
+                return Err(Error::Input(format!(
+                    "--sparsity {s}: expected at least 0 and below 1, for example 0.75"
+                )));
             }
         }
         let zeros = zeros(&model.graph);
@@ -157,7 +186,11 @@ impl Common {
 
     /// The mask that goes with [`Common::sparsities`].
     pub fn mask(&self) -> Mask {
-        if self.sparsity.is_empty() { Mask::Existing } else { self.mask.mask() }
+        if self.sparsity.is_empty() {
+            Mask::Existing
+        } else {
+            self.mask.mask()
+        }
     }
 }
 
@@ -180,9 +213,15 @@ fn zeros(graph: &meshloom_models::Graph) -> f64 {
 /// Prints to standard output; a reader that went away is not an error.
 pub fn print(text: &str) -> Result<(), Error> {
     let mut out = std::io::stdout().lock();
-    let text = if text.ends_with('\n') { text.to_string() } else { format!("{text}\n") };
+    let text = if text.ends_with('\n') {
+        text.to_string()
+    } else {
+        format!("{text}\n")
+    };
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::Input(format!("can't write to standard output: {e}"))),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::Input(format!("can't write to standard output: {e}")))
+        }
         _ => Ok(()),
     }
 }

@@ -56,7 +56,13 @@ struct Planned<'a> {
 }
 
 impl<'a> Planned<'a> {
-    fn job(&self, a: &Arguments, inputs: &'a Inputs, expected: Option<&'a Expected>, progress: Option<Arc<AtomicU64>>) -> Job<'a> {
+    fn job(
+        &self,
+        a: &Arguments,
+        inputs: &'a Inputs,
+        expected: Option<&'a Expected>,
+        progress: Option<Arc<AtomicU64>>,
+    ) -> Job<'a> {
         Job {
             name: self.name,
             graph: self.graph,
@@ -80,7 +86,11 @@ pub fn run(a: Arguments) -> Result<(), Error> {
     if let Some(out) = &a.out {
         refuse_out(out)?;
     }
-    let machines: Vec<Machine> = common.machine.iter().map(|m| machines::load(m, &common.set)).collect::<Result<_, _>>()?;
+    let machines: Vec<Machine> = common
+        .machine
+        .iter()
+        .map(|m| machines::load(m, &common.set))
+        .collect::<Result<_, _>>()?;
     let model = common.load()?;
     let inputs = common.inputs(&model)?;
     let sparsities = common.sparsities(&model)?;
@@ -90,24 +100,56 @@ pub fn run(a: Arguments) -> Result<(), Error> {
     }
     let mut planned = Vec::new();
     for machine in &machines {
-        planned.push(Planned { name: RunName::Dense, sparsity: 0.0, machine, graph: &model.graph, index: 0 });
+        planned.push(Planned {
+            name: RunName::Dense,
+            sparsity: 0.0,
+            machine,
+            graph: &model.graph,
+            index: 0,
+        });
         for (index, (sparsity, graph)) in sparsities.iter().zip(&graphs).enumerate() {
-            planned.push(Planned { name: RunName::SparseNoSkip, sparsity: *sparsity, machine, graph, index: index + 1 });
+            planned.push(Planned {
+                name: RunName::SparseNoSkip,
+                sparsity: *sparsity,
+                machine,
+                graph,
+                index: index + 1,
+            });
             // a machine that does not skip zero weights has no run in which they are skipped
             if machine.skip.zero_weights {
-                planned.push(Planned { name: RunName::Sparse, sparsity: *sparsity, machine, graph, index: index + 1 });
+                planned.push(Planned {
+                    name: RunName::Sparse,
+                    sparsity: *sparsity,
+                    machine,
+                    graph,
+                    index: index + 1,
+                });
             }
         }
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(a.threads.unwrap_or(0)).build().map_err(|e| Error::Internal(e.to_string()))?;
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(a.threads.unwrap_or(0))
+        .build()
+        .map_err(|e| Error::Internal(e.to_string()))?;
     // all are compiled before anything long begins: what does not fit is told at once
-    let compile_one = |p: &Planned| compile(p.graph, p.machine, &simulate::options(&p.job(&a, &inputs, None, None)), &inputs.arrays);
-    let compiled: Vec<Result<Compiled, CompileError>> = pool.install(|| planned.par_iter().map(compile_one).collect());
+    let compile_one = |p: &Planned| {
+        compile(
+            p.graph,
+            p.machine,
+            &simulate::options(&p.job(&a, &inputs, None, None)),
+            &inputs.arrays,
+        )
+    };
+    let compiled: Vec<Result<Compiled, CompileError>> =
+        pool.install(|| planned.par_iter().map(compile_one).collect());
     let compiled: Vec<Compiled> = compiled.into_iter().collect::<Result<_, _>>()?;
     let all: Vec<&Graph> = std::iter::once(&model.graph).chain(&graphs).collect();
     let expected: Vec<Expected> = match a.no_check {
         true => Vec::new(),
-        false => all.iter().map(|g| simulate::expected(g, &inputs.arrays, inputs.items)).collect::<Result<_, _>>()?,
+        false => all
+            .iter()
+            .map(|g| simulate::expected(g, &inputs.arrays, inputs.items))
+            .collect::<Result<_, _>>()?,
     };
     let finished = simulate_all(&a, &pool, &planned, compiled, &inputs, &expected)?;
 
@@ -120,18 +162,31 @@ pub fn run(a: Arguments) -> Result<(), Error> {
             parameters: model.graph.parameters(),
             nonzeros: model.graph.nonzeros(),
         },
-        if common.dtype == super::Dtype::F32 { "f32" } else { "f16" },
+        if common.dtype == super::Dtype::F32 {
+            "f32"
+        } else {
+            "f16"
+        },
         batch as u64,
         inputs.items as u64,
         common.seed,
         inputs.source.clone(),
         finished.iter().map(|f| f.run.clone()).collect(),
     );
-    report.validate().map_err(|v| Error::Internal(format!("the report contradicts itself: {}: {}", v.place, v.message)))?;
+    report.validate().map_err(|v| {
+        Error::Internal(format!(
+            "the report contradicts itself: {}: {}",
+            v.place, v.message
+        ))
+    })?;
     if let Some(out) = &a.out {
         write_all(out, &report, &finished, &planned, inputs.items)?;
     }
-    print(&if a.json { report.to_json() } else { table::table(&report) })?;
+    print(&if a.json {
+        report.to_json()
+    } else {
+        table::table(&report)
+    })?;
     if !a.json {
         eprint!("{}", table::simulation(&report));
     }
@@ -158,7 +213,12 @@ fn simulate_all(
             .map(|(p, compiled)| {
                 let progress = Arc::new(AtomicU64::new(0));
                 let done = Arc::new(AtomicBool::new(false));
-                let watcher = watch(&bars, format!("{} on {}", p.name, p.machine.name), progress.clone(), done.clone());
+                let watcher = watch(
+                    &bars,
+                    format!("{} on {}", p.name, p.machine.name),
+                    progress.clone(),
+                    done.clone(),
+                );
                 let job = p.job(a, inputs, expected.get(p.index), Some(progress));
                 let result = simulate::simulate(&job, compiled);
                 done.store(true, Ordering::Relaxed);
@@ -172,7 +232,12 @@ fn simulate_all(
 }
 
 /// Shows a run's cycle count once it has taken a second.
-fn watch(bars: &MultiProgress, what: String, cycle: Arc<AtomicU64>, done: Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
+fn watch(
+    bars: &MultiProgress,
+    what: String,
+    cycle: Arc<AtomicU64>,
+    done: Arc<AtomicBool>,
+) -> std::thread::JoinHandle<()> {
     let bars = bars.clone();
     std::thread::spawn(move || {
         std::thread::park_timeout(Duration::from_secs(1));
@@ -184,7 +249,10 @@ fn watch(bars: &MultiProgress, what: String, cycle: Arc<AtomicU64>, done: Arc<At
             bar.set_style(style);
         }
         while !done.load(Ordering::Relaxed) {
-            bar.set_message(format!("simulating {what}: cycle {}", cycle.load(Ordering::Relaxed)));
+            bar.set_message(format!(
+                "simulating {what}: cycle {}",
+                cycle.load(Ordering::Relaxed)
+            ));
             bar.tick();
             std::thread::park_timeout(Duration::from_millis(200));
         }
@@ -193,13 +261,24 @@ fn watch(bars: &MultiProgress, what: String, cycle: Arc<AtomicU64>, done: Arc<At
 }
 
 /// Every kernel of every run alone, fed with what the evaluator has.
-fn check_kernels(a: &Arguments, planned: &[Planned], finished: &[Finished], inputs: &Inputs, expected: &[Expected]) -> Result<(), Error> {
+fn check_kernels(
+    a: &Arguments,
+    planned: &[Planned],
+    finished: &[Finished],
+    inputs: &Inputs,
+    expected: &[Expected],
+) -> Result<(), Error> {
     let mut text = String::new();
     for (p, f) in planned.iter().zip(finished) {
-        let Some(expected) = expected.get(p.index) else { continue };
+        let Some(expected) = expected.get(p.index) else {
+            continue;
+        };
         let options = simulate::options(&p.job(a, inputs, None, None));
         for (name, error) in simulate::kernels_alone(&f.compiled, p.machine, &options, expected)? {
-            text += &format!("{} on {}, kernel {name} alone: largest error {error:.1e}\n", p.name, p.machine.name);
+            text += &format!(
+                "{} on {}, kernel {name} alone: largest error {error:.1e}\n",
+                p.name, p.machine.name
+            );
         }
     }
     print(&text)
@@ -231,17 +310,32 @@ fn refuse_out(out: &Path) -> Result<(), Error> {
             break;
         }
         if place.exists() {
-            return bad(format!("{} is a file; expected a folder, or none yet", if place == out { "that".into() } else { place.display().to_string() }));
+            return bad(format!(
+                "{} is a file; expected a folder, or none yet",
+                if place == out {
+                    "that".into()
+                } else {
+                    place.display().to_string()
+                }
+            ));
         }
     }
     match FILES.iter().find(|f| out.join(f).is_dir()) {
-        Some(f) => bad(format!("there is a folder named {f} in it, where a file is to be written")),
+        Some(f) => bad(format!(
+            "there is a folder named {f} in it, where a file is to be written"
+        )),
         None => Ok(()),
     }
 }
 
 /// Writes the files of `--out`: all aside first, then each takes its name, so that a failure leaves what was there.
-fn write_all(out: &Path, report: &Report, finished: &[Finished], planned: &[Planned], items: usize) -> Result<(), Error> {
+fn write_all(
+    out: &Path,
+    report: &Report,
+    finished: &[Finished],
+    planned: &[Planned],
+    items: usize,
+) -> Result<(), Error> {
     let bad = |e: std::io::Error| Error::Input(format!("--out {}: can't write: {e}", out.display()));
     std::fs::create_dir_all(out).map_err(bad)?;
     let aside = |name: &str| out.join(format!(".{name}.partial"));
@@ -263,13 +357,26 @@ fn write_all(out: &Path, report: &Report, finished: &[Finished], planned: &[Plan
         machine: p.machine.name.clone(),
         width: p.machine.mesh.width,
         height: p.machine.mesh.height,
-        kernels: last.run.kernels.iter().map(|k| Placed { name: k.name.clone(), op: k.op.clone(), rect: k.region }).collect(),
+        kernels: last
+            .run
+            .kernels
+            .iter()
+            .map(|k| Placed {
+                name: k.name.clone(),
+                op: k.op.clone(),
+                rect: k.region,
+            })
+            .collect(),
     };
     let written = std::fs::write(aside(FILES[0]), report.to_json())
         .map_err(bad)
         .and_then(|()| arrays::write(&aside(FILES[1]), &outputs))
         .and_then(|()| std::fs::write(aside(FILES[2]), svg(&map)).map_err(bad))
-        .and_then(|()| FILES.iter().try_for_each(|f| std::fs::rename(aside(f), out.join(f)).map_err(bad)));
+        .and_then(|()| {
+            FILES
+                .iter()
+                .try_for_each(|f| std::fs::rename(aside(f), out.join(f)).map_err(bad))
+        });
     if written.is_err() {
         FILES.iter().for_each(|f| drop(std::fs::remove_file(aside(f))));
     }

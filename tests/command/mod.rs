@@ -27,7 +27,14 @@ impl Ended {
     /// Command line, exit code and message of a run that must have been refused for what its user gave.
     #[track_caller]
     pub fn refused(self) -> String {
-        assert_eq!(self.code, Some(2), "meshloom {}\n{}\n{}", self.line, self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(2),
+            "meshloom {}\n{}\n{}",
+            self.line,
+            self.out,
+            self.err
+        );
         assert_eq!(self.out, "", "meshloom {}", self.line);
         format!("$ meshloom {}\n{}\n", self.line, self.err)
     }
@@ -42,7 +49,12 @@ pub fn meshloom(line: &str) -> Ended {
         .output()
         .unwrap_or_else(|e| panic!("meshloom {line}: {e}"));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap_or_else(|e| panic!("meshloom {line}: {e}"));
-    Ended { line: line.into(), code: out.status.code(), out: text(out.stdout), err: text(out.stderr) }
+    Ended {
+        line: line.into(),
+        code: out.status.code(),
+        out: text(out.stdout),
+        err: text(out.stderr),
+    }
 }
 
 /// An empty folder of a test's own.
@@ -59,10 +71,21 @@ pub fn settled() -> insta::Settings {
     settings.add_filter(&regex_escape(env!("CARGO_TARGET_TMPDIR")), "[tmp]");
     settings.add_filter(r"in [\d.]+ (ns|us|ms|s|min) with", "in [time] with");
     settings.add_filter(r"[\d.]+ [kMGT]? ?PE-cycles/s", "[speed]");
-    settings.add_filter(r#""(wall_seconds|pe_cycles_per_second)": [\d.e+-]+"#, r#""$1": "[time]""#);
+    settings.add_filter(
+        r#""(wall_seconds|pe_cycles_per_second)": [\d.e+-]+"#,
+        r#""$1": "[time]""#,
+    );
     settings
 }
 
 fn regex_escape(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_alphanumeric() || c == '/' { vec![c] } else { vec!['\\', c] }).collect()
+    text.chars()
+        .flat_map(|c| {
+            if c.is_alphanumeric() || c == '/' {
+                vec![c]
+            } else {
+                vec!['\\', c]
+            }
+        })
+        .collect()
 }

@@ -20,7 +20,10 @@ pub fn tiny() -> Machine {
 
 /// The outcome without what depends on which PEs were visited.
 pub fn comparable(o: Outcome) -> Outcome {
-    Outcome { active_pe_cycles: 0, ..o }
+    Outcome {
+        active_pe_cycles: 0,
+        ..o
+    }
 }
 
 /// A model small enough to run thousands of times.
@@ -35,12 +38,27 @@ pub struct Model {
 impl Model {
     pub fn new(name: &'static str, graph: Graph, items: usize, skip_zeros: bool, ty: Ty) -> Model {
         let seeded = seeded_inputs(&graph, 5, items);
-        let inputs = graph.inputs().iter().map(|t| graph.tensor(*t).name.clone()).map(|n| (n.clone(), seeded[&n].clone())).collect();
-        Model { name, graph, options: Options { ty, items, skip_zeros }, inputs }
+        let inputs = graph
+            .inputs()
+            .iter()
+            .map(|t| graph.tensor(*t).name.clone())
+            .map(|n| (n.clone(), seeded[&n].clone()))
+            .collect();
+        Model {
+            name,
+            graph,
+            options: Options {
+                ty,
+                items,
+                skip_zeros,
+            },
+            inputs,
+        }
     }
 
     pub fn compile(&self, machine: &Machine) -> Compiled {
-        compile(&self.graph, machine, &self.options, &self.inputs).unwrap_or_else(|e| panic!("{}: {e}", self.name))
+        compile(&self.graph, machine, &self.options, &self.inputs)
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
 }
 
@@ -53,7 +71,13 @@ pub fn numbers(n: usize, zero: usize) -> Vec<f32> {
             s ^= s >> 7;
             s ^= s << 17;
             let size = 0.25 + (s >> 40) as f32 / (1 << 24) as f32;
-            if zero > 0 && i % zero == 1 { 0.0 } else if s & 1 == 0 { size } else { -size }
+            if zero > 0 && i % zero == 1 {
+                0.0
+            } else if s & 1 == 0 {
+                size
+            } else {
+                -size
+            }
         })
         .collect()
 }
@@ -71,13 +95,29 @@ impl Builder {
     }
 
     pub fn op(&mut self, name: &str, op: Op, inputs: &[TensorId]) -> TensorId {
-        self.0.add_node(name, op, inputs, name).unwrap_or_else(|e| panic!("{e}"))
+        self.0
+            .add_node(name, op, inputs, name)
+            .unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// A linear operator with weights of this shape and biases; every `zero`-th weight is 0.
     pub fn weighted(&mut self, name: &str, op: Op, x: TensorId, weights: &[usize], zero: usize) -> TensorId {
-        let w = self.0.add_constant(&format!("{name}.w"), weights, numbers(weights.iter().product(), zero)).unwrap_or_else(|e| panic!("{e}"));
-        let b = self.0.add_constant(&format!("{name}.b"), &weights[..1], numbers(weights[0] + 5, 0)[5..].to_vec()).unwrap_or_else(|e| panic!("{e}"));
+        let w = self
+            .0
+            .add_constant(
+                format!("{name}.w"),
+                weights,
+                numbers(weights.iter().product(), zero),
+            )
+            .unwrap_or_else(|e| panic!("{e}"));
+        let b = self
+            .0
+            .add_constant(
+                format!("{name}.b"),
+                &weights[..1],
+                numbers(weights[0] + 5, 0)[5..].to_vec(),
+            )
+            .unwrap_or_else(|e| panic!("{e}"));
         self.op(name, op, &[x, w, b])
     }
 
@@ -88,7 +128,12 @@ impl Builder {
 }
 
 pub fn conv(strides: [usize; 2], pads: [usize; 4], groups: usize) -> Op {
-    Op::Conv { strides, pads, dilations: [1, 1], groups }
+    Op::Conv {
+        strides,
+        pads,
+        dilations: [1, 1],
+        groups,
+    }
 }
 
 fn linear(name: &'static str, shape: [usize; 2], m: usize, zero: usize, ty: Ty) -> Model {
@@ -107,7 +152,11 @@ fn convolution(name: &'static str, shape: [usize; 4], op: Op, weights: [usize; 4
 
 fn alone(name: &'static str, op: Op, inputs: &[&[usize]]) -> Model {
     let mut b = Builder::new(name);
-    let x: Vec<_> = inputs.iter().enumerate().map(|(i, s)| b.input(&format!("x{i}"), s)).collect();
+    let x: Vec<_> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, s)| b.input(&format!("x{i}"), s))
+        .collect();
     let y = b.op("y", op, &x);
     Model::new(name, b.done(y), 2, false, Ty::F32)
 }
@@ -117,7 +166,9 @@ pub fn kernels() -> Vec<Model> {
     let flatten = {
         let mut b = Builder::new("flatten");
         let x = b.input("x", &[2, 7, 2, 3]);
-        let y = b.0.add_reshape("y", x, "y", &[2, 42]).unwrap_or_else(|e| panic!("{e}"));
+        let y =
+            b.0.add_reshape("y", x, "y", &[2, 42])
+                .unwrap_or_else(|e| panic!("{e}"));
         Model::new("flatten", b.done(y), 2, false, Ty::F32)
     };
     let fused = {
@@ -135,17 +186,93 @@ pub fn kernels() -> Vec<Model> {
         linear("matmul dense, fewer rows in", [1, 4], 8, 0, Ty::F32),
         linear("matmul sparse", [2, 9], 8, 2, Ty::F32),
         linear("matmul sparse, fewer rows out", [1, 12], 4, 3, Ty::F32),
-        convolution("conv dense", [1, 3, 4, 5], conv([2, 1], [1, 0, 1, 1], 1), [7, 3, 3, 2], 0),
-        convolution("conv dense batch", [2, 3, 3, 3], conv([1, 1], [0, 1, 1, 0], 1), [4, 3, 2, 2], 0),
-        convolution("conv sparse", [2, 3, 4, 3], conv([1, 2], [1, 1, 0, 0], 1), [7, 3, 2, 2], 3),
-        convolution("conv groups", [2, 4, 3, 4], conv([2, 2], [1, 1, 1, 1], 2), [6, 2, 3, 3], 0),
-        convolution("depthwise dense", [2, 7, 3, 3], conv([1, 1], [1, 0, 0, 1], 7), [7, 1, 2, 2], 0),
-        convolution("depthwise dense twofold", [1, 4, 4, 3], conv([2, 1], [1, 1, 0, 0], 4), [8, 1, 3, 2], 0),
-        convolution("depthwise sparse", [2, 4, 3, 3], conv([1, 1], [1, 1, 1, 1], 4), [8, 1, 3, 3], 2),
-        alone("maxpool", Op::MaxPool { kernel: [3, 3], strides: [2, 2], pads: [1, 1, 1, 1] }, &[&[2, 7, 5, 5]]),
-        alone("maxpool by position", Op::MaxPool { kernel: [3, 3], strides: [3, 3], pads: [0; 4] }, &[&[2, 7, 3, 6]]),
-        alone("avgpool", Op::AvgPool { kernel: [2, 2], strides: [2, 2], pads: [0; 4], count_include_pad: false }, &[&[2, 7, 4, 6]]),
-        alone("avgpool padded", Op::AvgPool { kernel: [3, 2], strides: [2, 1], pads: [1, 1, 1, 0], count_include_pad: false }, &[&[2, 7, 4, 3]]),
+        convolution(
+            "conv dense",
+            [1, 3, 4, 5],
+            conv([2, 1], [1, 0, 1, 1], 1),
+            [7, 3, 3, 2],
+            0,
+        ),
+        convolution(
+            "conv dense batch",
+            [2, 3, 3, 3],
+            conv([1, 1], [0, 1, 1, 0], 1),
+            [4, 3, 2, 2],
+            0,
+        ),
+        convolution(
+            "conv sparse",
+            [2, 3, 4, 3],
+            conv([1, 2], [1, 1, 0, 0], 1),
+            [7, 3, 2, 2],
+            3,
+        ),
+        convolution(
+            "conv groups",
+            [2, 4, 3, 4],
+            conv([2, 2], [1, 1, 1, 1], 2),
+            [6, 2, 3, 3],
+            0,
+        ),
+        convolution(
+            "depthwise dense",
+            [2, 7, 3, 3],
+            conv([1, 1], [1, 0, 0, 1], 7),
+            [7, 1, 2, 2],
+            0,
+        ),
+        convolution(
+            "depthwise dense twofold",
+            [1, 4, 4, 3],
+            conv([2, 1], [1, 1, 0, 0], 4),
+            [8, 1, 3, 2],
+            0,
+        ),
+        convolution(
+            "depthwise sparse",
+            [2, 4, 3, 3],
+            conv([1, 1], [1, 1, 1, 1], 4),
+            [8, 1, 3, 3],
+            2,
+        ),
+        alone(
+            "maxpool",
+            Op::MaxPool {
+                kernel: [3, 3],
+                strides: [2, 2],
+                pads: [1, 1, 1, 1],
+            },
+            &[&[2, 7, 5, 5]],
+        ),
+        alone(
+            "maxpool by position",
+            Op::MaxPool {
+                kernel: [3, 3],
+                strides: [3, 3],
+                pads: [0; 4],
+            },
+            &[&[2, 7, 3, 6]],
+        ),
+        alone(
+            "avgpool",
+            Op::AvgPool {
+                kernel: [2, 2],
+                strides: [2, 2],
+                pads: [0; 4],
+                count_include_pad: false,
+            },
+            &[&[2, 7, 4, 6]],
+        ),
+        alone(
+            "avgpool padded",
+            Op::AvgPool {
+                kernel: [3, 2],
+                strides: [2, 1],
+                pads: [1, 1, 1, 0],
+                count_include_pad: false,
+            },
+            &[&[2, 7, 4, 3]],
+        ),
         alone("add", Op::Add, &[four, four]),
         alone("mul", Op::Mul, &[four, four]),
         fused,
@@ -165,8 +292,19 @@ pub fn residual() -> Model {
     let right = b.weighted("right", conv([2, 2], [0; 4], 1), stem, &[4, 4, 1, 1], 0);
     let sum = b.op("sum", Op::Add, &[left, right]);
     let sum = b.op("sum.relu", Op::Relu, &[sum]);
-    let pool = b.op("pool", Op::AvgPool { kernel: [3, 3], strides: [1, 1], pads: [0; 4], count_include_pad: false }, &[sum]);
-    let flat = b.0.add_reshape("flat", pool, "flat", &[2, 4]).unwrap_or_else(|e| panic!("{e}"));
+    let pool = b.op(
+        "pool",
+        Op::AvgPool {
+            kernel: [3, 3],
+            strides: [1, 1],
+            pads: [0; 4],
+            count_include_pad: false,
+        },
+        &[sum],
+    );
+    let flat =
+        b.0.add_reshape("flat", pool, "flat", &[2, 4])
+            .unwrap_or_else(|e| panic!("{e}"));
     let y = b.weighted("fc", Op::Linear, flat, &[5, 4], 0);
     let y = b.op("y", Op::Softmax { axis: 1 }, &[y]);
     Model::new("residual", b.done(y), 3, true, Ty::F32)

@@ -33,15 +33,26 @@ impl Assembler {
             assert_eq!(self.params[i].value, value, "parameter {name} has two values");
             return Val::Param(i as u16);
         }
-        self.params.push(Param { name: name.into(), value });
+        self.params.push(Param {
+            name: name.into(),
+            value,
+        });
         Val::Param(self.params.len() as u16 - 1)
     }
 
     /// Reserves SRAM; its address is `phase` modulo 32, so that operands of one instruction can be kept in different banks (rule M9).
     pub fn buffer(&mut self, name: &str, bytes: u32, phase: u32) -> i64 {
         let address = self.end.next_multiple_of(32) + phase;
-        let address = if address >= self.end + 32 { address - 32 } else { address };
-        self.memory.push(Buffer { name: name.into(), address, bytes });
+        let address = if address >= self.end + 32 {
+            address - 32
+        } else {
+            address
+        };
+        self.memory.push(Buffer {
+            name: name.into(),
+            address,
+            bytes,
+        });
         self.end = address + bytes;
         address as i64
     }
@@ -53,8 +64,19 @@ impl Assembler {
 
     /// A new label, to be bound later.
     pub fn label(&mut self, name: &str) -> Label {
-        let same = self.labels.iter().filter(|(n, _)| n.split('.').next() == Some(name)).count();
-        self.labels.push((if same == 0 { name.to_string() } else { format!("{name}.{same}") }, None));
+        let same = self
+            .labels
+            .iter()
+            .filter(|(n, _)| n.split('.').next() == Some(name))
+            .count();
+        self.labels.push((
+            if same == 0 {
+                name.to_string()
+            } else {
+                format!("{name}.{same}")
+            },
+            None,
+        ));
         Label(self.labels.len() - 1)
     }
 
@@ -72,7 +94,12 @@ impl Assembler {
 
     /// Declares a task that begins at the next instruction; its number is returned.
     pub fn task(&mut self, name: &str, trigger: Trigger) -> u16 {
-        self.tasks.push(Task { name: name.into(), trigger, blocked: false, entry: self.code.len() as u32 });
+        self.tasks.push(Task {
+            name: name.into(),
+            trigger,
+            blocked: false,
+            entry: self.code.len() as u32,
+        });
         self.tasks.len() as u16 - 1
     }
 
@@ -95,17 +122,38 @@ impl Assembler {
     #[allow(clippy::too_many_arguments)] // the fields of a descriptor
     pub fn memory(&mut self, d: u8, ty: Ty, base: Val, shape: &[Val], strides: &[i64], wide: bool) {
         let strides = strides.iter().map(|s| Val::Imm(*s)).collect();
-        self.emit(Instr::Desc(d, Descriptor { ty, shape: shape.to_vec(), place: Place::Memory { base, strides, wide } }));
+        self.emit(Instr::Desc(
+            d,
+            Descriptor {
+                ty,
+                shape: shape.to_vec(),
+                place: Place::Memory { base, strides, wide },
+            },
+        ));
     }
 
     /// Sets a descriptor of arriving wavelets.
     pub fn input(&mut self, d: u8, color: Color, ty: Ty, shape: &[Val]) {
-        self.emit(Instr::Desc(d, Descriptor { ty, shape: shape.to_vec(), place: Place::In(color) }));
+        self.emit(Instr::Desc(
+            d,
+            Descriptor {
+                ty,
+                shape: shape.to_vec(),
+                place: Place::In(color),
+            },
+        ));
     }
 
     /// Sets a descriptor of wavelets to send; `flag` marks the last.
     pub fn output(&mut self, d: u8, color: Color, ty: Ty, shape: &[Val], flag: bool) {
-        self.emit(Instr::Desc(d, Descriptor { ty, shape: shape.to_vec(), place: Place::Out { color, flag } }));
+        self.emit(Instr::Desc(
+            d,
+            Descriptor {
+                ty,
+                shape: shape.to_vec(),
+                place: Place::Out { color, flag },
+            },
+        ));
     }
 
     /// Runs dst = op(a, b).
@@ -130,7 +178,11 @@ impl Assembler {
 
     /// The finished block. Labels that nothing jumps to are dropped.
     pub fn finish(mut self, at: Lattice) -> Block {
-        let places: Vec<u32> = self.labels.iter().map(|(n, at)| at.unwrap_or_else(|| panic!("label {n} was never bound"))).collect();
+        let places: Vec<u32> = self
+            .labels
+            .iter()
+            .map(|(n, at)| at.unwrap_or_else(|| panic!("label {n} was never bound")))
+            .collect();
         let mut used = vec![false; places.len()];
         for i in &mut self.code {
             if let Instr::Jump(to) | Instr::Branch(_, _, _, to) = i {
@@ -138,9 +190,21 @@ impl Assembler {
                 *to = places[*to as usize];
             }
         }
-        let mut labels: Vec<(String, u32)> =
-            self.labels.into_iter().zip(used).filter(|(_, u)| *u).map(|((n, at), _)| (n, at.unwrap_or(0))).collect();
+        let mut labels: Vec<(String, u32)> = self
+            .labels
+            .into_iter()
+            .zip(used)
+            .filter(|(_, u)| *u)
+            .map(|((n, at), _)| (n, at.unwrap_or(0)))
+            .collect();
         labels.sort_by_key(|(_, at)| *at);
-        Block { at, params: self.params, memory: self.memory, tasks: self.tasks, labels, code: self.code }
+        Block {
+            at,
+            params: self.params,
+            memory: self.memory,
+            tasks: self.tasks,
+            labels,
+            code: self.code,
+        }
     }
 }

@@ -104,7 +104,12 @@ pub struct Compiled {
 }
 
 /// Compiles a graph for a machine. `inputs` holds the items of each graph input, one after another, in the order of `graph.inputs()`.
-pub fn compile(graph: &Graph, machine: &Machine, options: &Options, inputs: &[(String, Vec<f32>)]) -> Result<Compiled, CompileError> {
+pub fn compile(
+    graph: &Graph,
+    machine: &Machine,
+    options: &Options,
+    inputs: &[(String, Vec<f32>)],
+) -> Result<Compiled, CompileError> {
     let plan = passes::rewrite::run(graph, machine, options)?;
     if machine.mesh.width < 3 {
         return Err(CompileError::DoesNotFit {
@@ -119,21 +124,46 @@ pub fn compile(graph: &Graph, machine: &Machine, options: &Options, inputs: &[(S
 
 /// One kernel of a compiled model as a program of its own, at the width that it has there. `inputs` holds, for each of the kernel's
 /// inputs, the items of that tensor (see [`Plan::edges`]).
-pub fn compile_alone(compiled: &Compiled, kernel: usize, machine: &Machine, options: &Options, inputs: &[Vec<f32>]) -> Result<Compiled, CompileError> {
+pub fn compile_alone(
+    compiled: &Compiled,
+    kernel: usize,
+    machine: &Machine,
+    options: &Options,
+    inputs: &[Vec<f32>],
+) -> Result<Compiled, CompileError> {
     let whole = &compiled.plan;
     let mut kept = whole.kernels[kernel].clone();
     let mut edges = Vec::new();
     for (i, u) in kept.inputs.iter_mut().enumerate() {
         let old = &whole.edges[u.edge];
         let axes = (0..2 + old.layout.inner.len()).collect();
-        edges.push(plan::Edge { source: plan::Source::Input(i), axes, to: vec![0], ..old.clone() });
+        edges.push(plan::Edge {
+            source: plan::Source::Input(i),
+            axes,
+            to: vec![0],
+            ..old.clone()
+        });
         u.edge = i;
     }
     let result = &whole.edges[kept.output];
     kept.output = edges.len();
-    let outputs = vec![(result.name.clone(), plan::Use { edge: edges.len(), flat: false })];
-    edges.push(plan::Edge { source: plan::Source::Kernel(0), to: Vec::new(), ..result.clone() });
-    let named: Vec<(String, Vec<f32>)> = edges.iter().zip(inputs).map(|(e, v)| (e.name.clone(), v.clone())).collect();
+    let outputs = vec![(
+        result.name.clone(),
+        plan::Use {
+            edge: edges.len(),
+            flat: false,
+        },
+    )];
+    edges.push(plan::Edge {
+        source: plan::Source::Kernel(0),
+        to: Vec::new(),
+        ..result.clone()
+    });
+    let named: Vec<(String, Vec<f32>)> = edges
+        .iter()
+        .zip(inputs)
+        .map(|(e, v)| (e.name.clone(), v.clone()))
+        .collect();
     let plan = Plan {
         name: kept.name.clone(),
         ty: whole.ty,
@@ -149,7 +179,13 @@ pub fn compile_alone(compiled: &Compiled, kernel: usize, machine: &Machine, opti
 }
 
 /// The passes after rewriting.
-fn finish(mut plan: Plan, machine: &Machine, options: &Options, inputs: &[(String, Vec<f32>)], width: Option<u32>) -> Result<Compiled, CompileError> {
+fn finish(
+    mut plan: Plan,
+    machine: &Machine,
+    options: &Options,
+    inputs: &[(String, Vec<f32>)],
+    width: Option<u32>,
+) -> Result<Compiled, CompileError> {
     passes::layout::run(&mut plan, machine.mesh.height as usize);
     let least = match width {
         Some(w) => vec![w],
@@ -160,8 +196,9 @@ fn finish(mut plan: Plan, machine: &Machine, options: &Options, inputs: &[(Strin
     passes::memory::run(&mut plan, machine)?;
     let compiled = passes::emit::run(plan, machine, inputs)?;
     passes::limits::run(&compiled.program, machine)?;
-    meshloom_simulator::verify::verify(&compiled.program, machine)
-        .map_err(|all| CompileError::Invalid(all.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\n")))?;
+    meshloom_simulator::verify::verify(&compiled.program, machine).map_err(|all| {
+        CompileError::Invalid(all.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\n"))
+    })?;
     Ok(compiled)
 }
 

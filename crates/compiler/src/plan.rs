@@ -37,12 +37,18 @@ impl Layout {
 
     /// Rows up to the last that carries anything.
     pub fn rows(&self) -> usize {
-        (0..self.starts.len() - 1).rev().find(|r| self.lane(*r) > 0).map_or(0, |r| r + 1)
+        (0..self.starts.len() - 1)
+            .rev()
+            .find(|r| self.lane(*r) > 0)
+            .map_or(0, |r| r + 1)
     }
 
     /// Most features of a lane.
     pub fn widest(&self) -> usize {
-        (0..self.starts.len() - 1).map(|r| self.lane(r)).max().unwrap_or(0)
+        (0..self.starts.len() - 1)
+            .map(|r| self.lane(r))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Elements of one feature.
@@ -53,7 +59,11 @@ impl Layout {
     /// The same stream seen as \[n = 1, features * length\]: one element a feature.
     pub fn flattened(&self) -> Layout {
         let p: usize = self.inner.iter().product();
-        Layout { n: self.n, inner: Vec::new(), starts: self.starts.iter().map(|s| s * p).collect() }
+        Layout {
+            n: self.n,
+            inner: Vec::new(),
+            starts: self.starts.iter().map(|s| s * p).collect(),
+        }
     }
 
     /// Feature counts of all lanes, for tables by row.
@@ -293,7 +303,11 @@ impl Plan {
 
     /// What makes every kernel need less SRAM, for messages.
     pub fn smaller(&self) -> &'static str {
-        if self.ty == Ty::F32 { "a smaller --batch, --dtype f16" } else { "a smaller --batch" }
+        if self.ty == Ty::F32 {
+            "a smaller --batch, --dtype f16"
+        } else {
+            "a smaller --batch"
+        }
     }
 
     /// Longest chain of kernels before each kernel.

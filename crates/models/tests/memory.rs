@@ -21,7 +21,10 @@ fn peak(bytes: Vec<u8>) -> (usize, usize) {
 
 fn assert_bounded(bytes: Vec<u8>, what: &str) {
     let (peak, size) = peak(bytes);
-    assert!(peak <= 4 * size + (256 << 20), "{what}: {peak} bytes for a file of {size}");
+    assert!(
+        peak <= 4 * size + (256 << 20),
+        "{what}: {peak} bytes for a file of {size}"
+    );
 }
 
 /// A protobuf field of a length-delimited kind.
@@ -56,7 +59,13 @@ fn memory_stays_bounded() {
         }
     }
     // millions of tiny messages: nodes, inputs, dimensions, attributes
-    for (outer, inner) in [(7u8, field(1, &[])), (7, field(5, &[])), (7, field(11, &[])), (7, field(1, &field(5, &[]))), (8, Vec::new())] {
+    for (outer, inner) in [
+        (7u8, field(1, &[])),
+        (7, field(5, &[])),
+        (7, field(11, &[])),
+        (7, field(1, &field(5, &[]))),
+        (8, Vec::new()),
+    ] {
         let graph: Vec<u8> = std::iter::repeat_n(inner, 4_000_000).flatten().collect();
         assert_bounded(field(outer, &graph), "many small messages");
     }

@@ -62,7 +62,11 @@ impl Table {
             Axes::XY if x < 0 || x >= self.width as i64 => return 0,
             Axes::XY => y.wrapping_mul(self.width as i64).wrapping_add(x),
         };
-        usize::try_from(index).ok().and_then(|i| self.values.get(i)).copied().unwrap_or(0)
+        usize::try_from(index)
+            .ok()
+            .and_then(|i| self.values.get(i))
+            .copied()
+            .unwrap_or(0)
     }
 
     /// FNV-1a over the entries: how the text form shows a long table.
@@ -73,7 +77,9 @@ impl Table {
 
 /// FNV-1a, 64 bits.
 pub fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
-    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3))
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ b as u64).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 impl Expr {
@@ -107,7 +113,12 @@ impl Expr {
         match values.first() {
             None => Expr::Const(0),
             Some(first) if values.iter().all(|v| v == first) => Expr::Const(*first),
-            _ => Expr::Table(Arc::new(Table { name: name.into(), axes, width, values })),
+            _ => Expr::Table(Arc::new(Table {
+                name: name.into(),
+                axes,
+                width,
+                values,
+            })),
         }
     }
 }

@@ -258,7 +258,10 @@ pub struct Channel {
 impl Machine {
     /// Reads a description; `file` is only for messages; `sets` are `FIELD=VALUE` assignments that replace fields.
     pub fn parse(file: &str, text: &str, sets: &[String]) -> Result<Machine, MachineError> {
-        let syntax = |e: toml::de::Error| MachineError::Syntax { file: file.into(), message: plain(e.to_string().trim_end()).replace('\n', "\n  ") };
+        let syntax = |e: toml::de::Error| MachineError::Syntax {
+            file: file.into(),
+            message: plain(e.to_string().trim_end()).replace('\n', "\n  "),
+        };
         // the file alone first, so that its faults are not blamed on an assignment
         let mut machine: Machine = toml::from_str(text).map_err(syntax)?;
         if !sets.is_empty() {
@@ -266,7 +269,10 @@ impl Machine {
             for set in sets {
                 apply(&mut value, set)?;
             }
-            let bad = |e: toml::de::Error| MachineError::BadSet { assignment: sets.join(" "), message: plain(e.message()) };
+            let bad = |e: toml::de::Error| MachineError::BadSet {
+                assignment: sets.join(" "),
+                message: plain(e.message()),
+            };
             machine = value.try_into().map_err(bad)?;
         }
         machine.check(file)?;
@@ -276,7 +282,12 @@ impl Machine {
     /// Refuses values that no machine can have.
     pub fn check(&self, file: &str) -> Result<(), MachineError> {
         let bad = |field: &str, value: String, expected: &str| {
-            Err(MachineError::Impossible { file: file.into(), field: field.into(), value, expected: expected.into() })
+            Err(MachineError::Impossible {
+                file: file.into(),
+                field: field.into(),
+                value,
+                expected: expected.into(),
+            })
         };
         let positive: [(&str, u32, u32); 31] = [
             ("mesh.width", self.mesh.width, 4096),
@@ -316,7 +327,10 @@ impl Machine {
                 return bad(field, value.to_string(), &format!("expected 1 to {most}"));
             }
         }
-        for (field, value) in [("pe.cost.issue", self.pe.cost.issue), ("pe.cost.task_launch", self.pe.cost.task_launch)] {
+        for (field, value) in [
+            ("pe.cost.issue", self.pe.cost.issue),
+            ("pe.cost.task_launch", self.pe.cost.task_launch),
+        ] {
             if value > 10_000 {
                 return bad(field, value.to_string(), "expected 0 to 10000");
             }
@@ -325,11 +339,22 @@ impl Machine {
             return bad("link.bits", self.link.bits.to_string(), "expected 32 or 64");
         }
         if ![64, 128].contains(&self.pe.sram.port_bits) {
-            return bad("pe.sram.port_bits", self.pe.sram.port_bits.to_string(), "expected 64 or 128");
+            return bad(
+                "pe.sram.port_bits",
+                self.pe.sram.port_bits.to_string(),
+                "expected 64 or 128",
+            );
         }
-        for (field, value) in [("clock_hz", self.clock_hz), ("edge.bits_per_second", self.edge.bits_per_second)] {
+        for (field, value) in [
+            ("clock_hz", self.clock_hz),
+            ("edge.bits_per_second", self.edge.bits_per_second),
+        ] {
             if !(1.0..=1e18).contains(&value) {
-                return bad(field, value.to_string(), "expected a positive number of at most 1e18");
+                return bad(
+                    field,
+                    value.to_string(),
+                    "expected a positive number of at most 1e18",
+                );
             }
         }
         if let Some(e) = &self.energy {
@@ -354,8 +379,14 @@ impl Machine {
         let per_channel = self.link.bits as f64 * self.clock_hz;
         let wanted = (self.edge.bits_per_second / per_channel).floor();
         if wanted < 1.0 {
-            let gap = (per_channel / self.edge.bits_per_second).ceil().min(u32::MAX as f64) as u32;
-            return vec![Channel { side: Side::West, row: 0, gap }];
+            let gap = (per_channel / self.edge.bits_per_second)
+                .ceil()
+                .min(u32::MAX as f64) as u32;
+            return vec![Channel {
+                side: Side::West,
+                row: 0,
+                gap,
+            }];
         }
         let h = self.mesh.height;
         let wanted = wanted.min(2.0 * h as f64) as u32;
@@ -367,7 +398,11 @@ impl Machine {
         let mut all = Vec::new();
         for (side, n) in [(Side::West, wanted.div_ceil(2)), (Side::East, wanted / 2)] {
             for i in 0..n {
-                all.push(Channel { side, row: (i as u64 * ports as u64 / n as u64) as u32 * stride, gap: 1 });
+                all.push(Channel {
+                    side,
+                    row: (i as u64 * ports as u64 / n as u64) as u32 * stride,
+                    gap: 1,
+                });
             }
         }
         all
@@ -379,7 +414,15 @@ impl Machine {
             match value {
                 toml::Value::Table(t) => {
                     for (k, v) in t {
-                        walk(&if prefix.is_empty() { k.clone() } else { format!("{prefix}.{k}") }, v, out);
+                        walk(
+                            &if prefix.is_empty() {
+                                k.clone()
+                            } else {
+                                format!("{prefix}.{k}")
+                            },
+                            v,
+                            out,
+                        );
                     }
                 }
                 v => out.push((prefix.to_string(), v.to_string())),
@@ -395,13 +438,20 @@ impl Machine {
 
 /// A message of the TOML reader without names of Rust types.
 fn plain(message: &str) -> String {
-    message.replace("expected u32", "expected a whole number, at least 0").replace("expected f64", "expected a number")
+    message
+        .replace("expected u32", "expected a whole number, at least 0")
+        .replace("expected f64", "expected a number")
 }
 
 /// Replaces one field of the TOML tree by `FIELD=VALUE`, keeping the field's type.
 fn apply(root: &mut toml::Table, set: &str) -> Result<(), MachineError> {
-    let bad = |message: String| MachineError::BadSet { assignment: set.into(), message };
-    let (field, text) = set.split_once('=').ok_or_else(|| bad("expected FIELD=VALUE, for example link.bits=64".into()))?;
+    let bad = |message: String| MachineError::BadSet {
+        assignment: set.into(),
+        message,
+    };
+    let (field, text) = set
+        .split_once('=')
+        .ok_or_else(|| bad("expected FIELD=VALUE, for example link.bits=64".into()))?;
     let (field, text) = (field.trim(), text.trim());
     let parts: Vec<&str> = field.split('.').collect();
     let mut table = root;
@@ -409,18 +459,33 @@ fn apply(root: &mut toml::Table, set: &str) -> Result<(), MachineError> {
         let near = || table_keys(table, &parts[..i].join("."));
         if i + 1 < parts.len() {
             if !table.get(*part).is_some_and(|v| v.is_table()) {
-                return Err(MachineError::NoField { assignment: set.into(), field: field.into(), near: near() });
+                return Err(MachineError::NoField {
+                    assignment: set.into(),
+                    field: field.into(),
+                    near: near(),
+                });
             }
-            table = table.get_mut(*part).and_then(|v| v.as_table_mut()).expect("just checked");
+            table = table
+                .get_mut(*part)
+                .and_then(|v| v.as_table_mut())
+                .expect("just checked");
             continue;
         }
         let Some(old) = table.get(*part).filter(|v| !v.is_table()) else {
-            return Err(MachineError::NoField { assignment: set.into(), field: field.into(), near: near() });
+            return Err(MachineError::NoField {
+                assignment: set.into(),
+                field: field.into(),
+                near: near(),
+            });
         };
         let number = |t: &str| t.parse::<f64>().ok().filter(|n| n.is_finite());
         let new = match old {
             toml::Value::Integer(_) => {
-                let whole = text.parse::<i64>().ok().or_else(|| number(text).filter(|n| n.fract() == 0.0 && n.abs() < 1e15).map(|n| n as i64));
+                let whole = text.parse::<i64>().ok().or_else(|| {
+                    number(text)
+                        .filter(|n| n.fract() == 0.0 && n.abs() < 1e15)
+                        .map(|n| n as i64)
+                });
                 match (whole, number(text)) {
                     (Some(n), _) => toml::Value::Integer(n),
                     // clock and bandwidth may be written as whole numbers in the file
@@ -428,8 +493,13 @@ fn apply(root: &mut toml::Table, set: &str) -> Result<(), MachineError> {
                     _ => return Err(bad(format!("`{field}` is a number, `{text}` is not"))),
                 }
             }
-            toml::Value::Float(_) => toml::Value::Float(number(text).ok_or_else(|| bad(format!("`{field}` is a number, `{text}` is not")))?),
-            toml::Value::Boolean(_) => toml::Value::Boolean(text.parse().map_err(|_| bad(format!("`{field}` is true or false, not `{text}`")))?),
+            toml::Value::Float(_) => toml::Value::Float(
+                number(text).ok_or_else(|| bad(format!("`{field}` is a number, `{text}` is not")))?,
+            ),
+            toml::Value::Boolean(_) => toml::Value::Boolean(
+                text.parse()
+                    .map_err(|_| bad(format!("`{field}` is true or false, not `{text}`")))?,
+            ),
             _ => toml::Value::String(text.into()),
         };
         table.insert(part.to_string(), new);
@@ -439,5 +509,9 @@ fn apply(root: &mut toml::Table, set: &str) -> Result<(), MachineError> {
 
 fn table_keys(table: &toml::Table, prefix: &str) -> String {
     let dot = if prefix.is_empty() { "" } else { "." };
-    table.keys().map(|k| format!("{prefix}{dot}{k}")).collect::<Vec<_>>().join(", ")
+    table
+        .keys()
+        .map(|k| format!("{prefix}{dot}{k}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -66,7 +66,11 @@ fn odd(x: f64, lost: f64) -> f64 {
     if lost == 0.0 || !x.is_finite() || !lost.is_finite() {
         return x;
     }
-    let toward_zero = if (lost < 0.0) == (x > 0.0) { x.to_bits() - 1 } else { x.to_bits() };
+    let toward_zero = if (lost < 0.0) == (x > 0.0) {
+        x.to_bits() - 1
+    } else {
+        x.to_bits()
+    };
     f64::from_bits(toward_zero | 1)
 }
 
@@ -77,7 +81,11 @@ fn narrow(x: f64) -> f16 {
     if lost == 0.0 || !near.is_finite() || !lost.is_finite() {
         return f16::from_f32(near);
     }
-    let toward_zero = if (lost < 0.0) == (near > 0.0) { near.to_bits().saturating_sub(1) } else { near.to_bits() };
+    let toward_zero = if (lost < 0.0) == (near > 0.0) {
+        near.to_bits().saturating_sub(1)
+    } else {
+        near.to_bits()
+    };
     f16::from_f32(f32::from_bits(toward_zero | 1))
 }
 
@@ -125,7 +133,15 @@ pub fn exp(x: f32) -> f32 {
     let r = n.mul_add(-0.693_145_75, x);
     let r = n.mul_add(-1.428_606_8e-6, r);
     let mut p = 1.984_127e-4f32;
-    for c in [1.388_888_9e-3, 8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0, 1.0] {
+    for c in [
+        1.388_888_9e-3,
+        8.333_334e-3,
+        4.166_666_8e-2,
+        0.166_666_67,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = p.mul_add(r, c);
     }
     let n = n as i32;
@@ -140,7 +156,14 @@ pub fn tanh(x: f32) -> f32 {
     if a < 0.55 {
         let s = x * x;
         let mut p = 1.455_834_4e-3f32;
-        for c in [3.592_128e-3, 8.863_235_5e-3, 2.186_948_9e-2, 5.396_825_4e-2, 0.133_333_34, 0.333_333_34] {
+        for c in [
+            3.592_128e-3,
+            8.863_236e-3,
+            2.186_949e-2,
+            5.396_825_4e-2,
+            0.133_333_34,
+            0.333_333_34,
+        ] {
             p = (-s).mul_add(p, c);
         }
         return (p * s).mul_add(-x, x);
@@ -163,7 +186,11 @@ mod tests {
         for i in -4000..4000 {
             let x = i as f32 / 500.0;
             let want = (x as f64).tanh();
-            assert!((tanh(x) as f64 - want).abs() <= want.abs() * 5e-7, "tanh({x}) = {} not {want}", tanh(x));
+            assert!(
+                (tanh(x) as f64 - want).abs() <= want.abs() * 5e-7,
+                "tanh({x}) = {} not {want}",
+                tanh(x)
+            );
         }
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
@@ -187,7 +214,10 @@ mod tests {
         assert_eq!(mac(Ty::F16, 2048.0, 1.0, 1.0), 2048.0);
         assert_eq!(mac(Ty::F16, 2048.0, 1.0, 1.0 + 1.0 / 1024.0), 2050.0);
         // just below the middle between 2050 and 2052: a detour over f32 would round up
-        assert_eq!(mac(Ty::F16, 2050.0, 1.0 + 1.0 / 1024.0, 1.0 - 1.0 / 1024.0), 2050.0);
+        assert_eq!(
+            mac(Ty::F16, 2050.0, 1.0 + 1.0 / 1024.0, 1.0 - 1.0 / 1024.0),
+            2050.0
+        );
         // a lost part below the 53rd bit still decides a tie
         assert_eq!(mac(Ty::F16, 2048.0, 1.0, 1.0), 2048.0);
         let tiny = f32::from_bits(1);

@@ -62,7 +62,14 @@ pub struct Lattice {
 impl Lattice {
     /// A full rectangle.
     pub fn rect(x: u32, y: u32, nx: u32, ny: u32) -> Lattice {
-        Lattice { x, y, nx, ny, dx: 1, dy: 1 }
+        Lattice {
+            x,
+            y,
+            nx,
+            ny,
+            dx: 1,
+            dy: 1,
+        }
     }
 
     /// Its places (column, row) relative to the region, row by row.
@@ -504,7 +511,12 @@ pub struct Wavelet {
 impl Program {
     /// The colours of `0..colors` from the highest priority to the lowest.
     pub fn priority_order(&self, colors: u32) -> Vec<Color> {
-        let mut order: Vec<Color> = self.priority.iter().copied().filter(|c| (*c as u32) < colors).collect();
+        let mut order: Vec<Color> = self
+            .priority
+            .iter()
+            .copied()
+            .filter(|c| (*c as u32) < colors)
+            .collect();
         order.extend((0..colors as Color).filter(|c| !self.priority.contains(c)));
         order
     }

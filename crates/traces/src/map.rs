@@ -56,7 +56,10 @@ impl Placed {
 impl MeshMap {
     /// PEs of kernels.
     fn used(&self) -> u64 {
-        self.kernels.iter().map(|k| k.inside(0, 0, self.width, self.height)).sum()
+        self.kernels
+            .iter()
+            .map(|k| k.inside(0, 0, self.width, self.height))
+            .sum()
     }
 
     /// `7 kernels on 640 of 1 024 PEs (62 %)`; kernels that overlap count their PEs twice.

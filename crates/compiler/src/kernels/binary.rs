@@ -13,7 +13,12 @@ pub(super) struct BinaryKernel {
 /// Which input is kept, and for how many items.
 fn kept(c: &Context) -> (usize, usize) {
     let input = if c.slack[1] > c.slack[0] { 1 } else { 0 };
-    (input, c.slack[input].clamp(1, c.items.max(1)).min(c.machine.pe.move_queue as usize))
+    (
+        input,
+        c.slack[input]
+            .clamp(1, c.items.max(1))
+            .min(c.machine.pe.move_queue as usize),
+    )
 }
 
 impl Implementation for BinaryKernel {
@@ -26,7 +31,11 @@ impl Implementation for BinaryKernel {
     }
 
     fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout { n, inner, starts: inputs[0].starts.clone() }
+        Layout {
+            n,
+            inner,
+            starts: inputs[0].starts.clone(),
+        }
     }
 
     fn widest(&self, _: &Context) -> u32 {
@@ -37,8 +46,15 @@ impl Implementation for BinaryKernel {
         let (f, l) = (c.output.widest(), c.output.length());
         let passes = if self.relu { 3 } else { 2 };
         let bytes = f as u64 * Context::pitch(c.ty, l) as u64 * kept(c).1 as u64;
-        let result = if self.relu { f as u64 * Context::pitch(c.ty, l) as u64 } else { 0 };
-        Estimate { cycles: passes * c.move_slots(f, l) + 60, bytes: bytes + result + code_bytes(c.machine, 40) }
+        let result = if self.relu {
+            f as u64 * Context::pitch(c.ty, l) as u64
+        } else {
+            0
+        };
+        Estimate {
+            cycles: passes * c.move_slots(f, l) + 60,
+            bytes: bytes + result + code_bytes(c.machine, 40),
+        }
     }
 
     fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
@@ -78,7 +94,13 @@ impl Implementation for BinaryKernel {
         k.a.emit(Instr::Wait(1, Some(reg(4))));
         k.a.emit(Instr::Base(2, reg(1)));
         let op = if self.multiply { Op::Mul } else { Op::Add };
-        k.a.map(op, if self.relu { 5 } else { 4 }, Operand::Desc(3), Some(Operand::Desc(2)), Count::Other);
+        k.a.map(
+            op,
+            if self.relu { 5 } else { 4 },
+            Operand::Desc(3),
+            Some(Operand::Desc(2)),
+            Count::Other,
+        );
         let none = k.a.label("none");
         k.a.branch(Cond::Eq, reg(3), Val::Imm(0), none);
         k.a.emit(Instr::Base(0, reg(1)));
@@ -91,7 +113,13 @@ impl Implementation for BinaryKernel {
         k.a.emit(Instr::Set(1, Val::Imm(buffer)));
         k.a.bind(inside);
         if self.relu {
-            k.a.map(Op::Max, 4, Operand::Desc(5), Some(Operand::Imm(0.0)), Count::Other);
+            k.a.map(
+                Op::Max,
+                4,
+                Operand::Desc(5),
+                Some(Operand::Imm(0.0)),
+                Count::Other,
+            );
         }
         k.finish(name, item, vec![Vec::new(); c.lanes()])
     }

@@ -15,7 +15,9 @@ impl DepthwiseKernel<'_> {
     fn image(&self, c: &Context, row: usize) -> (Vec<u32>, usize) {
         let mix = self.0;
         let (m0, m1) = (c.output.starts[row], c.output.starts[row + 1]);
-        let mut words: Vec<u32> = (m0..m1).map(|m| mix.bias.as_ref().map_or(0.0f32, |b| b[m]).to_bits()).collect();
+        let mut words: Vec<u32> = (m0..m1)
+            .map(|m| mix.bias.as_ref().map_or(0.0f32, |b| b[m]).to_bits())
+            .collect();
         words.resize(self.bias_bytes(c) / 4, 0);
         let (mut counts, mut index, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for tap in &mix.taps {
@@ -53,7 +55,11 @@ impl Implementation for DepthwiseKernel<'_> {
     }
 
     fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout { n, inner, starts: inputs[0].starts.iter().map(|s| s * self.multiplier()).collect() }
+        Layout {
+            n,
+            inner,
+            starts: inputs[0].starts.iter().map(|s| s * self.multiplier()).collect(),
+        }
     }
 
     fn widest(&self, _: &Context) -> u32 {
@@ -62,8 +68,16 @@ impl Implementation for DepthwiseKernel<'_> {
 
     fn estimate(&self, c: &Context, _: u32) -> Estimate {
         let mix = self.0;
-        let lanes = if c.ty == Ty::F32 { c.machine.pe.lanes.f32 } else { c.machine.pe.lanes.f16 } as usize;
-        let hits: usize = mix.taps.iter().map(|t| t.rows * mix.samples * t.columns.div_ceil(lanes) + 40).sum();
+        let lanes = if c.ty == Ty::F32 {
+            c.machine.pe.lanes.f32
+        } else {
+            c.machine.pe.lanes.f16
+        } as usize;
+        let hits: usize = mix
+            .taps
+            .iter()
+            .map(|t| t.rows * mix.samples * t.columns.div_ceil(lanes) + 40)
+            .sum();
         let (li, lo) = (c.inputs[0].length(), c.output.length());
         let (fi, fo) = (c.inputs[0].widest(), c.output.widest());
         let moved = c.move_slots(fi, li) + 2 * c.move_slots(fo, lo);
@@ -71,7 +85,10 @@ impl Implementation for DepthwiseKernel<'_> {
             + fo as i64 * Context::pitch(Ty::F32, lo)
             + (fo * (mix.window * (2 + c.ty.bytes() as usize) + 4)) as i64;
         let code = code_bytes(c.machine, 30 + mix.taps.len() * 10 * self.multiplier());
-        Estimate { cycles: (hits * fo) as u64 + moved, bytes: bytes as u64 + code }
+        Estimate {
+            cycles: (hits * fo) as u64 + moved,
+            bytes: bytes as u64 + code,
+        }
     }
 
     fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
@@ -89,8 +106,20 @@ impl Implementation for DepthwiseKernel<'_> {
         let first = weights + self.bias_bytes(c) as i64;
         let inputs = k.features(name, "inputs", &c.inputs[0]);
         let outputs = k.features(name, "outputs", &c.output);
-        let words = k.a.param("words", by_row(format!("{name}.words"), images.iter().map(|i| i.0.len() as i64).collect()));
-        let values = k.a.param("values", by_row(format!("{name}.values"), images.iter().map(|i| weights + i.1 as i64).collect()));
+        let words = k.a.param(
+            "words",
+            by_row(
+                format!("{name}.words"),
+                images.iter().map(|i| i.0.len() as i64).collect(),
+            ),
+        );
+        let values = k.a.param(
+            "values",
+            by_row(
+                format!("{name}.values"),
+                images.iter().map(|i| weights + i.1 as i64).collect(),
+            ),
+        );
         let imm = |n: usize| Val::Imm(n as i64);
         let reg = Val::Reg;
         k.a.task("main", Trigger::Start);
@@ -105,8 +134,14 @@ impl Implementation for DepthwiseKernel<'_> {
         k.a.map(Op::Mov, 2, Operand::Desc(3), None, Count::None);
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
         // a row that has the features of several inputs keeps them in order, so feature f reads input f / multiplier
-        let (mi, (wi, wo)) = (self.multiplier() as i64, (mix.input.1 as i64, mix.output.1 as i64));
-        let (sx, sy) = ((mix.input.0 * mix.input.1) as i64, (mix.output.0 * mix.output.1) as i64);
+        let (mi, (wi, wo)) = (
+            self.multiplier() as i64,
+            (mix.input.1 as i64, mix.output.1 as i64),
+        );
+        let (sx, sy) = (
+            (mix.input.0 * mix.input.1) as i64,
+            (mix.output.0 * mix.output.1) as i64,
+        );
         k.a.emit(Instr::Set(8, values));
         if mix.sparse {
             let counts = (mix.taps.len().div_ceil(2) * 4) as i64;
@@ -119,13 +154,25 @@ impl Implementation for DepthwiseKernel<'_> {
             if mix.sparse {
                 let shape = [imm(mix.samples), imm(tap.rows), imm(tap.columns)];
                 k.a.memory(5, Ty::F32, Val::Imm(y_at), &shape, &[sy, wo, 1], true);
-                k.a.memory(6, c.ty, Val::Imm(x_at), &shape, &[sx, row, tap.strides[1] as i64], true);
+                k.a.memory(
+                    6,
+                    c.ty,
+                    Val::Imm(x_at),
+                    &shape,
+                    &[sx, row, tap.strides[1] as i64],
+                    true,
+                );
                 k.a.emit(Instr::Load(Word::U16, 6, reg(10), Val::Imm(0)));
                 k.a.emit(Instr::Add(10, reg(10), Val::Imm(2)));
                 k.a.emit(Instr::Vector(Vector::Axpy {
                     y: 5,
                     x: 6,
-                    list: List::Memory { index: reg(7), value: reg(8), count: reg(6), ty: c.ty },
+                    list: List::Memory {
+                        index: reg(7),
+                        value: reg(8),
+                        count: reg(6),
+                        ty: c.ty,
+                    },
                     modulo: Val::Imm(65536),
                     divisor: Val::Imm(mi),
                     y_step: Val::Imm(pitch_y),
@@ -141,8 +188,22 @@ impl Implementation for DepthwiseKernel<'_> {
             for s in 0..mix.samples as i64 {
                 for j in 0..mi {
                     let shape = [inputs, imm(tap.rows), imm(tap.columns)];
-                    k.a.memory(5, Ty::F32, Val::Imm(y_at + 4 * s * sy + j * pitch_y), &shape, &[mi * ey, wo, 1], true);
-                    k.a.memory(6, c.ty, Val::Imm(x_at + element * s * sx), &shape, &[ex, row, tap.strides[1] as i64], true);
+                    k.a.memory(
+                        5,
+                        Ty::F32,
+                        Val::Imm(y_at + 4 * s * sy + j * pitch_y),
+                        &shape,
+                        &[mi * ey, wo, 1],
+                        true,
+                    );
+                    k.a.memory(
+                        6,
+                        c.ty,
+                        Val::Imm(x_at + element * s * sx),
+                        &shape,
+                        &[ex, row, tap.strides[1] as i64],
+                        true,
+                    );
                     k.a.emit(Instr::Add(9, reg(8), Val::Imm(j * element)));
                     k.a.memory(7, c.ty, reg(9), &shape, &[mi, 0, 0], true);
                     k.a.map(Op::Mac, 5, Operand::Desc(7), Some(Operand::Desc(6)), Count::Mac);
@@ -152,7 +213,13 @@ impl Implementation for DepthwiseKernel<'_> {
             k.a.emit(Instr::Add(8, reg(8), reg(9)));
         }
         if mix.relu {
-            k.a.map(Op::Max, 4, Operand::Desc(2), Some(Operand::Imm(0.0)), Count::Other);
+            k.a.map(
+                Op::Max,
+                4,
+                Operand::Desc(2),
+                Some(Operand::Imm(0.0)),
+                Count::Other,
+            );
         } else {
             k.a.map(Op::Mov, 4, Operand::Desc(2), None, Count::None);
         }

@@ -25,13 +25,19 @@ impl Implementation for FlattenKernel {
         let elements = (c.inputs[0].widest() * c.inputs[0].length()) as u64;
         let bytes = (c.inputs[0].widest() as i64 * Context::pitch(c.ty, c.inputs[0].length())) as u64
             + (c.output.widest() as i64 * Context::pitch(c.ty, c.output.length())) as u64;
-        Estimate { cycles: 3 * elements + 60, bytes: bytes + code_bytes(c.machine, 16) }
+        Estimate {
+            cycles: 3 * elements + 60,
+            bytes: bytes + code_bytes(c.machine, 16),
+        }
     }
 
     fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
         let input = &c.inputs[0];
         let (n, p) = (input.n as i64, input.inner.iter().product::<usize>() as i64);
-        let (pitch_x, pitch_y) = (Context::pitch(c.ty, input.length()), Context::pitch(c.ty, c.output.length()));
+        let (pitch_x, pitch_y) = (
+            Context::pitch(c.ty, input.length()),
+            Context::pitch(c.ty, c.output.length()),
+        );
         let element = c.ty.bytes() as i64;
         let (ex, ey) = (pitch_x / element, pitch_y / element);
         let mut k = RowLocal::new(c);
@@ -44,7 +50,14 @@ impl Implementation for FlattenKernel {
         k.a.memory(0, c.ty, imm(x), &[channels, imm(n * p)], &[ex, 1], c.wide());
         k.a.input(1, c.input_colors[0], c.ty, &[channels, imm(n * p)]);
         k.a.memory(2, c.ty, imm(x), &[channels, imm(p), imm(n)], &[ex, 1, p], true);
-        k.a.memory(3, c.ty, imm(y), &[channels, imm(p), imm(n)], &[p * ey, ey, 1], true);
+        k.a.memory(
+            3,
+            c.ty,
+            imm(y),
+            &[channels, imm(p), imm(n)],
+            &[p * ey, ey, 1],
+            true,
+        );
         k.a.memory(4, c.ty, imm(y), &[features, imm(n)], &[ey, 1], c.wide());
         k.a.output(5, c.output_color, c.ty, &[features, imm(n)], true);
         let item = k.begin_items();

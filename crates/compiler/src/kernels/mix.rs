@@ -41,7 +41,6 @@ enum Column {
     Last(usize),
 }
 
-
 impl<'a> MixKernel<'a> {
     pub(super) fn new(mix: &'a Arc<Mix>) -> MixKernel<'a> {
         MixKernel(mix, OnceCell::new())
@@ -55,25 +54,41 @@ impl MixKernel<'_> {
         let input = &c.inputs[0];
         let rows = c.output.widest();
         // small chunks let work begin early; an instruction of a few hundred steps hides its own cost
-        let total = if self.0.lists() { self.lists(c).total } else { self.0.weights.len() };
+        let total = if self.0.lists() {
+            self.lists(c).total
+        } else {
+            self.0.weights.len()
+        };
         let stored = total as f64 / (self.0.m * self.0.k * self.0.window).max(1) as f64;
         let tap = self.0.taps.iter().map(|t| self.0.hits(t)).max().unwrap_or(1);
         let steps = (rows * tap) as f64 * stored.max(0.02);
         let widest = (0..w).map(|i| columns[i + 1] - columns[i]).max().unwrap_or(1);
-        let chunk = ((256.0 / steps).ceil() as usize).clamp(1, widest).min((65535 / rows.max(1)).max(1));
-        Cut { columns, chunk, active: c.output.rows(), lanes: input.rows() }
+        let chunk = ((256.0 / steps).ceil() as usize)
+            .clamp(1, widest)
+            .min((65535 / rows.max(1)).max(1));
+        Cut {
+            columns,
+            chunk,
+            active: c.output.rows(),
+            lanes: input.rows(),
+        }
     }
 
     /// Own features of (column, row): first and number.
     fn own(&self, c: &Context, cut: &Cut, column: usize, row: usize) -> (usize, usize) {
         let lane = &c.inputs[0].starts;
-        let (from, to) = (lane[row].max(cut.columns[column]), lane[row + 1].min(cut.columns[column + 1]));
+        let (from, to) = (
+            lane[row].max(cut.columns[column]),
+            lane[row + 1].min(cut.columns[column + 1]),
+        );
         (from, to.saturating_sub(from))
     }
 
     /// The order in which a PE gets its column's features: its own, then from the rows above, nearest first, then from below.
     fn order(&self, c: &Context, cut: &Cut, column: usize, row: usize) -> Vec<usize> {
-        let rows = std::iter::once(row).chain((0..row).rev()).chain(row + 1..cut.lanes.max(row + 1));
+        let rows = std::iter::once(row)
+            .chain((0..row).rev())
+            .chain(row + 1..cut.lanes.max(row + 1));
         rows.flat_map(|r| {
             let (from, n) = self.own(c, cut, column, r);
             from..from + n
@@ -123,8 +138,16 @@ impl MixKernel<'_> {
 
     /// Cycles of a tap's products with one weight.
     fn products(&self, c: &Context, tap: &Tap) -> u64 {
-        let lanes = if c.ty == Ty::F32 { c.machine.pe.lanes.f32 } else { c.machine.pe.lanes.f16 } as u64;
-        let issue = if self.0.lists() { c.machine.pe.cost.issue as u64 } else { 0 };
+        let lanes = if c.ty == Ty::F32 {
+            c.machine.pe.lanes.f32
+        } else {
+            c.machine.pe.lanes.f16
+        } as u64;
+        let issue = if self.0.lists() {
+            c.machine.pe.cost.issue as u64
+        } else {
+            0
+        };
         (tap.rows * self.0.samples) as u64 * (tap.columns as u64).div_ceil(lanes) + issue
     }
 
@@ -134,8 +157,16 @@ impl MixKernel<'_> {
             let mix = self.0;
             let rows = c.output.rows();
             let taps: Vec<(usize, u64)> = mix.taps.iter().map(|t| (t.index, self.products(c, t))).collect();
-            let total = if mix.sparse { mix.weights.iter().filter(|w| **w != 0.0).count() } else { mix.weights.len() };
-            let mut lists = Lists { cycles: vec![0; rows], stored: vec![0; rows], total };
+            let total = if mix.sparse {
+                mix.weights.iter().filter(|w| **w != 0.0).count()
+            } else {
+                mix.weights.len()
+            };
+            let mut lists = Lists {
+                cycles: vec![0; rows],
+                stored: vec![0; rows],
+                total,
+            };
             for k in 0..mix.k {
                 for r in 0..rows {
                     let (mut cycles, mut stored) = (lists.cycles[k * rows + r], lists.stored[k * rows + r]);
@@ -158,19 +189,30 @@ impl MixKernel<'_> {
         let (from, to) = (cut.columns[column], cut.columns[column + 1]);
         if !self.0.lists() {
             let weights = (c.output.widest() * (to - from)) as u64;
-            return (weights * self.0.taps.iter().map(|t| self.products(c, t)).sum::<u64>(), weights * self.0.taps.len() as u64);
+            return (
+                weights * self.0.taps.iter().map(|t| self.products(c, t)).sum::<u64>(),
+                weights * self.0.taps.len() as u64,
+            );
         }
         let lists = self.lists(c);
         let (from, to) = (from * cut.active, to * cut.active);
-        let busy = (0..cut.active).map(|r| lists.cycles[to + r] - lists.cycles[from + r]).max();
-        let full = (0..cut.active).map(|r| (lists.stored[to + r] - lists.stored[from + r]) as u64).max();
+        let busy = (0..cut.active)
+            .map(|r| lists.cycles[to + r] - lists.cycles[from + r])
+            .max();
+        let full = (0..cut.active)
+            .map(|r| (lists.stored[to + r] - lists.stored[from + r]) as u64)
+            .max();
         (busy.unwrap_or(0), full.unwrap_or(0))
     }
 }
 
 impl Implementation for MixKernel<'_> {
     fn op(&self) -> &'static str {
-        if self.0.window == 1 && self.0.input.0 == 1 { "matmul" } else { "conv" }
+        if self.0.window == 1 && self.0.input.0 == 1 {
+            "matmul"
+        } else {
+            "conv"
+        }
     }
 
     fn about(&self) -> &'static str {
@@ -189,7 +231,8 @@ impl Implementation for MixKernel<'_> {
         let cut = self.cut(c, width);
         let cost = &c.machine.pe.cost;
         let (length_in, length_out) = (c.inputs[0].length(), c.output.length());
-        let per_instruction = (3 * cost.descriptor + cost.issue + 10 * cost.add) as u64 * self.0.samples.max(1) as u64;
+        let per_instruction =
+            (3 * cost.descriptor + cost.issue + 10 * cost.add) as u64 * self.0.samples.max(1) as u64;
         let (mut slowest, mut fullest) = (0, 0);
         for i in 0..width as usize {
             let features = cut.columns[i + 1] - cut.columns[i];
@@ -211,7 +254,10 @@ impl Implementation for MixKernel<'_> {
         }
         // partial sums pass the columns one after another
         let hop = (2 * c.machine.router.ramp_cycles + c.machine.router.hop_cycles + 1) as u64;
-        Estimate { cycles: slowest + hop * width as u64, bytes: fullest }
+        Estimate {
+            cycles: slowest + hop * width as u64,
+            bytes: fullest,
+        }
     }
 
     fn emit(&self, name: &str, c: &Context, width: u32) -> Emitted {
@@ -220,7 +266,17 @@ impl Implementation for MixKernel<'_> {
         let height = c.lanes();
         let mut region = region(name, width, height);
         let images: Vec<Vec<(Vec<u32>, usize)>> = (0..cut.active.max(cut.lanes))
-            .map(|r| (0..w).map(|i| if r < cut.active { self.image(c, &cut, i, r) } else { (Vec::new(), 0) }).collect())
+            .map(|r| {
+                (0..w)
+                    .map(|i| {
+                        if r < cut.active {
+                            self.image(c, &cut, i, r)
+                        } else {
+                            (Vec::new(), 0)
+                        }
+                    })
+                    .collect()
+            })
             .collect();
         self.routes(&mut region, name, c, &cut);
         let columns: Vec<(Column, Lattice)> = match w {
@@ -231,7 +287,17 @@ impl Implementation for MixKernel<'_> {
                     let first = 2 - parity;
                     if first + 1 < w {
                         let n = (w - 1 - first).div_ceil(2) as u32;
-                        all.push((Column::Middle(parity), Lattice { x: first as u32, y: 0, nx: n, ny: 1, dx: 2, dy: 1 }));
+                        all.push((
+                            Column::Middle(parity),
+                            Lattice {
+                                x: first as u32,
+                                y: 0,
+                                nx: n,
+                                ny: 1,
+                                dx: 2,
+                                dy: 1,
+                            },
+                        ));
                     }
                 }
                 all.push((Column::Last((w - 1) % 2), Lattice::rect(width - 1, 0, 1, 1)));
@@ -242,7 +308,11 @@ impl Implementation for MixKernel<'_> {
         for (column, at) in columns {
             for (from, to) in [(0, both), (both, cut.active)] {
                 if from < to {
-                    let at = Lattice { y: from as u32, ny: (to - from) as u32, ..at };
+                    let at = Lattice {
+                        y: from as u32,
+                        ny: (to - from) as u32,
+                        ..at
+                    };
                     region.blocks.push(self.block(name, c, &cut, column, at, &images));
                 }
             }
@@ -256,7 +326,11 @@ impl Implementation for MixKernel<'_> {
         if w > 1 {
             for r in 0..height {
                 for i in 0..w {
-                    let (from, n) = if r < cut.lanes { self.own(c, &cut, i, r) } else { (0, 0) };
+                    let (from, n) = if r < cut.lanes {
+                        self.own(c, &cut, i, r)
+                    } else {
+                        (0, 0)
+                    };
                     let skip = if n > 0 { from - c.inputs[0].starts[r] } else { 0 };
                     parts.push((skip as u64 * wavelets, n as u64 * wavelets));
                 }
@@ -268,7 +342,14 @@ impl Implementation for MixKernel<'_> {
                 weights[r * w + i] = words;
             }
         }
-        Emitted { region, weights, taps: vec![LaneTap { parts, columns: width }] }
+        Emitted {
+            region,
+            weights,
+            taps: vec![LaneTap {
+                parts,
+                columns: width,
+            }],
+        }
     }
 }
 
@@ -276,7 +357,10 @@ impl MixKernel<'_> {
     /// A table over all PEs of the region.
     fn table(&self, name: String, c: &Context, cut: &Cut, value: impl Fn(usize, usize) -> i64) -> Expr {
         let w = cut.columns.len() - 1;
-        let values: Vec<i64> = (0..c.lanes()).flat_map(|r| (0..w).map(move |i| (i, r))).map(|(i, r)| value(i, r)).collect();
+        let values: Vec<i64> = (0..c.lanes())
+            .flat_map(|r| (0..w).map(move |i| (i, r)))
+            .map(|(i, r)| value(i, r))
+            .collect();
         Expr::table(&name, Axes::XY, w as u32, values)
     }
 
@@ -286,9 +370,16 @@ impl MixKernel<'_> {
         let w = region.width;
         let (active, lanes) = (cut.active, cut.lanes);
         let has = |i: usize, r: usize| (r < lanes && self.own(c, cut, i, r).1 > 0) as i64;
-        let table = |what: &str, f: &dyn Fn(usize, usize) -> i64| self.table(format!("{name}.{what}"), c, cut, f);
+        let table =
+            |what: &str, f: &dyn Fn(usize, usize) -> i64| self.table(format!("{name}.{what}"), c, cut, f);
         let own_south = table("sends-south", &|i, r| if r + 1 < active { has(i, r) } else { 0 });
-        let above = table("blocks-above", &|i, r| if r < active { (0..r).map(|q| has(i, q)).sum() } else { 0 });
+        let above = table("blocks-above", &|i, r| {
+            if r < active {
+                (0..r).map(|q| has(i, q)).sum()
+            } else {
+                0
+            }
+        });
         let own_north = table("sends-north", &|i, r| if r > 0 { has(i, r) } else { 0 });
         let below = table("blocks-below", &|i, r| (r + 1..lanes).map(|q| has(i, q)).sum());
         let south = format!("{name}: features down the column");
@@ -296,7 +387,12 @@ impl MixKernel<'_> {
         use Port::*;
         let mut rows = |color, stream: &str, from: usize, to: usize, positions: Vec<Position>| {
             if from < to {
-                region.routes.push(route(color, stream, Lattice::rect(0, from as u32, w, (to - from) as u32), positions));
+                region.routes.push(route(
+                    color,
+                    stream,
+                    Lattice::rect(0, from as u32, w, (to - from) as u32),
+                    positions,
+                ));
             }
         };
         let last = active - 1;
@@ -305,18 +401,48 @@ impl MixKernel<'_> {
             &south,
             0,
             last,
-            vec![position(Ramp, &[South], own_south.clone()), position(North, &[South, Ramp], above.clone())],
+            vec![
+                position(Ramp, &[South], own_south.clone()),
+                position(North, &[South, Ramp], above.clone()),
+            ],
         );
-        rows(colors::SOUTH, &south, last, active, vec![position(Ramp, &[Ramp], 0), position(North, &[Ramp], above)]);
-        rows(colors::NORTH, &north, 0, 1, vec![position(Ramp, &[Ramp], 0), position(South, &[Ramp], below.clone())]);
+        rows(
+            colors::SOUTH,
+            &south,
+            last,
+            active,
+            vec![position(Ramp, &[Ramp], 0), position(North, &[Ramp], above)],
+        );
+        rows(
+            colors::NORTH,
+            &north,
+            0,
+            1,
+            vec![
+                position(Ramp, &[Ramp], 0),
+                position(South, &[Ramp], below.clone()),
+            ],
+        );
         rows(
             colors::NORTH,
             &north,
             1,
             active,
-            vec![position(Ramp, &[North], own_north.clone()), position(South, &[North, Ramp], below.clone())],
+            vec![
+                position(Ramp, &[North], own_north.clone()),
+                position(South, &[North, Ramp], below.clone()),
+            ],
         );
-        rows(colors::NORTH, &north, active, lanes, vec![position(Ramp, &[North], own_north), position(South, &[North], below)]);
+        rows(
+            colors::NORTH,
+            &north,
+            active,
+            lanes,
+            vec![
+                position(Ramp, &[North], own_north),
+                position(South, &[North], below),
+            ],
+        );
         // partial sums: column i sends on the colour of its parity, its neighbour receives that
         let sums = format!("{name}: partial sums");
         let rows = active as u32;
@@ -324,9 +450,23 @@ impl MixKernel<'_> {
             let color = colors::REDUCE[parity as usize];
             let senders = (w - 1).saturating_sub(parity).div_ceil(2);
             if senders > 0 {
-                let at = |x| Lattice { x, y: 0, nx: senders, ny: rows, dx: 2, dy: 1 };
-                region.routes.push(route(color, &sums, at(parity), vec![position(Ramp, &[East], 1)]));
-                region.routes.push(route(color, &sums, at(parity + 1), vec![position(West, &[Ramp], 1)]));
+                let at = |x| Lattice {
+                    x,
+                    y: 0,
+                    nx: senders,
+                    ny: rows,
+                    dx: 2,
+                    dy: 1,
+                };
+                region
+                    .routes
+                    .push(route(color, &sums, at(parity), vec![position(Ramp, &[East], 1)]));
+                region.routes.push(route(
+                    color,
+                    &sums,
+                    at(parity + 1),
+                    vec![position(West, &[Ramp], 1)],
+                ));
             }
         }
     }
@@ -336,8 +476,16 @@ impl MixKernel<'_> {
         let mut a = Assembler::new();
         let length = c.inputs[0].length();
         let pitch = Context::pitch(c.ty, length);
-        let own = self.table(format!("{name}.own"), c, cut, |i, r| if r < cut.lanes { self.own(c, cut, i, r).1 as i64 } else { 0 });
-        let most = (0..cut.columns.len() - 1).flat_map(|i| (0..cut.lanes).map(move |r| (i, r))).map(|(i, r)| self.own(c, cut, i, r).1);
+        let own = self.table(format!("{name}.own"), c, cut, |i, r| {
+            if r < cut.lanes {
+                self.own(c, cut, i, r).1 as i64
+            } else {
+                0
+            }
+        });
+        let most = (0..cut.columns.len() - 1)
+            .flat_map(|i| (0..cut.lanes).map(move |r| (i, r)))
+            .map(|(i, r)| self.own(c, cut, i, r).1);
         let buffer = a.buffer("own", most.max().unwrap_or(0) as u32 * pitch as u32, 0);
         let own = a.param("own", own);
         let element = pitch / c.ty.bytes() as i64;
@@ -357,17 +505,41 @@ impl MixKernel<'_> {
     }
 
     /// The code of rows with outputs.
-    fn block(&self, name: &str, c: &Context, cut: &Cut, column: Column, at: Lattice, images: &[Vec<(Vec<u32>, usize)>]) -> Block {
+    fn block(
+        &self,
+        name: &str,
+        c: &Context,
+        cut: &Cut,
+        column: Column,
+        at: Lattice,
+        images: &[Vec<(Vec<u32>, usize)>],
+    ) -> Block {
         let mix = self.0;
         let places: Vec<(usize, usize)> = at.places().map(|(x, y)| (x as usize, y as usize)).collect();
         let (length_in, length_out) = (c.inputs[0].length(), c.output.length());
-        let (pitch_x, pitch_y) = (Context::pitch(c.ty, length_in), Context::pitch(Ty::F32, length_out));
+        let (pitch_x, pitch_y) = (
+            Context::pitch(c.ty, length_in),
+            Context::pitch(Ty::F32, length_out),
+        );
         let element = c.ty.bytes() as i64;
         let has_lane = (at.y as usize) < cut.lanes;
-        let own_of = |i: usize, r: usize| if r < cut.lanes { self.own(c, cut, i, r).1 } else { 0 };
-        let above_of = |i: usize, r: usize| if r < cut.active { (0..r).map(|q| own_of(i, q)).sum() } else { 0usize };
+        let own_of = |i: usize, r: usize| {
+            if r < cut.lanes {
+                self.own(c, cut, i, r).1
+            } else {
+                0
+            }
+        };
+        let above_of = |i: usize, r: usize| {
+            if r < cut.active {
+                (0..r).map(|q| own_of(i, q)).sum()
+            } else {
+                0usize
+            }
+        };
         let features_of = |i: usize| cut.columns[i + 1] - cut.columns[i];
-        let most = |f: &dyn Fn(usize, usize) -> usize| places.iter().map(|&(i, r)| f(i, r)).max().unwrap_or(0);
+        let most =
+            |f: &dyn Fn(usize, usize) -> usize| places.iter().map(|&(i, r)| f(i, r)).max().unwrap_or(0);
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
         let x = a.buffer("x", most(&|i, _| features_of(i)) as u32 * pitch_x as u32, 0);
@@ -376,24 +548,75 @@ impl MixKernel<'_> {
         let weights = a.buffer("weights", bytes as u32, 0);
         let bias = matches!(column, Column::Only | Column::Last(_));
         let first_weight = weights + if bias { self.bias_bytes(c) as i64 } else { 0 };
-        let table = |what: &str, f: &dyn Fn(usize, usize) -> i64| self.table(format!("{name}.{what}"), c, cut, f);
+        let table =
+            |what: &str, f: &dyn Fn(usize, usize) -> i64| self.table(format!("{name}.{what}"), c, cut, f);
         let inside = |r: usize| r < cut.active;
-        let words = a.param("words", table("words", &|i, r| if inside(r) { images[r][i].0.len() as i64 } else { 0 }));
-        let own = if has_lane { a.param("own", table("own", &|i, r| own_of(i, r) as i64)) } else { Val::Imm(0) };
-        let above = a.param("above", table("above", &|i, r| above_of(i, r) as i64));
-        let below = a.param("below", table("below", &|i, r| {
-            if inside(r) { (features_of(i) - own_of(i, r) - above_of(i, r)) as i64 } else { 0 }
-        }));
-        let above_at = a.param("above.at", table("above.at", &|i, r| x + own_of(i, r) as i64 * pitch_x));
-        let below_at = a.param("below.at", table("below.at", &|i, r| x + (own_of(i, r) + above_of(i, r)) as i64 * pitch_x));
-        let features = a.param("features", Expr::table(&format!("{name}.features"), Axes::X, 0, (0..cut.columns.len() - 1).map(|i| features_of(i) as i64).collect()));
-        let outputs = a.param("outputs", by_row(format!("{name}.outputs"), c.output.counts()));
-        let south = if has_lane {
-            a.param("south", table("south", &|i, r| if r + 1 < cut.active { own_of(i, r) as i64 } else { 0 }))
+        let words = a.param(
+            "words",
+            table("words", &|i, r| {
+                if inside(r) { images[r][i].0.len() as i64 } else { 0 }
+            }),
+        );
+        let own = if has_lane {
+            a.param("own", table("own", &|i, r| own_of(i, r) as i64))
         } else {
             Val::Imm(0)
         };
-        let north = if has_lane { a.param("north", table("north", &|i, r| if r > 0 { own_of(i, r) as i64 } else { 0 })) } else { Val::Imm(0) };
+        let above = a.param("above", table("above", &|i, r| above_of(i, r) as i64));
+        let below = a.param(
+            "below",
+            table("below", &|i, r| {
+                if inside(r) {
+                    (features_of(i) - own_of(i, r) - above_of(i, r)) as i64
+                } else {
+                    0
+                }
+            }),
+        );
+        let above_at = a.param(
+            "above.at",
+            table("above.at", &|i, r| x + own_of(i, r) as i64 * pitch_x),
+        );
+        let below_at = a.param(
+            "below.at",
+            table("below.at", &|i, r| {
+                x + (own_of(i, r) + above_of(i, r)) as i64 * pitch_x
+            }),
+        );
+        let features = a.param(
+            "features",
+            Expr::table(
+                &format!("{name}.features"),
+                Axes::X,
+                0,
+                (0..cut.columns.len() - 1)
+                    .map(|i| features_of(i) as i64)
+                    .collect(),
+            ),
+        );
+        let outputs = a.param("outputs", by_row(format!("{name}.outputs"), c.output.counts()));
+        let south = if has_lane {
+            a.param(
+                "south",
+                table("south", &|i, r| {
+                    if r + 1 < cut.active {
+                        own_of(i, r) as i64
+                    } else {
+                        0
+                    }
+                }),
+            )
+        } else {
+            Val::Imm(0)
+        };
+        let north = if has_lane {
+            a.param(
+                "north",
+                table("north", &|i, r| if r > 0 { own_of(i, r) as i64 } else { 0 }),
+            )
+        } else {
+            Val::Imm(0)
+        };
         let imm = |n: usize| Val::Imm(n as i64);
         let reg = Val::Reg;
         let (ex, ey) = (pitch_x / element, pitch_y / 4);
@@ -408,7 +631,14 @@ impl MixKernel<'_> {
             a.input(1, c.input_colors[0], c.ty, &[own, imm(length_in)]);
             a.memory(6, c.ty, Val::Imm(x), &[south, imm(length_in)], &[ex, 1], c.wide());
             a.output(7, colors::SOUTH, c.ty, &[south, imm(length_in)], true);
-            a.memory(17, c.ty, Val::Imm(x), &[north, imm(length_in)], &[ex, 1], c.wide());
+            a.memory(
+                17,
+                c.ty,
+                Val::Imm(x),
+                &[north, imm(length_in)],
+                &[ex, 1],
+                c.wide(),
+            );
             a.output(8, colors::NORTH, c.ty, &[north, imm(length_in)], true);
         }
         a.memory(2, c.ty, above_at, &[above, imm(length_in)], &[ex, 1], c.wide());
@@ -446,7 +676,17 @@ impl MixKernel<'_> {
         if queued {
             receive(&mut a);
         }
-        a.map(Op::Mov, 9, if bias { Operand::Desc(10) } else { Operand::Imm(0.0) }, None, Count::None);
+        a.map(
+            Op::Mov,
+            9,
+            if bias {
+                Operand::Desc(10)
+            } else {
+                Operand::Imm(0.0)
+            },
+            None,
+            Count::None,
+        );
         if has_lane {
             a.emit(Instr::Mul(9, own, imm(length_in)));
             a.emit(Instr::Add(9, reg(9), reg(1)));
@@ -462,10 +702,22 @@ impl MixKernel<'_> {
         a.emit(Instr::Set(4, features));
         if mix.lists() {
             // r7 indices, r8 values, r10 counts
-            let counts = |i: usize| (features_of(i).div_ceil(cut.chunk) * mix.taps.len()).div_ceil(2) as i64 * 4;
+            let counts =
+                |i: usize| (features_of(i).div_ceil(cut.chunk) * mix.taps.len()).div_ceil(2) as i64 * 4;
             let after = |base: i64, table: Expr| Expr::Add(Box::new(Expr::Const(base)), Box::new(table));
-            let index = a.param("index", after(first_weight, table("counts.bytes", &|i, _| counts(i))));
-            let values = a.param("values", after(weights, table("values.offset", &|i, r| if inside(r) { images[r][i].1 as i64 } else { 0 })));
+            let index = a.param(
+                "index",
+                after(first_weight, table("counts.bytes", &|i, _| counts(i))),
+            );
+            let values = a.param(
+                "values",
+                after(
+                    weights,
+                    table("values.offset", &|i, r| {
+                        if inside(r) { images[r][i].1 as i64 } else { 0 }
+                    }),
+                ),
+            );
             a.emit(Instr::Set(10, Val::Imm(first_weight)));
             a.emit(Instr::Set(7, index));
             a.emit(Instr::Set(8, values));
@@ -498,16 +750,40 @@ impl MixKernel<'_> {
         }
         match column {
             Column::First => a.map(Op::Mov, 15, Operand::Desc(9), None, Count::None),
-            Column::Middle(_) => a.map(Op::Add, 15, Operand::Desc(14), Some(Operand::Desc(9)), Count::Reduce),
+            Column::Middle(_) => a.map(
+                Op::Add,
+                15,
+                Operand::Desc(14),
+                Some(Operand::Desc(9)),
+                Count::Reduce,
+            ),
             Column::Last(_) if !mix.relu && c.ty == Ty::F32 => {
-                a.map(Op::Add, 16, Operand::Desc(14), Some(Operand::Desc(9)), Count::Reduce);
+                a.map(
+                    Op::Add,
+                    16,
+                    Operand::Desc(14),
+                    Some(Operand::Desc(9)),
+                    Count::Reduce,
+                );
             }
             Column::Last(_) | Column::Only => {
                 if column != Column::Only {
-                    a.map(Op::Add, 9, Operand::Desc(14), Some(Operand::Desc(9)), Count::Reduce);
+                    a.map(
+                        Op::Add,
+                        9,
+                        Operand::Desc(14),
+                        Some(Operand::Desc(9)),
+                        Count::Reduce,
+                    );
                 }
                 if mix.relu {
-                    a.map(Op::Max, 16, Operand::Desc(9), Some(Operand::Imm(0.0)), Count::Other);
+                    a.map(
+                        Op::Max,
+                        16,
+                        Operand::Desc(9),
+                        Some(Operand::Imm(0.0)),
+                        Count::Other,
+                    );
                 } else {
                     a.map(Op::Mov, 16, Operand::Desc(9), None, Count::None);
                 }
@@ -535,14 +811,33 @@ impl MixKernel<'_> {
         let (sample_x, sample_y) = ((mix.input.0 * wi) as i64, (ho * wo) as i64);
         if mix.lists() {
             let shape = [imm(mix.samples), imm(tap.rows), imm(tap.columns)];
-            a.memory(11, Ty::F32, Val::Imm(y_at), &shape, &[sample_y, wo as i64, 1], true);
-            a.memory(12, c.ty, x_at, &shape, &[sample_x, row, tap.strides[1] as i64], true);
+            a.memory(
+                11,
+                Ty::F32,
+                Val::Imm(y_at),
+                &shape,
+                &[sample_y, wo as i64, 1],
+                true,
+            );
+            a.memory(
+                12,
+                c.ty,
+                x_at,
+                &shape,
+                &[sample_x, row, tap.strides[1] as i64],
+                true,
+            );
             a.emit(Instr::Load(Word::U16, 6, reg(10), Val::Imm(0)));
             a.emit(Instr::Add(10, reg(10), Val::Imm(2)));
             a.emit(Instr::Vector(Vector::Axpy {
                 y: 11,
                 x: 12,
-                list: List::Memory { index: reg(7), value: reg(8), count: reg(6), ty: c.ty },
+                list: List::Memory {
+                    index: reg(7),
+                    value: reg(8),
+                    count: reg(6),
+                    ty: c.ty,
+                },
                 modulo: outputs,
                 divisor: outputs,
                 y_step: Val::Imm(ey * 4),
@@ -559,17 +854,40 @@ impl MixKernel<'_> {
         a.memory(11, Ty::F32, Val::Imm(y_at), &shape, &[0, ey, wo as i64, 1], true);
         a.memory(12, c.ty, x_at, &shape, &[ex, 0, row, tap.strides[1] as i64], true);
         let strides = vec![outputs, Val::Imm(1), Val::Imm(0), Val::Imm(0)];
-        a.emit(Instr::Desc(13, Descriptor { ty: c.ty, shape: shape.to_vec(), place: Place::Memory { base: reg(3), strides, wide: true } }));
+        a.emit(Instr::Desc(
+            13,
+            Descriptor {
+                ty: c.ty,
+                shape: shape.to_vec(),
+                place: Place::Memory {
+                    base: reg(3),
+                    strides,
+                    wide: true,
+                },
+            },
+        ));
         if mix.samples > 1 {
             a.emit(Instr::Set(12, imm(mix.samples)));
             let sample = a.here("sample");
-            a.map(Op::Mac, 11, Operand::Desc(13), Some(Operand::Desc(12)), Count::Mac);
+            a.map(
+                Op::Mac,
+                11,
+                Operand::Desc(13),
+                Some(Operand::Desc(12)),
+                Count::Mac,
+            );
             a.emit(Instr::Advance(11, Val::Imm(sample_y * 4)));
             a.emit(Instr::Advance(12, Val::Imm(sample_x * element)));
             a.emit(Instr::Sub(12, reg(12), Val::Imm(1)));
             a.branch(Cond::Ne, reg(12), Val::Imm(0), sample);
         } else {
-            a.map(Op::Mac, 11, Operand::Desc(13), Some(Operand::Desc(12)), Count::Mac);
+            a.map(
+                Op::Mac,
+                11,
+                Operand::Desc(13),
+                Some(Operand::Desc(12)),
+                Count::Mac,
+            );
         }
         a.emit(Instr::Add(3, reg(3), reg(6)));
     }

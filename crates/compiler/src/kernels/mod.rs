@@ -83,7 +83,10 @@ pub fn of(kind: &Kind) -> Box<dyn Implementation + '_> {
         Kind::Mix(m) => Box::new(mix::MixKernel::new(m)),
         Kind::Depthwise(m) => Box::new(depthwise::DepthwiseKernel(m)),
         Kind::Pool(p) => Box::new(pool::PoolKernel(p)),
-        Kind::Binary { multiply, relu } => Box::new(binary::BinaryKernel { multiply: *multiply, relu: *relu }),
+        Kind::Binary { multiply, relu } => Box::new(binary::BinaryKernel {
+            multiply: *multiply,
+            relu: *relu,
+        }),
         Kind::Relu => Box::new(relu::ReluKernel),
         Kind::Softmax => Box::new(softmax::SoftmaxKernel),
         Kind::Flatten => Box::new(flatten::FlattenKernel),
@@ -92,7 +95,15 @@ pub fn of(kind: &Kind) -> Box<dyn Implementation + '_> {
 
 /// Names and descriptions of all kernels.
 pub fn list() -> Vec<(&'static str, &'static str)> {
-    let pool = Pool { max: true, count_padding: false, kernel: [1; 2], strides: [1; 2], pads: [0; 4], input: (1, 1), output: (1, 1) };
+    let pool = Pool {
+        max: true,
+        count_padding: false,
+        kernel: [1; 2],
+        strides: [1; 2],
+        pads: [0; 4],
+        input: (1, 1),
+        output: (1, 1),
+    };
     let none = std::sync::Arc::new(Mix {
         k: 1,
         m: 1,
@@ -111,7 +122,10 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
         Kind::Mix(none.clone()),
         Kind::Depthwise(none),
         Kind::Pool(pool),
-        Kind::Binary { multiply: false, relu: false },
+        Kind::Binary {
+            multiply: false,
+            relu: false,
+        },
         Kind::Relu,
         Kind::Softmax,
         Kind::Flatten,
@@ -159,17 +173,35 @@ pub fn per_wavelet(machine: &Machine, ty: Ty) -> u64 {
 
 /// An empty region of a kernel.
 fn region(name: &str, width: u32, height: usize) -> Region {
-    Region { name: name.into(), x: 0, y: 0, width, height: height as u32, routes: Vec::new(), blocks: Vec::new() }
+    Region {
+        name: name.into(),
+        x: 0,
+        y: 0,
+        width,
+        height: height as u32,
+        routes: Vec::new(),
+        blocks: Vec::new(),
+    }
 }
 
 /// A position with a hold of one flag.
 fn position(input: Port, outputs: &[Port], hold: impl Into<Expr>) -> Position {
-    Position { input, outputs: outputs.to_vec(), hold: hold.into() }
+    Position {
+        input,
+        outputs: outputs.to_vec(),
+        hold: hold.into(),
+    }
 }
 
 /// A route without filters.
 fn route(color: Color, stream: &str, at: Lattice, positions: Vec<Position>) -> Route {
-    Route { color, stream: stream.into(), at, positions, filters: Vec::new() }
+    Route {
+        color,
+        stream: stream.into(),
+        at,
+        positions,
+        filters: Vec::new(),
+    }
 }
 
 /// A table by row, or a constant.
@@ -190,14 +222,25 @@ fn pack(ty: Ty, values: &[f32]) -> Vec<u32> {
         Ty::F32 => values.iter().map(|v| v.to_bits()).collect(),
         Ty::F16 => values
             .chunks(2)
-            .map(|c| c.iter().enumerate().fold(0, |w, (i, v)| w | (half::f16::from_f32(*v).to_bits() as u32) << (16 * i)))
+            .map(|c| {
+                c.iter().enumerate().fold(0, |w, (i, v)| {
+                    w | (half::f16::from_f32(*v).to_bits() as u32) << (16 * i)
+                })
+            })
             .collect(),
     }
 }
 
 /// Writes 16-bit numbers, two a word.
 fn pack_u16(values: &[u16]) -> Vec<u32> {
-    values.chunks(2).map(|c| c.iter().enumerate().fold(0, |w, (i, v)| w | (*v as u32) << (16 * i))).collect()
+    values
+        .chunks(2)
+        .map(|c| {
+            c.iter()
+                .enumerate()
+                .fold(0, |w, (i, v)| w | (*v as u32) << (16 * i))
+        })
+        .collect()
 }
 
 /// The parts that kernels one column wide share: each row takes its lane's features, works on them alone, and sends its lane on.
@@ -209,7 +252,11 @@ struct RowLocal<'a, 'c> {
 
 impl<'a, 'c> RowLocal<'a, 'c> {
     fn new(c: &'a Context<'c>) -> RowLocal<'a, 'c> {
-        RowLocal { c, a: Assembler::new(), rows: c.output.rows() }
+        RowLocal {
+            c,
+            a: Assembler::new(),
+            rows: c.output.rows(),
+        }
     }
 
     /// Features of this row in a layout.
@@ -230,9 +277,23 @@ impl<'a, 'c> RowLocal<'a, 'c> {
         self.a.branch(Cond::Ne, Val::Reg(0), Val::Imm(0), item);
         self.a.emit(Instr::Halt);
         let mut region = region(name, 1, self.c.lanes());
-        region.blocks.push(self.a.finish(Lattice::rect(0, 0, 1, self.rows as u32)));
-        let taps = self.c.inputs.iter().map(|_| LaneTap { parts: Vec::new(), columns: 1 }).collect();
-        Emitted { region, weights, taps }
+        region
+            .blocks
+            .push(self.a.finish(Lattice::rect(0, 0, 1, self.rows as u32)));
+        let taps = self
+            .c
+            .inputs
+            .iter()
+            .map(|_| LaneTap {
+                parts: Vec::new(),
+                columns: 1,
+            })
+            .collect();
+        Emitted {
+            region,
+            weights,
+            taps,
+        }
     }
 }
 

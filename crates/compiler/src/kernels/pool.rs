@@ -16,7 +16,14 @@ fn range(p: &Pool, axis: usize, o: usize) -> (usize, usize) {
 
 impl PoolKernel<'_> {
     fn taps(&self) -> Vec<Tap> {
-        crate::passes::rewrite::taps(self.0.kernel, self.0.strides, self.0.pads, [1, 1], self.0.input, self.0.output)
+        crate::passes::rewrite::taps(
+            self.0.kernel,
+            self.0.strides,
+            self.0.pads,
+            [1, 1],
+            self.0.input,
+            self.0.output,
+        )
     }
 
     fn by_position(&self) -> bool {
@@ -36,7 +43,11 @@ impl PoolKernel<'_> {
                 1.0 / ((b - a) * (d - c)) as f32
             })
             .collect();
-        if all.iter().all(|s| *s == all[0]) { Ok(all[0]) } else { Err(all) }
+        if all.iter().all(|s| *s == all[0]) {
+            Ok(all[0])
+        } else {
+            Err(all)
+        }
     }
 }
 
@@ -50,7 +61,11 @@ impl Implementation for PoolKernel<'_> {
     }
 
     fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout { n, inner, starts: inputs[0].starts.clone() }
+        Layout {
+            n,
+            inner,
+            starts: inputs[0].starts.clone(),
+        }
     }
 
     fn widest(&self, _: &Context) -> u32 {
@@ -64,7 +79,10 @@ impl Implementation for PoolKernel<'_> {
         let (li, lo) = (c.inputs[0].length(), c.output.length());
         let cycles = (f * hits + instructions * 30) as u64 + c.move_slots(f, li) + 2 * c.move_slots(f, lo);
         let bytes = f as i64 * (Context::pitch(c.ty, li) + Context::pitch(Ty::F32, lo)) + 4 * lo as i64;
-        Estimate { cycles, bytes: bytes as u64 + code_bytes(c.machine, 30 + instructions * 4) }
+        Estimate {
+            cycles,
+            bytes: bytes as u64 + code_bytes(c.machine, 30 + instructions * 4),
+        }
     }
 
     fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
@@ -78,7 +96,10 @@ impl Implementation for PoolKernel<'_> {
         let x = k.a.buffer("x", f * pitch_x as u32, 0);
         let y = k.a.buffer("y", f * pitch_y as u32, 16);
         let scales = if p.max { Ok(1.0) } else { self.scales() };
-        let image: Vec<u32> = scales.as_ref().err().map_or(Vec::new(), |s| s.iter().map(|s| s.to_bits()).collect());
+        let image: Vec<u32> = scales
+            .as_ref()
+            .err()
+            .map_or(Vec::new(), |s| s.iter().map(|s| s.to_bits()).collect());
         let scale_at = k.a.buffer("scales", image.len() as u32 * 4, 0);
         let features = k.features(name, "features", &c.output);
         let imm = |n: usize| Val::Imm(n as i64);
@@ -91,7 +112,13 @@ impl Implementation for PoolKernel<'_> {
         k.a.memory(2, Ty::F32, Val::Imm(y), &[features, imm(lo)], &[ey, 1], true);
         k.a.output(3, c.output_color, c.ty, &[features, imm(lo)], true);
         let item = k.begin_items();
-        k.a.map(Op::Mov, 2, Operand::Imm(if p.max { f32::NEG_INFINITY } else { 0.0 }), None, Count::None);
+        k.a.map(
+            Op::Mov,
+            2,
+            Operand::Imm(if p.max { f32::NEG_INFINITY } else { 0.0 }),
+            None,
+            Count::None,
+        );
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
         let op = if p.max { Op::Max } else { Op::Add };
         let (wi, wo) = (p.input.1 as i64, p.output.1 as i64);
@@ -105,18 +132,32 @@ impl Implementation for PoolKernel<'_> {
             for (i, j) in (0..p.output.0).flat_map(|i| (0..p.output.1).map(move |j| (i, j))) {
                 let ((a, b), (d, e)) = (range(p, 0, i), range(p, 1, j));
                 let shape = [features, imm(n), imm(b - a), imm(e - d)];
-                one((i as i64) * wo + j as i64, a as i64 * wi + d as i64, shape, [ey, sy, 0, 0], [ex, sx, wi, 1]);
+                one(
+                    (i as i64) * wo + j as i64,
+                    a as i64 * wi + d as i64,
+                    shape,
+                    [ey, sy, 0, 0],
+                    [ex, sx, wi, 1],
+                );
             }
         } else {
             for t in self.taps() {
                 let shape = [features, imm(n), imm(t.rows), imm(t.columns)];
                 let row = t.strides[0] as i64 * wi;
-                one(t.y as i64, t.x as i64, shape, [ey, sy, wo, 1], [ex, sx, row, t.strides[1] as i64]);
+                one(
+                    t.y as i64,
+                    t.x as i64,
+                    shape,
+                    [ey, sy, wo, 1],
+                    [ex, sx, row, t.strides[1] as i64],
+                );
             }
         }
         match (p.max, scales) {
             (true, _) => k.a.map(Op::Mov, 3, Operand::Desc(2), None, Count::None),
-            (false, Ok(s)) => k.a.map(Op::Mul, 3, Operand::Desc(2), Some(Operand::Imm(s)), Count::Other),
+            (false, Ok(s)) => {
+                k.a.map(Op::Mul, 3, Operand::Desc(2), Some(Operand::Imm(s)), Count::Other)
+            }
             (false, Err(_)) => {
                 let shape = [features, imm(n), imm(p.output.0 * p.output.1)];
                 k.a.memory(4, Ty::F32, Val::Imm(y), &shape, &[ey, sy, 1], true);
@@ -126,7 +167,9 @@ impl Implementation for PoolKernel<'_> {
             }
         }
         let rows = k.rows;
-        let weights = (0..c.lanes()).map(|r| if r < rows { image.clone() } else { Vec::new() }).collect();
+        let weights = (0..c.lanes())
+            .map(|r| if r < rows { image.clone() } else { Vec::new() })
+            .collect();
         k.finish(name, item, weights)
     }
 }

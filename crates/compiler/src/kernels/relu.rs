@@ -14,7 +14,11 @@ impl Implementation for ReluKernel {
     }
 
     fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout { n, inner, starts: inputs[0].starts.clone() }
+        Layout {
+            n,
+            inner,
+            starts: inputs[0].starts.clone(),
+        }
     }
 
     fn widest(&self, _: &Context) -> u32 {
@@ -23,8 +27,15 @@ impl Implementation for ReluKernel {
 
     fn estimate(&self, c: &Context, _: u32) -> Estimate {
         let (f, l) = (c.output.widest(), c.output.length());
-        let (passes, data) = if c.wide() { (1, 0) } else { (2, f as u64 * Context::pitch(c.ty, l) as u64) };
-        Estimate { cycles: passes * c.move_slots(f, l) + 20, bytes: data + code_bytes(c.machine, 10) }
+        let (passes, data) = if c.wide() {
+            (1, 0)
+        } else {
+            (2, f as u64 * Context::pitch(c.ty, l) as u64)
+        };
+        Estimate {
+            cycles: passes * c.move_slots(f, l) + 20,
+            bytes: data + code_bytes(c.machine, 10),
+        }
     }
 
     fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
@@ -37,15 +48,34 @@ impl Implementation for ReluKernel {
         if !c.wide() {
             let pitch = Context::pitch(c.ty, c.output.length());
             let x = k.a.buffer("x", c.output.widest() as u32 * pitch as u32, 0);
-            k.a.memory(2, c.ty, Val::Imm(x), &shape, &[pitch / c.ty.bytes() as i64, 1], false);
+            k.a.memory(
+                2,
+                c.ty,
+                Val::Imm(x),
+                &shape,
+                &[pitch / c.ty.bytes() as i64, 1],
+                false,
+            );
         }
         let item = k.begin_items();
         if c.wide() {
-            k.a.map(Op::Max, 1, Operand::Desc(0), Some(Operand::Imm(0.0)), Count::Other);
+            k.a.map(
+                Op::Max,
+                1,
+                Operand::Desc(0),
+                Some(Operand::Imm(0.0)),
+                Count::Other,
+            );
         } else {
             // a step between two lanes would take a whole link's elements; SRAM in between takes what wavelets carry
             k.a.map(Op::Mov, 2, Operand::Desc(0), None, Count::None);
-            k.a.map(Op::Max, 1, Operand::Desc(2), Some(Operand::Imm(0.0)), Count::Other);
+            k.a.map(
+                Op::Max,
+                1,
+                Operand::Desc(2),
+                Some(Operand::Imm(0.0)),
+                Count::Other,
+            );
         }
         k.finish(name, item, vec![Vec::new(); c.lanes()])
     }

@@ -14,7 +14,11 @@ impl Implementation for SoftmaxKernel {
     }
 
     fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout { n, inner, starts: inputs[0].starts.clone() }
+        Layout {
+            n,
+            inner,
+            starts: inputs[0].starts.clone(),
+        }
     }
 
     fn widest(&self, _: &Context) -> u32 {
@@ -23,10 +27,17 @@ impl Implementation for SoftmaxKernel {
 
     fn estimate(&self, c: &Context, _: u32) -> Estimate {
         let s = &c.machine.pe.special;
-        let (f, l, rows) = (c.output.widest() as u64, c.output.length() as u64, c.output.rows() as u64);
+        let (f, l, rows) = (
+            c.output.widest() as u64,
+            c.output.length() as u64,
+            c.output.rows() as u64,
+        );
         let cycles = f * l * (5 + s.exp as u64 + s.divide as u64) + 4 * rows * l + 300;
         let bytes = (f + rows + 4) * Context::pitch(Ty::F32, c.output.length()) as u64;
-        Estimate { cycles, bytes: bytes + code_bytes(c.machine, 60) }
+        Estimate {
+            cycles,
+            bytes: bytes + code_bytes(c.machine, 60),
+        }
     }
 
     fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
@@ -43,12 +54,24 @@ impl Implementation for SoftmaxKernel {
         let imm = |n: usize| Val::Imm(n as i64);
         let length = imm(l);
         let above = k.a.param("above", Expr::Y);
-        let below = k.a.param("below", Expr::Sub(Box::new(Expr::Const(rows as i64 - 1)), Box::new(Expr::Y)));
-        let last = Expr::Min(Box::new(Expr::Const(1)), Box::new(Expr::Sub(Box::new(Expr::Const(rows as i64 - 1)), Box::new(Expr::Y))));
+        let below = k.a.param(
+            "below",
+            Expr::Sub(Box::new(Expr::Const(rows as i64 - 1)), Box::new(Expr::Y)),
+        );
+        let last = Expr::Min(
+            Box::new(Expr::Const(1)),
+            Box::new(Expr::Sub(
+                Box::new(Expr::Const(rows as i64 - 1)),
+                Box::new(Expr::Y),
+            )),
+        );
         let south = k.a.param("south", last.clone());
         let not_first = Expr::Min(Box::new(Expr::Const(1)), Box::new(Expr::Y));
         let north = k.a.param("north", not_first.clone());
-        let after = Expr::Add(Box::new(Expr::Const(others)), Box::new(Expr::Mul(Box::new(Expr::Y), Box::new(Expr::Const(pitch)))));
+        let after = Expr::Add(
+            Box::new(Expr::Const(others)),
+            Box::new(Expr::Mul(Box::new(Expr::Y), Box::new(Expr::Const(pitch)))),
+        );
         let after = k.a.param("others.below", after);
         k.a.task("main", Trigger::Start);
         let block = [features, length];
@@ -68,8 +91,22 @@ impl Implementation for SoftmaxKernel {
             k.a.input(12, colors::SOUTH, Ty::F32, &[above, length]);
             k.a.memory(13, Ty::F32, after, &[below, length], &[ep, 1], true);
             k.a.input(14, colors::NORTH, Ty::F32, &[below, length]);
-            k.a.memory(15, Ty::F32, Val::Imm(others), &[imm(rows - 1), length], &[ep, 1], true);
-            k.a.memory(16, Ty::F32, Val::Imm(total), &[imm(rows - 1), length], &[0, 1], true);
+            k.a.memory(
+                15,
+                Ty::F32,
+                Val::Imm(others),
+                &[imm(rows - 1), length],
+                &[ep, 1],
+                true,
+            );
+            k.a.memory(
+                16,
+                Ty::F32,
+                Val::Imm(total),
+                &[imm(rows - 1), length],
+                &[0, 1],
+                true,
+            );
         }
         let item = k.begin_items();
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
@@ -111,10 +148,35 @@ impl Implementation for SoftmaxKernel {
                 }
             };
             let (south, north) = (colors::SOUTH, colors::NORTH);
-            add(south, at(0, end), vec![position(Ramp, &[South], 1), position(North, &[South, Ramp], above.clone())]);
-            add(south, at(end, 1), vec![position(Ramp, &[Ramp], 0), position(North, &[Ramp], above)]);
-            add(north, at(0, 1), vec![position(Ramp, &[Ramp], 0), position(South, &[Ramp], below.clone())]);
-            add(north, at(1, end), vec![position(Ramp, &[North], 1), position(South, &[North, Ramp], below)]);
+            add(
+                south,
+                at(0, end),
+                vec![
+                    position(Ramp, &[South], 1),
+                    position(North, &[South, Ramp], above.clone()),
+                ],
+            );
+            add(
+                south,
+                at(end, 1),
+                vec![position(Ramp, &[Ramp], 0), position(North, &[Ramp], above)],
+            );
+            add(
+                north,
+                at(0, 1),
+                vec![
+                    position(Ramp, &[Ramp], 0),
+                    position(South, &[Ramp], below.clone()),
+                ],
+            );
+            add(
+                north,
+                at(1, end),
+                vec![
+                    position(Ramp, &[North], 1),
+                    position(South, &[North, Ramp], below),
+                ],
+            );
         }
         emitted
     }

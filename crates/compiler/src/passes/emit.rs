@@ -15,7 +15,12 @@ use std::sync::Arc;
 
 /// Rows of the mesh that a channel on `side` serves: from its own row to the next channel's.
 fn groups(machine: &Machine, side: Side) -> Vec<(u32, u32)> {
-    let rows: Vec<u32> = machine.channels().iter().filter(|c| c.side == side).map(|c| c.row).collect();
+    let rows: Vec<u32> = machine
+        .channels()
+        .iter()
+        .filter(|c| c.side == side)
+        .map(|c| c.row)
+        .collect();
     let ends = rows.iter().skip(1).copied().chain([machine.mesh.height]);
     rows.iter().copied().zip(ends).collect()
 }
@@ -30,14 +35,28 @@ fn lattices(rows: &[u32]) -> Vec<Lattice> {
         while i + n < rows.len() && rows[i + n] == rows[i] + step * n as u32 {
             n += 1;
         }
-        all.push(Lattice { x: 0, y: rows[i], nx: 1, ny: n as u32, dx: 1, dy: if n > 1 { step } else { 1 } });
+        all.push(Lattice {
+            x: 0,
+            y: rows[i],
+            nx: 1,
+            ny: n as u32,
+            dx: 1,
+            dy: if n > 1 { step } else { 1 },
+        });
         i += n;
     }
     all
 }
 
 /// Routes of the border columns: `flags[row]` flagged blocks belong to a row; inwards from the channels, or outwards to them.
-fn border(color: Color, stream: &str, name: &str, groups: &[(u32, u32)], flags: &[i64], inward: bool) -> Vec<Route> {
+fn border(
+    color: Color,
+    stream: &str,
+    name: &str,
+    groups: &[(u32, u32)],
+    flags: &[i64],
+    inward: bool,
+) -> Vec<Route> {
     let mut later = vec![0; flags.len()];
     let mut head = vec![false; flags.len()];
     for &(from, to) in groups {
@@ -58,11 +77,19 @@ fn border(color: Color, stream: &str, name: &str, groups: &[(u32, u32)], flags: 
     let mut routes = Vec::new();
     for ((head, some, more), rows) in roles {
         let mut positions = Vec::new();
-        let (outer, inner) = if inward { (Port::West, Port::East) } else { (Port::East, Port::West) };
+        let (outer, inner) = if inward {
+            (Port::West, Port::East)
+        } else {
+            (Port::East, Port::West)
+        };
         let near = if head { outer } else { Port::North };
         let mut add = |far: Port, hold: &Expr| {
             let (input, output) = if inward { (near, far) } else { (far, near) };
-            positions.push(Position { input, outputs: vec![output], hold: hold.clone() });
+            positions.push(Position {
+                input,
+                outputs: vec![output],
+                hold: hold.clone(),
+            });
         };
         if some {
             add(inner, &own);
@@ -71,7 +98,13 @@ fn border(color: Color, stream: &str, name: &str, groups: &[(u32, u32)], flags: 
             add(Port::South, &rest);
         }
         for at in lattices(&rows) {
-            routes.push(Route { color, stream: stream.into(), at, positions: positions.clone(), filters: Vec::new() });
+            routes.push(Route {
+                color,
+                stream: stream.into(),
+                at,
+                positions: positions.clone(),
+                filters: Vec::new(),
+            });
         }
     }
     routes
@@ -121,12 +154,23 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
             what: "the model's inputs and outputs".into(),
             needs: "an edge channel on the west side and one on the east side".into(),
             has: format!("{} channel(s) on {}", west.len(), machine.name),
-            helps: format!("--set edge.bits_per_second={}", 2.0 * machine.link.bits as f64 * machine.clock_hz),
+            helps: format!(
+                "--set edge.bits_per_second={}",
+                2.0 * machine.link.bits as f64 * machine.clock_hz
+            ),
         });
     }
     let per = per_wavelet(machine, plan.ty);
     let per_word = per_wavelet(machine, Ty::F32);
-    let empty = |name: &str, x: u32, width: u32| Region { name: name.into(), x, y: 0, width, height, routes: Vec::new(), blocks: Vec::new() };
+    let empty = |name: &str, x: u32, width: u32| Region {
+        name: name.into(),
+        x,
+        y: 0,
+        width,
+        height,
+        routes: Vec::new(),
+        blocks: Vec::new(),
+    };
     let mut regions = vec![empty("enter", 0, 1)];
     regions.extend(plan.regions.iter().map(|e| e.region.clone()));
     let used = plan.places.iter().map(|r| r.x + r.width).max().unwrap_or(1);
@@ -140,11 +184,22 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         let (first, last) = span(&plan, i, machine);
         let rows = e.layout.rows() as u32;
         let to: Vec<&str> = e.to.iter().map(|k| plan.kernels[*k].name.as_str()).collect();
-        let stream = format!("{} -> {}", e.name, if to.is_empty() { "out".into() } else { to.join(", ") });
+        let stream = format!(
+            "{} -> {}",
+            e.name,
+            if to.is_empty() {
+                "out".into()
+            } else {
+                to.join(", ")
+            }
+        );
         let flags: Vec<i64> = (0..lanes).map(|r| (e.layout.lane(r) > 0) as i64).collect();
         let leaves = plan.outputs.iter().any(|(_, u)| u.edge == i);
         if first == last && !leaves {
-            return Err(CompileError::Unsupported { node: e.name.clone(), message: "nothing takes its result".into() });
+            return Err(CompileError::Unsupported {
+                node: e.name.clone(),
+                message: "nothing takes its result".into(),
+            });
         }
         for (ri, region) in regions.iter_mut().enumerate() {
             let (from, to) = (region.x.max(first), (region.x + region.width - 1).min(last));
@@ -153,26 +208,44 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
             }
             let name = format!("{}.lanes", e.name);
             if region.x == 0 {
-                region.routes.extend(border(e.color, &stream, &name, &west, &flags, true));
+                region
+                    .routes
+                    .extend(border(e.color, &stream, &name, &west, &flags, true));
                 continue;
             }
             if region.x == width - 1 {
-                region.routes.extend(border(e.color, &stream, &name, &east, &flags, false));
+                region
+                    .routes
+                    .extend(border(e.color, &stream, &name, &east, &flags, false));
                 continue;
             }
             let mut columns = |x: u32, n: u32, positions: Vec<Position>, filters: Vec<Filter>| {
                 if n > 0 {
                     let at = Lattice::rect(x - region.x, 0, n, rows);
-                    region.routes.push(Route { color: e.color, stream: stream.clone(), at, positions, filters });
+                    region.routes.push(Route {
+                        color: e.color,
+                        stream: stream.clone(),
+                        at,
+                        positions,
+                        filters,
+                    });
                 }
             };
-            let way = |input: Port, outputs: &[Port]| vec![Position { input, outputs: outputs.to_vec(), hold: Expr::Const(1) }];
+            let way = |input: Port, outputs: &[Port]| {
+                vec![Position {
+                    input,
+                    outputs: outputs.to_vec(),
+                    hold: Expr::Const(1),
+                }]
+            };
             let kernel = ri - 1;
             if matches!(e.source, Source::Kernel(k) if k == kernel) && kernel < plan.kernels.len() {
                 columns(from, 1, way(Port::Ramp, &[Port::East]), Vec::new());
                 continue;
             }
-            let tap = (kernel < plan.kernels.len()).then(|| plan.kernels[kernel].inputs.iter().position(|u| u.edge == i)).flatten();
+            let tap = (kernel < plan.kernels.len())
+                .then(|| plan.kernels[kernel].inputs.iter().position(|u| u.edge == i))
+                .flatten();
             let Some(input) = tap else {
                 columns(from, to - from + 1, way(Port::West, &[Port::East]), Vec::new());
                 continue;
@@ -184,7 +257,12 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
             } else {
                 let table = |what: &str, f: &dyn Fn(&(u64, u64)) -> u64| {
                     let values = tap.parts.iter().map(|p| f(p) as i64).collect();
-                    Expr::table(&format!("{}.{what}", plan.kernels[kernel].name), Axes::XY, tap.columns, values)
+                    Expr::table(
+                        &format!("{}.{what}", plan.kernels[kernel].name),
+                        Axes::XY,
+                        tap.columns,
+                        values,
+                    )
                 };
                 let each = (view.length() as u64).div_ceil(per) as i64;
                 let period = view.counts().iter().map(|n| n * each).collect();
@@ -192,14 +270,29 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
                     output: Port::Ramp,
                     first: table("lane.first", &|p| p.0),
                     count: table("lane.count", &|p| p.1),
-                    period: Expr::table(&format!("{}.lane.period", plan.kernels[kernel].name), Axes::Y, 0, period),
+                    period: Expr::table(
+                        &format!("{}.lane.period", plan.kernels[kernel].name),
+                        Axes::Y,
+                        0,
+                        period,
+                    ),
                 }]
             };
             if to == last {
-                columns(from, to - from, way(Port::West, &[Port::Ramp, Port::East]), filters.clone());
+                columns(
+                    from,
+                    to - from,
+                    way(Port::West, &[Port::Ramp, Port::East]),
+                    filters.clone(),
+                );
                 columns(to, 1, way(Port::West, &[Port::Ramp]), filters);
             } else {
-                columns(from, to - from + 1, way(Port::West, &[Port::Ramp, Port::East]), filters);
+                columns(
+                    from,
+                    to - from + 1,
+                    way(Port::West, &[Port::Ramp, Port::East]),
+                    filters,
+                );
             }
         }
     }
@@ -220,7 +313,9 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         let rows = blocks.iter().rposition(|b| !b.is_empty()).map_or(0, |r| r + 1) as u32;
         for region in &mut regions {
             if region.x == 0 {
-                region.routes.extend(border(colors::LOAD, stream, "weights", &west, &count, true));
+                region
+                    .routes
+                    .extend(border(colors::LOAD, stream, "weights", &west, &count, true));
                 continue;
             }
             let to = (region.x + region.width - 1).min(last);
@@ -228,17 +323,37 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
                 continue;
             }
             let table = |what: &str, f: &dyn Fn(u32, usize) -> i64| {
-                let values = (0..rows as usize).flat_map(|r| (0..region.width).map(move |x| (x, r))).map(|(x, r)| f(region.x + x, r)).collect();
-                Expr::table(&format!("{}.weights.{what}", region.name), Axes::XY, region.width, values)
+                let values = (0..rows as usize)
+                    .flat_map(|r| (0..region.width).map(move |x| (x, r)))
+                    .map(|(x, r)| f(region.x + x, r))
+                    .collect();
+                Expr::table(
+                    &format!("{}.weights.{what}", region.name),
+                    Axes::XY,
+                    region.width,
+                    values,
+                )
             };
             let here = table("here", &|x, r| blocks[r].iter().any(|b| b.0 == x) as i64);
-            let beyond = table("beyond", &|x, r| blocks[r].iter().filter(|b| b.0 > x).count() as i64);
+            let beyond = table("beyond", &|x, r| {
+                blocks[r].iter().filter(|b| b.0 > x).count() as i64
+            });
             let mut routes = Vec::new();
-            let position = |outputs: &[Port], hold: &Expr| Position { input: Port::West, outputs: outputs.to_vec(), hold: hold.clone() };
+            let position = |outputs: &[Port], hold: &Expr| Position {
+                input: Port::West,
+                outputs: outputs.to_vec(),
+                hold: hold.clone(),
+            };
             let mut columns = |x: u32, n: u32, positions: Vec<Position>| {
                 if n > 0 {
                     let at = Lattice::rect(x - region.x, 0, n, rows);
-                    routes.push(Route { color: colors::LOAD, stream: stream.into(), at, positions, filters: Vec::new() });
+                    routes.push(Route {
+                        color: colors::LOAD,
+                        stream: stream.into(),
+                        at,
+                        positions,
+                        filters: Vec::new(),
+                    });
                 }
             };
             let through = vec![position(&[Port::Ramp], &here), position(&[Port::East], &beyond)];
@@ -258,16 +373,34 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         let mut data = Vec::new();
         for (_, words) in blocks[from as usize..to as usize].iter().flatten() {
             for chunk in words.chunks(per_word as usize) {
-                let bits = chunk.iter().enumerate().fold(0, |b, (i, w)| b | (*w as u64) << (32 * i));
-                data.push(Wavelet { bits, elements: chunk.len() as u8, flag: false });
+                let bits = chunk
+                    .iter()
+                    .enumerate()
+                    .fold(0, |b, (i, w)| b | (*w as u64) << (32 * i));
+                data.push(Wavelet {
+                    bits,
+                    elements: chunk.len() as u8,
+                    flag: false,
+                });
             }
             data.last_mut().expect("blocks have words").flag = true;
         }
         if !data.is_empty() {
-            feeds.push(Feed { name: "weights".into(), side: Side::West, row: from, color: colors::LOAD, epoch: 0, data: Arc::new(data) });
+            feeds.push(Feed {
+                name: "weights".into(),
+                side: Side::West,
+                row: from,
+                color: colors::LOAD,
+                epoch: 0,
+                data: Arc::new(data),
+            });
         }
     }
-    let entering: Vec<&Edge> = plan.edges.iter().filter(|e| matches!(e.source, Source::Input(_))).collect();
+    let entering: Vec<&Edge> = plan
+        .edges
+        .iter()
+        .filter(|e| matches!(e.source, Source::Input(_)))
+        .collect();
     let rounds = if entering.len() == 1 { 1 } else { plan.items };
     for &(from, to) in &west {
         for round in 0..rounds {
@@ -275,12 +408,17 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
                 let Source::Input(index) = e.source else { continue };
                 let array = &inputs[index].1;
                 let size = array.len() / plan.items;
-                let items = if rounds == 1 { 0..plan.items } else { round..round + 1 };
+                let items = if rounds == 1 {
+                    0..plan.items
+                } else {
+                    round..round + 1
+                };
                 let mut data = Vec::new();
                 for item in items {
                     for r in from as usize..to as usize {
                         for f in e.layout.starts[r]..e.layout.starts[r + 1] {
-                            let values = (0..e.layout.length()).map(|p| array[item * size + host_index(&e.layout, &e.axes, f, p)]);
+                            let values = (0..e.layout.length())
+                                .map(|p| array[item * size + host_index(&e.layout, &e.axes, f, p)]);
                             wavelets(values, plan.ty, per, &mut data);
                         }
                         if e.layout.lane(r) > 0 {
@@ -290,7 +428,14 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
                 }
                 if !data.is_empty() {
                     let name = inputs[index].0.clone();
-                    feeds.push(Feed { name, side: Side::West, row: from, color: e.color, epoch: 1, data: Arc::new(data) });
+                    feeds.push(Feed {
+                        name,
+                        side: Side::West,
+                        row: from,
+                        color: e.color,
+                        epoch: 1,
+                        data: Arc::new(data),
+                    });
                 }
             }
         }
@@ -306,9 +451,18 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         for &(from, to) in &east {
             let n: u64 = (from..to).map(|r| layout.lane(r as usize) as u64 * each).sum();
             if n > 0 && outputs.iter().all(|o: &OutputPort| o.edge != u.edge) {
-                ports.push(Boundary { drain: drains.len(), rows: (from, to) });
+                ports.push(Boundary {
+                    drain: drains.len(),
+                    rows: (from, to),
+                });
                 let (color, wavelets) = (plan.edges[u.edge].color, n * plan.items as u64);
-                drains.push(Drain { name: name.clone(), side: Side::East, row: from, color, wavelets });
+                drains.push(Drain {
+                    name: name.clone(),
+                    side: Side::East,
+                    row: from,
+                    color,
+                    wavelets,
+                });
             }
         }
         if ports.is_empty()
@@ -316,19 +470,43 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         {
             ports = same.ports.clone();
         }
-        outputs.push(OutputPort { name: name.clone(), edge: u.edge, layout: layout.clone(), flat: u.flat, ports });
+        outputs.push(OutputPort {
+            name: name.clone(),
+            edge: u.edge,
+            layout: layout.clone(),
+            flat: u.flat,
+            ports,
+        });
     }
 
     let mut probes = Vec::new();
     for k in &plan.kernels {
         let e = &plan.edges[k.output];
         let (x, _) = span(&plan, k.output, machine);
-        let at = (0..e.layout.rows() as u32).map(|y| Probe { x, y, color: e.color }).collect();
-        probes.push(TensorProbe { tensor: e.tensor, name: e.name.clone(), layout: e.layout.clone(), at });
+        let at = (0..e.layout.rows() as u32)
+            .map(|y| Probe { x, y, color: e.color })
+            .collect();
+        probes.push(TensorProbe {
+            tensor: e.tensor,
+            name: e.name.clone(),
+            layout: e.layout.clone(),
+            at,
+        });
     }
     // partial sums first: what is nearer to its end never waits for what is farther
     let mut priority = colors::REDUCE.to_vec();
     priority.extend([colors::SOUTH, colors::NORTH]);
-    let program = Program { name: plan.name.clone(), priority, regions, feeds, drains };
-    Ok(Compiled { program, plan, outputs, probes })
+    let program = Program {
+        name: plan.name.clone(),
+        priority,
+        regions,
+        feeds,
+        drains,
+    };
+    Ok(Compiled {
+        program,
+        plan,
+        outputs,
+        probes,
+    })
 }

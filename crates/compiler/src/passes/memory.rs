@@ -9,7 +9,12 @@ use meshloom_simulator::program::Block;
 
 /// SRAM bytes that a block takes: its buffers and its code.
 pub fn bytes(block: &Block, machine: &Machine) -> u64 {
-    let data = block.memory.iter().map(|b| b.address as u64 + b.bytes as u64).max().unwrap_or(0);
+    let data = block
+        .memory
+        .iter()
+        .map(|b| b.address as u64 + b.bytes as u64)
+        .max()
+        .unwrap_or(0);
     data + block.code.len() as u64 * machine.pe.instruction_bytes as u64
 }
 
@@ -24,10 +29,19 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             let needs = bytes(block, machine);
             if needs > machine.pe.sram_bytes as u64 {
                 return Err(CompileError::DoesNotFit {
-                    what: format!("kernel {} on PE ({}, {})", plan.kernels[k].name, place.x + block.at.x, place.y + block.at.y),
+                    what: format!(
+                        "kernel {} on PE ({}, {})",
+                        plan.kernels[k].name,
+                        place.x + block.at.x,
+                        place.y + block.at.y
+                    ),
                     needs: format!("{needs} bytes of SRAM"),
                     has: format!("{} bytes on {}", machine.pe.sram_bytes, machine.name),
-                    helps: format!("{}, a larger mesh, or --set pe.sram_bytes={}", plan.smaller(), needs.next_multiple_of(1024)),
+                    helps: format!(
+                        "{}, a larger mesh, or --set pe.sram_bytes={}",
+                        plan.smaller(),
+                        needs.next_multiple_of(1024)
+                    ),
                 });
             }
         }

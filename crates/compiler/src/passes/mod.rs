@@ -20,11 +20,32 @@ pub struct Pass {
 
 /// All passes in order. The first prints the graph as imported, before any of them.
 pub const PASSES: [Pass; 7] = [
-    Pass { name: "graph", about: "the model as built or imported: operators, shapes" },
-    Pass { name: "rewritten", about: "kernels: batch norms folded, activations fused, input transposes absorbed, flattenings seen through" },
-    Pass { name: "stages", about: "which kernels are on the mesh together, what each needs and is expected to cost" },
-    Pass { name: "placement", about: "the mesh with every kernel's rectangle" },
-    Pass { name: "routes", about: "the colours of all lanes, and the links that several of them share" },
-    Pass { name: "memory", about: "the SRAM map of every kernel's PEs" },
-    Pass { name: "program", about: "the program for every PE, in the text form of docs/program.md" },
+    Pass {
+        name: "graph",
+        about: "the model as built or imported: operators, shapes",
+    },
+    Pass {
+        name: "rewritten",
+        about: "kernels: batch norms folded, activations fused, input transposes absorbed, flattenings seen through",
+    },
+    Pass {
+        name: "stages",
+        about: "which kernels are on the mesh together, what each needs and is expected to cost",
+    },
+    Pass {
+        name: "placement",
+        about: "the mesh with every kernel's rectangle",
+    },
+    Pass {
+        name: "routes",
+        about: "the colours of all lanes, and the links that several of them share",
+    },
+    Pass {
+        name: "memory",
+        about: "the SRAM map of every kernel's PEs",
+    },
+    Pass {
+        name: "program",
+        about: "the program for every PE, in the text form of docs/program.md",
+    },
 ];

@@ -13,7 +13,11 @@ pub fn span(plan: &Plan, edge: usize, machine: &Machine) -> (u32, u32) {
         Source::Input(_) => 0,
         Source::Kernel(k) => plan.places[k].x + plan.places[k].width - 1,
     };
-    let mut last = e.to.iter().map(|k| plan.places[*k].x + plan.places[*k].width - 1).max().unwrap_or(first);
+    let mut last =
+        e.to.iter()
+            .map(|k| plan.places[*k].x + plan.places[*k].width - 1)
+            .max()
+            .unwrap_or(first);
     if plan.outputs.iter().any(|(_, u)| u.edge == edge) {
         last = machine.mesh.width - 1;
     }
@@ -28,8 +32,14 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
     let mut colored: Vec<(usize, u8)> = Vec::new();
     let mut most: Option<(u32, usize)> = None;
     for e in order {
-        let taken: Vec<u8> = colored.iter().filter(|(o, _)| spans[*o].1 >= spans[e].0).map(|(_, c)| *c).collect();
-        let color = (colors::LANES..=u8::MAX).find(|c| !taken.contains(c)).unwrap_or(u8::MAX);
+        let taken: Vec<u8> = colored
+            .iter()
+            .filter(|(o, _)| spans[*o].1 >= spans[e].0)
+            .map(|(_, c)| *c)
+            .collect();
+        let color = (colors::LANES..=u8::MAX)
+            .find(|c| !taken.contains(c))
+            .unwrap_or(u8::MAX);
         if most.is_none_or(|(n, _)| color as u32 + 1 > n) {
             most = Some((color as u32 + 1, e));
         }
@@ -41,7 +51,11 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
     {
         return Err(CompileError::DoesNotFit {
             what: format!("the edge {}", plan.edges[e].name),
-            needs: format!("{needed} colours at column {}, {} of them for use inside kernels", spans[e].0, colors::LANES),
+            needs: format!(
+                "{needed} colours at column {}, {} of them for use inside kernels",
+                spans[e].0,
+                colors::LANES
+            ),
             has: format!("{} on {}", machine.router.colors, machine.name),
             helps: format!("a model with fewer parallel branches, or --set router.colors={needed}"),
         });
@@ -59,7 +73,12 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
             Source::Kernel(k) => plan.kernels[k].name.clone(),
         };
         let mut to: Vec<String> = e.to.iter().map(|k| plan.kernels[*k].name.clone()).collect();
-        to.extend(plan.outputs.iter().filter(|(_, u)| u.edge == i).map(|(n, _)| format!("output {n}")));
+        to.extend(
+            plan.outputs
+                .iter()
+                .filter(|(_, u)| u.edge == i)
+                .map(|(n, _)| format!("output {n}")),
+        );
         out += &format!(
             "colour {:>2}  {:<16} {from} -> {}  columns {}..{}, {} lanes of up to {} features x {} elements\n",
             e.color,
@@ -74,7 +93,10 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
     }
     let mut shared = Vec::new();
     for x in 0..machine.mesh.width {
-        let here: Vec<&str> = (0..spans.len()).filter(|e| spans[*e].0 <= x && x < spans[*e].1).map(|e| plan.edges[e].name.as_str()).collect();
+        let here: Vec<&str> = (0..spans.len())
+            .filter(|e| spans[*e].0 <= x && x < spans[*e].1)
+            .map(|e| plan.edges[e].name.as_str())
+            .collect();
         if here.len() > 1 {
             let here = here.join(", ");
             match shared.last_mut() {

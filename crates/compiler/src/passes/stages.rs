@@ -11,7 +11,9 @@ pub fn run(plan: &Plan, machine: &Machine, _: &Options) -> Result<Vec<u32>, Comp
     for k in 0..plan.kernels.len() {
         let kernel = kernels::of(&plan.kernels[k].kind);
         let context = context(plan, machine, k);
-        let widest = kernel.widest(&context).min(machine.mesh.width.saturating_sub(2).max(1));
+        let widest = kernel
+            .widest(&context)
+            .min(machine.mesh.width.saturating_sub(2).max(1));
         let mut least = u64::MAX;
         let fits = (1..=widest).find(|w| {
             let bytes = kernel.estimate(&context, *w).bytes;
@@ -30,7 +32,10 @@ pub fn run(plan: &Plan, machine: &Machine, _: &Options) -> Result<Vec<u32>, Comp
                     has: format!("{} bytes a PE on {}", machine.pe.sram_bytes, machine.name),
                     helps: match least.next_multiple_of(1024) {
                         enough if enough <= 1 << 30 => {
-                            format!("{}, more rows (--set mesh.height=...), or --set pe.sram_bytes={enough}", plan.smaller())
+                            format!(
+                                "{}, more rows (--set mesh.height=...), or --set pe.sram_bytes={enough}",
+                                plan.smaller()
+                            )
                         }
                         _ => format!("{} or a smaller model", plan.smaller()),
                     },

@@ -92,14 +92,31 @@ pub(super) struct Rules<'m> {
 }
 
 impl<'p> Core<'p> {
-    pub fn new(program: &'p Program, region: u32, block_index: u32, x: u32, y: u32, pe: u32, machine: &Machine) -> Core<'p> {
+    pub fn new(
+        program: &'p Program,
+        region: u32,
+        block_index: u32,
+        x: u32,
+        y: u32,
+        pe: u32,
+        machine: &Machine,
+    ) -> Core<'p> {
         let block = &program.regions[region as usize].blocks[block_index as usize];
-        let memory = block.memory.iter().map(|b| b.address as usize + b.bytes as usize).max().unwrap_or(0);
+        let memory = block
+            .memory
+            .iter()
+            .map(|b| b.address as usize + b.bytes as usize)
+            .max()
+            .unwrap_or(0);
         Core {
             region,
             block_index,
             block,
-            params: block.params.iter().map(|p| p.value.at(x as i64, y as i64)).collect(),
+            params: block
+                .params
+                .iter()
+                .map(|p| p.value.at(x as i64, y as i64))
+                .collect(),
             memory: vec![0; memory],
             registers: [0; 16],
             descriptors: vec![None; 44],
@@ -223,9 +240,16 @@ impl<'p> Core<'p> {
             if t == 0 {
                 self.main_slot(net, rules, now, &mut sent)?;
             } else {
-                let Core { micro, memory, counters, .. } = self;
+                let Core {
+                    micro,
+                    memory,
+                    counters,
+                    ..
+                } = self;
                 let run = micro[t].queue.front_mut().expect("it was ready");
-                let done = run.slot(memory, net, rules, now, counters, &mut sent).map_err(|m| (run.pc, m))?;
+                let done = run
+                    .slot(memory, net, rules, now, counters, &mut sent)
+                    .map_err(|m| (run.pc, m))?;
                 micro[t].elements += done as u64;
             }
         }
@@ -260,7 +284,14 @@ impl<'p> Core<'p> {
     }
 
     /// Advances the main thread to something that takes time. Returns what it waits for.
-    fn fetch(&mut self, net: &mut Network, rules: &Rules, now: u64, launch: &mut bool, event: &mut bool) -> Result<Option<Wait>, Fault> {
+    fn fetch(
+        &mut self,
+        net: &mut Network,
+        rules: &Rules,
+        now: u64,
+        launch: &mut bool,
+        event: &mut bool,
+    ) -> Result<Option<Wait>, Fault> {
         let cost = &rules.machine.pe.cost;
         let mut launched = false;
         loop {
@@ -313,7 +344,11 @@ impl<'p> Core<'p> {
                                 None => m.queue.is_empty(),
                             };
                             if !done {
-                                return Ok(m.queue.front().filter(|r| r.may_step()).and_then(|r| r.ready(net, now).err()));
+                                return Ok(m
+                                    .queue
+                                    .front()
+                                    .filter(|r| r.may_step())
+                                    .and_then(|r| r.ready(net, now).err()));
                             }
                             *event = true;
                             self.pc += 1;
@@ -327,12 +362,19 @@ impl<'p> Core<'p> {
                             self.main = Main::Halted;
                         }
                         Instr::Vector(v) => {
-                            let run = self.start(v, self.pc, None, net, rules).map_err(|m| (self.pc, m))?;
+                            let run = self
+                                .start(v, self.pc, None, net, rules)
+                                .map_err(|m| (self.pc, m))?;
                             self.main = Main::Vector(Box::new(run));
                         }
-                        Instr::Async(t, ..) if self.micro[*t as usize].queue.len() >= rules.machine.pe.move_queue as usize => {
+                        Instr::Async(t, ..)
+                            if self.micro[*t as usize].queue.len()
+                                >= rules.machine.pe.move_queue as usize =>
+                        {
                             let front = self.micro[*t as usize].queue.front();
-                            return Ok(front.filter(|r| r.may_step()).and_then(|r| r.ready(net, now).err()));
+                            return Ok(front
+                                .filter(|r| r.may_step())
+                                .and_then(|r| r.ready(net, now).err()));
                         }
                         Instr::Load(..) | Instr::Store(..) => self.main = Main::Scalar(cost.load),
                         Instr::Mul(..) => self.main = Main::Scalar(cost.multiply),
@@ -371,17 +413,26 @@ impl<'p> Core<'p> {
     }
 
     /// The main thread has the slot.
-    fn main_slot(&mut self, net: &mut Network, rules: &Rules, now: u64, sent: &mut Option<(Color, Wavelet)>) -> Result<(), Fault> {
+    fn main_slot(
+        &mut self,
+        net: &mut Network,
+        rules: &Rules,
+        now: u64,
+        sent: &mut Option<(Color, Wavelet)>,
+    ) -> Result<(), Fault> {
         self.counters.last_busy = now;
         if let Main::Vector(run) = &mut self.main {
-            run.slot(&mut self.memory, net, rules, now, &mut self.counters, sent).map_err(|m| (run.pc, m))?;
+            run.slot(&mut self.memory, net, rules, now, &mut self.counters, sent)
+                .map_err(|m| (run.pc, m))?;
             if run.phase == Phase::Done {
                 self.pc += 1;
                 self.main = Main::Ready;
             }
             return Ok(());
         }
-        let Main::Scalar(left) = &mut self.main else { unreachable!("only these get the slot") };
+        let Main::Scalar(left) = &mut self.main else {
+            unreachable!("only these get the slot")
+        };
         self.counters.slots[5] += 1;
         *left -= 1;
         if *left > 0 {
@@ -400,9 +451,15 @@ impl<'p> Core<'p> {
         let wrap = |n: i64| n as i32 as i64;
         match &block.code[pc as usize] {
             Instr::Set(d, a) => self.registers[*d as usize] = wrap(self.val(*a)),
-            Instr::Add(d, a, b) => self.registers[*d as usize] = wrap(self.val(*a).wrapping_add(self.val(*b))),
-            Instr::Sub(d, a, b) => self.registers[*d as usize] = wrap(self.val(*a).wrapping_sub(self.val(*b))),
-            Instr::Mul(d, a, b) => self.registers[*d as usize] = wrap(self.val(*a).wrapping_mul(self.val(*b))),
+            Instr::Add(d, a, b) => {
+                self.registers[*d as usize] = wrap(self.val(*a).wrapping_add(self.val(*b)))
+            }
+            Instr::Sub(d, a, b) => {
+                self.registers[*d as usize] = wrap(self.val(*a).wrapping_sub(self.val(*b)))
+            }
+            Instr::Mul(d, a, b) => {
+                self.registers[*d as usize] = wrap(self.val(*a).wrapping_mul(self.val(*b)))
+            }
             Instr::Load(word, d, a, b) => {
                 let at = self.address(*word, *a, *b)?;
                 let m = &self.memory;
@@ -456,14 +513,20 @@ impl<'p> Core<'p> {
         let at = self.val(a).saturating_add(self.val(b));
         let bytes = if word == Word::U16 { 2 } else { 4 };
         if at < 0 || at > self.memory.len() as i64 - bytes {
-            return Err(format!("address {at} is outside the {} bytes that the block's buffers cover", self.memory.len()));
+            return Err(format!(
+                "address {at} is outside the {} bytes that the block's buffers cover",
+                self.memory.len()
+            ));
         }
         Ok(at as usize)
     }
 
     fn base(&mut self, d: u8) -> Result<&mut i64, String> {
         match &mut self.descriptors[d as usize] {
-            Some(Desc { place: DescPlace::Memory { base, .. }, .. }) => Ok(base),
+            Some(Desc {
+                place: DescPlace::Memory { base, .. },
+                ..
+            }) => Ok(base),
             _ => Err(format!("d{d} is not a memory descriptor")),
         }
     }
@@ -478,24 +541,39 @@ impl<'p> Core<'p> {
             shape[4 - rank + i] = self.val(*n);
         }
         if shape.iter().any(|n| !(0..=1 << 24).contains(n)) {
-            return Err(format!("extents {:?} are outside 0 to {}", &shape[4 - rank..], 1 << 24));
+            return Err(format!(
+                "extents {:?} are outside 0 to {}",
+                &shape[4 - rank..],
+                1 << 24
+            ));
         }
         let place = match &d.place {
-            Place::Memory { base, strides: s, wide } => {
+            Place::Memory {
+                base,
+                strides: s,
+                wide,
+            } => {
                 let mut strides = [0i64; 4];
                 for (i, n) in s.iter().take(rank).enumerate() {
                     strides[4 - rank + i] = self.val(*n).saturating_mul(d.ty.bytes() as i64);
                 }
-                DescPlace::Memory { base: self.val(*base), strides, wide: *wide }
+                DescPlace::Memory {
+                    base: self.val(*base),
+                    strides,
+                    wide: *wide,
+                }
             }
             Place::In(c) => DescPlace::In(*c),
             Place::Out { color, flag } => DescPlace::Out(*color, *flag),
         };
-        Ok(Desc { ty: d.ty, shape, place })
+        Ok(Desc {
+            ty: d.ty,
+            shape,
+            place,
+        })
     }
 
     fn get(&self, d: u8) -> Result<Desc, String> {
         self.descriptors[d as usize].ok_or_else(|| format!("d{d} was never set"))
     }
-
 }

@@ -11,7 +11,10 @@ use crate::text::port;
 /// Region, block and instruction, for messages.
 pub(super) fn place(program: &Program, region: u32, block: u32, pc: u32) -> String {
     let r = &program.regions[region as usize];
-    let text = r.blocks[block as usize].code.get(pc as usize).map_or("past the end".into(), crate::text::instruction);
+    let text = r.blocks[block as usize]
+        .code
+        .get(pc as usize)
+        .map_or("past the end".into(), crate::text::instruction);
     format!("region {}, block {block}, instruction {pc} `{text}`", r.name)
 }
 
@@ -20,7 +23,10 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
     let cycle = state.now;
     let width = state.net.width;
     if state.cores.iter().flatten().any(|c| !c.halted()) || state.net.channels.iter().any(|c| !c.is_empty()) {
-        return Err(RunError::Deadlock { cycle, explanation: deadlock(state) });
+        return Err(RunError::Deadlock {
+            cycle,
+            explanation: deadlock(state),
+        });
     }
     let mut left = Vec::new();
     for pe in 0..state.cores.len() {
@@ -31,16 +37,31 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
             queues.extend([state.net.core_in[slot], state.net.core_out[slot]]);
             queues.sort_unstable();
             queues.dedup();
-            queues.iter().filter(|q| **q != NONE).for_each(|q| n += state.net.queues[*q as usize].len());
+            queues
+                .iter()
+                .filter(|q| **q != NONE)
+                .for_each(|q| n += state.net.queues[*q as usize].len());
             if n > 0 {
                 let (x, y) = (pe as u32 % width, pe as u32 / width);
-                left.push(format!("{} of colour {} ({}) left on PE ({x}, {y})", wavelets(n), r.color, stream(state, pe as u32, r.color)));
+                left.push(format!(
+                    "{} of colour {} ({}) left on PE ({x}, {y})",
+                    wavelets(n),
+                    r.color,
+                    stream(state, pe as u32, r.color)
+                ));
             }
         }
     }
     for (d, l) in state.program.drains.iter().zip(landed) {
         if d.wavelets != l.len() as u64 {
-            left.push(format!("{} instead of {} in drain {} at {} row {}", wavelets(l.len()), d.wavelets, d.name, crate::text::side(d.side), d.row));
+            left.push(format!(
+                "{} instead of {} in drain {} at {} row {}",
+                wavelets(l.len()),
+                d.wavelets,
+                d.name,
+                crate::text::side(d.side),
+                d.row
+            ));
         }
     }
     if left.is_empty() {
@@ -48,17 +69,35 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
     }
     let more = left.len().saturating_sub(4);
     left.truncate(4);
-    let tail = if more > 0 { format!("; and {more} more places") } else { String::new() };
-    Err(RunError::LeftOver { cycle, message: left.join("; ") + &tail })
+    let tail = if more > 0 {
+        format!("; and {more} more places")
+    } else {
+        String::new()
+    };
+    Err(RunError::LeftOver {
+        cycle,
+        message: left.join("; ") + &tail,
+    })
 }
 
 fn wavelets(n: usize) -> String {
-    if n == 1 { "1 wavelet".into() } else { format!("{n} wavelets") }
+    if n == 1 {
+        "1 wavelet".into()
+    } else {
+        format!("{n} wavelets")
+    }
 }
 
 fn stream(state: &State, pe: u32, color: Color) -> String {
     let routed = state.net.router(pe).iter().find(|r| r.color == color);
-    routed.map_or_else(|| "no route".into(), |r| state.program.regions[r.route.0 as usize].routes[r.route.1 as usize].stream.clone())
+    routed.map_or_else(
+        || "no route".into(),
+        |r| {
+            state.program.regions[r.route.0 as usize].routes[r.route.1 as usize]
+                .stream
+                .clone()
+        },
+    )
 }
 
 /// Something that waits, or that is waited for.
@@ -78,9 +117,16 @@ enum Node {
 fn deadlock(state: &State) -> String {
     let width = state.net.width;
     let start = (0..state.cores.len() as u32).find(|pe| {
-        state.cores[*pe as usize].as_ref().is_some_and(|c| c.waits(&state.net, state.now).iter().any(|w| !matches!(w.2, Wait::Thread(_))))
+        state.cores[*pe as usize].as_ref().is_some_and(|c| {
+            c.waits(&state.net, state.now)
+                .iter()
+                .any(|w| !matches!(w.2, Wait::Thread(_)))
+        })
     });
-    let start = start.or_else(|| (0..state.cores.len() as u32).find(|pe| state.cores[*pe as usize].as_ref().is_some_and(|c| !c.halted())));
+    let start = start.or_else(|| {
+        (0..state.cores.len() as u32)
+            .find(|pe| state.cores[*pe as usize].as_ref().is_some_and(|c| !c.halted()))
+    });
     let mut path: Vec<(Node, String)> = Vec::new();
     let mut node = match (start, state.net.entering()) {
         (Some(pe), _) => Node::Core(pe),
@@ -91,12 +137,19 @@ fn deadlock(state: &State) -> String {
     if start.is_none()
         && let Some((channel, color)) = state.net.entering()
     {
-        path.push((Node::Missing(u32::MAX, color, Port::Ramp), enters(state, channel, color)));
+        path.push((
+            Node::Missing(u32::MAX, color, Port::Ramp),
+            enters(state, channel, color),
+        ));
     }
     loop {
         if let Some(i) = path.iter().position(|(n, _)| *n == node) {
             let circle: Vec<_> = path[i..].iter().map(|(_, t)| t.as_str()).collect();
-            return format!("a circle of waits:\n  {}\n  and so again {}", circle.join("\n  "), name(node, width));
+            return format!(
+                "a circle of waits:\n  {}\n  and so again {}",
+                circle.join("\n  "),
+                name(node, width)
+            );
         }
         let (text, next) = follow(state, node);
         path.push((node, text));
@@ -126,17 +179,33 @@ fn border(state: &State, channel: Channel, color: Color) -> Node {
 fn enters(state: &State, channel: Channel, color: Color) -> String {
     let left = state.net.feed_left(channel.row, channel.side, color);
     let side = crate::text::side(channel.side);
-    format!("the {side} channel of row {} has {} of colour {color} that cannot enter", channel.row, wavelets(left))
+    format!(
+        "the {side} channel of row {} has {} of colour {color} that cannot enter",
+        channel.row,
+        wavelets(left)
+    )
 }
 
 fn name(node: Node, width: u32) -> String {
     let at = |pe: u32| format!("({}, {})", pe % width, pe / width);
     match node {
         Node::Core(pe) => format!("PE {}", at(pe)),
-        Node::Missing(pe, c, Port::Ramp) => format!("no wavelet of colour {c} leaves router {} for its core", at(pe)),
-        Node::Missing(pe, c, p) => format!("no wavelet of colour {c} leaves router {} to the {}", at(pe), port(p)),
-        Node::Full(pe, c, Port::Ramp) => format!("the queue of colour {c} from the core at router {}", at(pe)),
-        Node::Full(pe, c, p) => format!("the queue of colour {c} from the {} at router {}", port(p), at(pe)),
+        Node::Missing(pe, c, Port::Ramp) => {
+            format!("no wavelet of colour {c} leaves router {} for its core", at(pe))
+        }
+        Node::Missing(pe, c, p) => format!(
+            "no wavelet of colour {c} leaves router {} to the {}",
+            at(pe),
+            port(p)
+        ),
+        Node::Full(pe, c, Port::Ramp) => {
+            format!("the queue of colour {c} from the core at router {}", at(pe))
+        }
+        Node::Full(pe, c, p) => format!(
+            "the queue of colour {c} from the {} at router {}",
+            port(p),
+            at(pe)
+        ),
         Node::FullCore(pe, c) => format!("the queue of colour {c} into the core of PE {}", at(pe)),
     }
 }
@@ -148,14 +217,25 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
     let what = name(node, width);
     match node {
         Node::Core(pe) => {
-            let Some(core) = &state.cores[pe as usize] else { return (format!("{what} has no code"), None) };
+            let Some(core) = &state.cores[pe as usize] else {
+                return (format!("{what} has no code"), None);
+            };
             let waits = core.waits(net, state.now);
             let wait = waits.iter().find(|w| !matches!(w.2, Wait::Thread(_)));
             let Some(&(thread, pc, wait)) = wait else {
-                let thread = waits.iter().find_map(|w| if let Wait::Thread(t) = w.2 { Some((w.1, t)) } else { None });
+                let thread = waits.iter().find_map(|w| {
+                    if let Wait::Thread(t) = w.2 {
+                        Some((w.1, t))
+                    } else {
+                        None
+                    }
+                });
                 let text = match thread {
                     Some((pc, t)) => {
-                        format!("{what} waits for microthread {t}, which has nothing to do, in {}", place(state.program, core.region, core.block_index, pc))
+                        format!(
+                            "{what} waits for microthread {t}, which has nothing to do, in {}",
+                            place(state.program, core.region, core.block_index, pc)
+                        )
                     }
                     None if core.halted() => format!("{what} has halted"),
                     None if core.idle_main() => format!("{what} has no task that can start"),
@@ -166,11 +246,17 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             let at = place(state.program, core.region, core.block_index, pc);
             match wait {
                 Wait::Input(c) => (
-                    format!("{what} thread {thread} waits for a wavelet of colour {c} ({}) in {at}", stream(state, pe, c)),
+                    format!(
+                        "{what} thread {thread} waits for a wavelet of colour {c} ({}) in {at}",
+                        stream(state, pe, c)
+                    ),
                     Some(Node::Missing(pe, c, Port::Ramp)),
                 ),
                 Wait::Room(c) => (
-                    format!("{what} thread {thread} waits for room to send on colour {c} ({}) in {at}", stream(state, pe, c)),
+                    format!(
+                        "{what} thread {thread} waits for room to send on colour {c} ({}) in {at}",
+                        stream(state, pe, c)
+                    ),
                     Some(Node::Full(pe, c, Port::Ramp)),
                 ),
                 Wait::Thread(_) => unreachable!("filtered above"),
@@ -181,7 +267,10 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
                 return (format!("{what}: the router has no route of it"), None);
             };
             if r.grants_nothing() {
-                return (format!("{what}: all holds of its switch are 0, so it passes nothing"), None);
+                return (
+                    format!("{what}: all holds of its switch are 0, so it passes nothing"),
+                    None,
+                );
             }
             let p = net.position(r);
             if net.queues[p.queue as usize].len() > 0 && net.outputs(p).iter().any(|o| o.port == port) {
@@ -190,9 +279,19 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             let switch = if net.outputs(p).iter().any(|o| o.port == port) {
                 String::new()
             } else {
-                format!(" (its switch stands at position {}, which does not lead there)", r.stands_at())
+                format!(
+                    " (its switch stands at position {}, which does not lead there)",
+                    r.stands_at()
+                )
             };
-            let text = format!("{what}: none came from the {}{switch}", if p.input == Port::Ramp { "core" } else { crate::text::port(p.input) });
+            let text = format!(
+                "{what}: none came from the {}{switch}",
+                if p.input == Port::Ramp {
+                    "core"
+                } else {
+                    crate::text::port(p.input)
+                }
+            );
             if net.queues[p.queue as usize].len() > 0 {
                 return (text, blocked(state, pe, c));
             }
@@ -211,7 +310,11 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             if let (Node::Core(p), Some(core)) = (next, &state.cores[pe as usize])
                 && core.waits(net, state.now).is_empty()
             {
-                let end = if core.halted() { "has halted" } else { "has no task that can start" };
+                let end = if core.halted() {
+                    "has halted"
+                } else {
+                    "has no task that can start"
+                };
                 return (format!("{text}; PE ({}, {}) {end}", p % width, p / width), None);
             }
             if matches!(next, Node::Core(_)) && state.cores[pe as usize].is_none() {
@@ -220,15 +323,35 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
             (text, Some(next))
         }
         Node::Full(pe, c, port) => {
-            let Some(r) = net.router(pe).iter().find(|r| r.color == c) else { return (format!("{what} leads nowhere"), None) };
+            let Some(r) = net.router(pe).iter().find(|r| r.color == c) else {
+                return (format!("{what} leads nowhere"), None);
+            };
             if r.grants_nothing() {
-                return (format!("{what} is full; all holds of its switch are 0, so it passes nothing"), None);
+                return (
+                    format!("{what} is full; all holds of its switch are 0, so it passes nothing"),
+                    None,
+                );
             }
             let p = net.position(r);
             if p.input != port {
-                let text = format!("{what} is full; its switch stands at position {}, which takes from the {}", r.stands_at(), if p.input == Port::Ramp { "core" } else { crate::text::port(p.input) });
+                let text = format!(
+                    "{what} is full; its switch stands at position {}, which takes from the {}",
+                    r.stands_at(),
+                    if p.input == Port::Ramp {
+                        "core"
+                    } else {
+                        crate::text::port(p.input)
+                    }
+                );
                 let queue = net.queues[p.queue as usize].len() == 0;
-                return (text, if queue { net.outputs(p).first().map(|o| Node::Missing(pe, c, o.port)) } else { blocked(state, pe, c) });
+                return (
+                    text,
+                    if queue {
+                        net.outputs(p).first().map(|o| Node::Missing(pe, c, o.port))
+                    } else {
+                        blocked(state, pe, c)
+                    },
+                );
             }
             (format!("{what} is full"), blocked(state, pe, c))
         }
@@ -238,8 +361,18 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
 
 fn outside(state: &State, text: String, row: u32, side: Side, color: Color) -> (String, Option<Node>) {
     let left = state.net.feed_left(row, side, color);
-    let left = if left == 0 { "no more of it".into() } else { wavelets(left) + " of it left" };
-    (format!("{text}: the {} channel of row {row} has {left}", crate::text::side(side)), None)
+    let left = if left == 0 {
+        "no more of it".into()
+    } else {
+        wavelets(left) + " of it left"
+    };
+    (
+        format!(
+            "{text}: the {} channel of row {row} has {left}",
+            crate::text::side(side)
+        ),
+        None,
+    )
 }
 
 /// What the head of a colour in a router waits for: the first output without room.
@@ -247,11 +380,17 @@ fn blocked(state: &State, pe: u32, color: Color) -> Option<Node> {
     let net = &state.net;
     let r = net.router(pe).iter().find(|r| r.color == color)?;
     net.outputs(net.position(r)).iter().find_map(|o| {
-        let Target::Queue { queue, .. } = o.target else { return None };
+        let Target::Queue { queue, .. } = o.target else {
+            return None;
+        };
         if queue == NONE || net.queues[queue as usize].has_room(state.now) {
             return None;
         }
         let to = net.queues[queue as usize].pe;
-        Some(if o.port == Port::Ramp { Node::FullCore(to, color) } else { Node::Full(to, color, o.port.opposite()) })
+        Some(if o.port == Port::Ramp {
+            Node::FullCore(to, color)
+        } else {
+            Node::Full(to, color, o.port.opposite())
+        })
     })
 }

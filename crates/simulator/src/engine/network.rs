@@ -24,7 +24,15 @@ pub(super) struct Queue {
 impl Queue {
     fn new(pe: u32, capacity: u32) -> Queue {
         let wavelets = VecDeque::with_capacity(capacity.min(4) as usize);
-        Queue { wavelets, arrival: u64::MAX, taken_at: u64::MAX, taken: 0, capacity, pe, sender: pe }
+        Queue {
+            wavelets,
+            arrival: u64::MAX,
+            taken_at: u64::MAX,
+            taken: 0,
+            capacity,
+            pe,
+            sender: pe,
+        }
     }
 
     /// Whether its first wavelet has arrived.
@@ -215,7 +223,11 @@ impl<'p> Network<'p> {
         let (width, height, colors) = (machine.mesh.width, machine.mesh.height, machine.router.colors);
         let pes = (width * height) as usize;
         let mut rank = vec![0usize; 256];
-        program.priority_order(colors).iter().enumerate().for_each(|(i, c)| rank[*c as usize] = i);
+        program
+            .priority_order(colors)
+            .iter()
+            .enumerate()
+            .for_each(|(i, c)| rank[*c as usize] = i);
         let mut net = Network {
             queues: Vec::new(),
             routed: Vec::new(),
@@ -231,7 +243,13 @@ impl<'p> Network<'p> {
             channels: machine
                 .channels()
                 .into_iter()
-                .map(|channel| EdgePort { channel, feeds: VecDeque::new(), position: 0, next_in: 0, next_out: 0 })
+                .map(|channel| EdgePort {
+                    channel,
+                    feeds: VecDeque::new(),
+                    position: 0,
+                    next_in: 0,
+                    next_out: 0,
+                })
                 .collect(),
             feeds: &program.feeds,
             feed_queue: Vec::new(),
@@ -264,20 +282,24 @@ impl<'p> Network<'p> {
             let route = &program.regions[r as usize].routes[i as usize];
             let slot = (pe * colors) as usize + route.color as usize;
             for p in &route.positions {
-                let edge = (p.input == Port::West && pe % width == 0) || (p.input == Port::East && (pe + 1) % width == 0);
+                let edge = (p.input == Port::West && pe % width == 0)
+                    || (p.input == Port::East && (pe + 1) % width == 0);
                 let latency = match p.input {
                     Port::Ramp => machine.router.ramp_cycles,
                     _ if edge => machine.edge.latency_cycles,
                     _ => machine.router.hop_cycles,
                 };
                 let key = (pe, route.color, p.input);
-                input.entry(key).or_insert_with(|| net.queue(pe, machine.router.queue_depth + latency));
+                input
+                    .entry(key)
+                    .or_insert_with(|| net.queue(pe, machine.router.queue_depth + latency));
                 if p.input == Port::Ramp && net.core_out[slot] == NONE {
                     net.core_out[slot] = net.queue(pe, machine.pe.output_queue_depth + 1);
                     net.ramps[pe as usize].push((net.core_out[slot], input[&key]));
                 }
                 if p.outputs.contains(&Port::Ramp) && net.core_in[slot] == NONE {
-                    net.core_in[slot] = net.queue(pe, machine.pe.input_queue_depth + machine.router.ramp_cycles);
+                    net.core_in[slot] =
+                        net.queue(pe, machine.pe.input_queue_depth + machine.router.ramp_cycles);
                 }
             }
         }
@@ -294,8 +316,20 @@ impl<'p> Network<'p> {
             for p in &route.positions {
                 let first = net.outputs.len() as u32;
                 for &port in &p.outputs {
-                    let target = net.target(program, machine, &input, pe % width, pe / width, route.color, port);
-                    let filter = route.filters.iter().position(|f| f.output == port).map_or(NONE, |i| i as u32);
+                    let target = net.target(
+                        program,
+                        machine,
+                        &input,
+                        pe % width,
+                        pe / width,
+                        route.color,
+                        port,
+                    );
+                    let filter = route
+                        .filters
+                        .iter()
+                        .position(|f| f.output == port)
+                        .map_or(NONE, |i| i as u32);
                     net.outputs.push(Output { port, target, filter });
                     if let Target::Queue { queue, .. } = target
                         && queue != NONE
@@ -303,8 +337,16 @@ impl<'p> Network<'p> {
                         net.queues[queue as usize].sender = pe;
                     }
                 }
-                let (queue, outputs) = (input[&(pe, route.color, p.input)], (first, net.outputs.len() as u32));
-                net.positions.push(Position { input: p.input, queue, outputs, hold: at(&p.hold) });
+                let (queue, outputs) = (
+                    input[&(pe, route.color, p.input)],
+                    (first, net.outputs.len() as u32),
+                );
+                net.positions.push(Position {
+                    input: p.input,
+                    queue,
+                    outputs,
+                    hold: at(&p.hold),
+                });
             }
             let mine = &net.positions[first as usize..];
             let dead = mine.len() > 1 && mine.iter().all(|p| p.hold == 0);
@@ -329,11 +371,20 @@ impl<'p> Network<'p> {
                 crate::Side::West => (0, Port::West),
                 crate::Side::East => (width - 1, Port::East),
             };
-            net.feed_queue.push(input.get(&(feed.row * width + x, feed.color, port)).copied().unwrap_or(NONE));
+            net.feed_queue.push(
+                input
+                    .get(&(feed.row * width + x, feed.color, port))
+                    .copied()
+                    .unwrap_or(NONE),
+            );
             if feed.data.is_empty() {
                 continue;
             }
-            if let Some(c) = net.channels.iter_mut().find(|c| c.channel.side == feed.side && c.channel.row == feed.row) {
+            if let Some(c) = net
+                .channels
+                .iter_mut()
+                .find(|c| c.channel.side == feed.side && c.channel.row == feed.row)
+            {
                 c.feeds.push_back(i as u32);
             }
             let e = feed.epoch as usize;
@@ -383,11 +434,17 @@ impl<'p> Network<'p> {
         color: Color,
         port: Port,
     ) -> Target {
-        let missing = Target::Queue { queue: NONE, latency: 1 };
+        let missing = Target::Queue {
+            queue: NONE,
+            latency: 1,
+        };
         let (nx, ny) = match port {
             Port::Ramp => {
                 let queue = self.core_in[((y * self.width + x) * self.colors) as usize + color as usize];
-                return Target::Queue { queue, latency: machine.router.ramp_cycles };
+                return Target::Queue {
+                    queue,
+                    latency: machine.router.ramp_cycles,
+                };
             }
             Port::North => (x as i64, y as i64 - 1),
             Port::South => (x as i64, y as i64 + 1),
@@ -395,17 +452,33 @@ impl<'p> Network<'p> {
             Port::East => (x as i64 + 1, y as i64),
         };
         if nx < 0 || nx >= self.width as i64 {
-            let side = if nx < 0 { crate::Side::West } else { crate::Side::East };
-            let drain = program.drains.iter().position(|d| d.side == side && d.row == y && d.color == color);
-            let channel = self.channels.iter().position(|c| c.channel.side == side && c.channel.row == y);
+            let side = if nx < 0 {
+                crate::Side::West
+            } else {
+                crate::Side::East
+            };
+            let drain = program
+                .drains
+                .iter()
+                .position(|d| d.side == side && d.row == y && d.color == color);
+            let channel = self
+                .channels
+                .iter()
+                .position(|c| c.channel.side == side && c.channel.row == y);
             return match (drain, channel) {
-                (Some(d), Some(c)) => Target::Drain { drain: d as u32, channel: c as u32 },
+                (Some(d), Some(c)) => Target::Drain {
+                    drain: d as u32,
+                    channel: c as u32,
+                },
                 _ => missing,
             };
         }
         let neighbour = ny as u32 * self.width + nx as u32;
         match input.get(&(neighbour, color, port.opposite())) {
-            Some(&queue) if ny >= 0 && ny < self.height as i64 => Target::Queue { queue, latency: machine.router.hop_cycles },
+            Some(&queue) if ny >= 0 && ny < self.height as i64 => Target::Queue {
+                queue,
+                latency: machine.router.hop_cycles,
+            },
             _ => missing,
         }
     }
@@ -495,7 +568,8 @@ impl<'p> Network<'p> {
 
     fn advance_epoch(&mut self, from: u64) -> bool {
         let mut moved = false;
-        while (self.epoch as usize) < self.left_in_epoch.len() && self.left_in_epoch[self.epoch as usize] == 0 {
+        while (self.epoch as usize) < self.left_in_epoch.len() && self.left_in_epoch[self.epoch as usize] == 0
+        {
             self.epoch += 1;
             self.epochs.push(from);
             moved = true;
@@ -505,16 +579,43 @@ impl<'p> Network<'p> {
 
     /// What is still to enter on a colour, for explanations.
     pub fn feed_left(&self, row: u32, side: crate::Side, color: Color) -> usize {
-        let Some(c) = self.channels.iter().find(|c| c.channel.side == side && c.channel.row == row) else { return 0 };
-        let sum: usize = c.feeds.iter().map(|f| &self.feeds[*f as usize]).filter(|f| f.color == color).map(|f| f.data.len()).sum();
-        sum.saturating_sub(if c.feeds.front().is_some_and(|f| self.feeds[*f as usize].color == color) { c.position } else { 0 })
+        let Some(c) = self
+            .channels
+            .iter()
+            .find(|c| c.channel.side == side && c.channel.row == row)
+        else {
+            return 0;
+        };
+        let sum: usize = c
+            .feeds
+            .iter()
+            .map(|f| &self.feeds[*f as usize])
+            .filter(|f| f.color == color)
+            .map(|f| f.data.len())
+            .sum();
+        sum.saturating_sub(
+            if c.feeds
+                .front()
+                .is_some_and(|f| self.feeds[*f as usize].color == color)
+            {
+                c.position
+            } else {
+                0
+            },
+        )
     }
 
     /// The first channel of which a wavelet could enter but for room, and that wavelet's colour; else the first that has any.
     pub fn entering(&self) -> Option<(Channel, Color)> {
         let next = |c: &EdgePort| c.feeds.front().map(|f| (c.channel, &self.feeds[*f as usize]));
-        let ready = self.channels.iter().filter_map(next).find(|(_, f)| f.epoch == self.epoch);
-        ready.or_else(|| self.channels.iter().find_map(next)).map(|(c, f)| (c, f.color))
+        let ready = self
+            .channels
+            .iter()
+            .filter_map(next)
+            .find(|(_, f)| f.epoch == self.epoch);
+        ready
+            .or_else(|| self.channels.iter().find_map(next))
+            .map(|(c, f)| (c, f.color))
     }
 
     /// Rule M6 for the core's own output queues and the ramp up, then for the router. Returns whether anything moved.
@@ -533,7 +634,8 @@ impl<'p> Network<'p> {
             }
         }
         let mut used = 0u8;
-        'colors: for i in self.first_routed[pe as usize] as usize..self.first_routed[pe as usize + 1] as usize {
+        'colors: for i in self.first_routed[pe as usize] as usize..self.first_routed[pe as usize + 1] as usize
+        {
             let r = &self.routed[i];
             let position = self.positions[r.current as usize];
             if r.dead || !self.queues[position.queue as usize].arrived(now) {
@@ -550,7 +652,9 @@ impl<'p> Network<'p> {
                     continue 'colors;
                 }
                 match o.target {
-                    Target::Queue { queue, .. } if !self.queues[queue as usize].has_room(now) => continue 'colors,
+                    Target::Queue { queue, .. } if !self.queues[queue as usize].has_room(now) => {
+                        continue 'colors;
+                    }
                     Target::Queue { .. } => {}
                     Target::Drain { channel, .. } => gap |= now < self.channels[channel as usize].next_out,
                 }

@@ -21,7 +21,12 @@ pub(super) struct State<'p> {
 pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
     let (width, height) = (machine.mesh.width, machine.mesh.height);
     let pes = (width * height) as usize;
-    let mut state = State { program, net: Network::new(program, machine), cores: (0..pes).map(|_| None).collect(), now: 0 };
+    let mut state = State {
+        program,
+        net: Network::new(program, machine),
+        cores: (0..pes).map(|_| None).collect(),
+        now: 0,
+    };
     for (r, region) in program.regions.iter().enumerate() {
         for (b, block) in region.blocks.iter().enumerate() {
             for (x, y) in block.at.places() {
@@ -83,7 +88,16 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
                     // of several faults in one cycle the first in row order counts, whatever the order of visits
                     if fault.as_ref().is_none_or(|(first, _)| pe < *first) {
                         let place = explain::place(program, core.region, core.block_index, pc);
-                        fault = Some((pe, RunError::Fault { cycle: now, x: pe % width, y: pe / width, place, message }));
+                        fault = Some((
+                            pe,
+                            RunError::Fault {
+                                cycle: now,
+                                x: pe % width,
+                                y: pe / width,
+                                place,
+                                message,
+                            },
+                        ));
                     }
                     continue;
                 }
@@ -128,8 +142,16 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
     for pe in 0..pes {
         counters[pe].classes[class[pe] as usize] += cycles - since[pe];
         if let Some(core) = &state.cores[pe] {
-            let PeCounters { classes, load_classes, .. } = counters[pe];
-            counters[pe] = PeCounters { classes, load_classes, ..core.counters };
+            let PeCounters {
+                classes,
+                load_classes,
+                ..
+            } = counters[pe];
+            counters[pe] = PeCounters {
+                classes,
+                load_classes,
+                ..core.counters
+            };
         }
     }
     explain::ending(&state, &landed)?;

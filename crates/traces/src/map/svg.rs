@@ -59,7 +59,13 @@ pub fn svg(map: &MeshMap) -> String {
     out += "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n";
     out += &text(MARGIN, MARGIN + 16.0, 20.0, "font-weight=\"bold\"", &title);
     out += &text(MARGIN, MARGIN + 38.0, 13.0, "fill=\"#444444\"", &subtitle);
-    out += &rect(left, top, mesh_w, mesh_h, &format!("fill=\"{FREE}\" stroke=\"#444444\""));
+    out += &rect(
+        left,
+        top,
+        mesh_w,
+        mesh_h,
+        &format!("fill=\"{FREE}\" stroke=\"#444444\""),
+    );
     if cell >= 6.0 {
         out += &grid(map, left, top, cell);
     }
@@ -89,9 +95,16 @@ pub fn svg(map: &MeshMap) -> String {
             y - 11.0,
             14.0,
             14.0,
-            &format!("fill=\"{}\" stroke=\"#222222\"", colours.get(i).map_or(FREE, |c| COLOURS[*c])),
+            &format!(
+                "fill=\"{}\" stroke=\"#222222\"",
+                colours.get(i).map_or(FREE, |c| COLOURS[*c])
+            ),
         );
-        let number = if i < map.kernels.len() { (i + 1).to_string() } else { String::new() };
+        let number = if i < map.kernels.len() {
+            (i + 1).to_string()
+        } else {
+            String::new()
+        };
         let right = x + 22.0 + text_width(numbers, 13.0);
         out += &text(
             right,

@@ -136,7 +136,14 @@ pub fn outcome(width: u32, height: u32, kernels: &[KernelRegion], story: &Story)
                 }
                 pe.operations = [mac, 0, extra / 4, extra / 8];
                 pe.load_slots[0] = load / 3;
-                pe.slots = [load / 3 + busy - mac - extra / 4 - extra / 8, mac, 0, extra / 4, extra / 8, 0];
+                pe.slots = [
+                    load / 3 + busy - mac - extra / 4 - extra / 8,
+                    mac,
+                    0,
+                    extra / 4,
+                    extra / 8,
+                    0,
+                ];
                 pe.first_busy = Some(load + first);
                 pe.last_busy = load + total - total / 100;
             }

@@ -10,9 +10,23 @@ use crate::program::*;
 /// An operand of a vector instruction that runs.
 #[derive(Clone, Copy)]
 pub(super) enum Arg {
-    Memory { ty: Ty, base: i64, strides: [i64; 4], at: i64 },
-    In { ty: Ty, color: Color, queue: u32 },
-    Out { ty: Ty, color: Color, queue: u32, flag: bool },
+    Memory {
+        ty: Ty,
+        base: i64,
+        strides: [i64; 4],
+        at: i64,
+    },
+    In {
+        ty: Ty,
+        color: Color,
+        queue: u32,
+    },
+    Out {
+        ty: Ty,
+        color: Color,
+        queue: u32,
+        flag: bool,
+    },
     Imm(f32),
 }
 
@@ -31,8 +45,17 @@ pub(super) struct Sparse {
 
 #[derive(Clone, Copy)]
 pub(super) enum Source {
-    Fabric { queue: u32, color: Color, ty: Ty },
-    Memory { index: i64, value: i64, left: i64, ty: Ty },
+    Fabric {
+        queue: u32,
+        color: Color,
+        ty: Ty,
+    },
+    Memory {
+        index: i64,
+        value: i64,
+        left: i64,
+        ty: Ty,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -71,20 +94,38 @@ impl Core<'_> {
         let (mut low, mut high) = (base, base.saturating_add(ty.bytes() as i64));
         for (s, n) in strides.iter().zip(shape) {
             let reach = s.saturating_mul((n - 1).max(0));
-            if reach < 0 { low = low.saturating_add(reach) } else { high = high.saturating_add(reach) }
+            if reach < 0 {
+                low = low.saturating_add(reach)
+            } else {
+                high = high.saturating_add(reach)
+            }
         }
         if shape.contains(&0) || (low >= 0 && high <= self.memory.len() as i64) {
             return Ok(());
         }
-        Err(format!("bytes {low} to {high} of a memory operand are outside the {} bytes that the block's buffers cover", self.memory.len()))
+        Err(format!(
+            "bytes {low} to {high} of a memory operand are outside the {} bytes that the block's buffers cover",
+            self.memory.len()
+        ))
     }
 
     /// Issues a vector instruction: captures its operands, fixes the width of its steps and their cost (rules M8, M9).
-    pub(super) fn start(&self, v: &Vector, pc: u32, then: Option<u16>, net: &Network, rules: &Rules) -> Result<Run, String> {
+    pub(super) fn start(
+        &self,
+        v: &Vector,
+        pc: u32,
+        then: Option<u16>,
+        net: &Network,
+        rules: &Rules,
+    ) -> Result<Run, String> {
         let machine = rules.machine;
         let queue = |queues: &[u32], c: Color| {
             let q = queues[(self.pe * net.colors) as usize + c as usize];
-            if q == NONE { Err(format!("colour {c} has no route to this core")) } else { Ok(q) }
+            if q == NONE {
+                Err(format!("colour {c} has no route to this core"))
+            } else {
+                Ok(q)
+            }
         };
         let mut shape: Option<[i64; 4]> = None;
         let mut width = i64::MAX;
@@ -98,7 +139,12 @@ impl Core<'_> {
             };
             match shape {
                 None => shape = Some(d.shape),
-                Some(s) if s != d.shape => return Err(format!("operands of shapes {s:?} and {:?} in one instruction", d.shape)),
+                Some(s) if s != d.shape => {
+                    return Err(format!(
+                        "operands of shapes {s:?} and {:?} in one instruction",
+                        d.shape
+                    ));
+                }
                 _ => {}
             }
             types.push(d.ty);
@@ -109,15 +155,29 @@ impl Core<'_> {
                     if source && (strides[3] != 0 || d.shape[3] == 1) {
                         sources.push(base);
                     }
-                    Ok(Arg::Memory { ty: d.ty, base, strides, at: base })
+                    Ok(Arg::Memory {
+                        ty: d.ty,
+                        base,
+                        strides,
+                        at: base,
+                    })
                 }
                 DescPlace::In(c) if !write => {
                     width = width.min(fabric_width(d.ty, machine));
-                    Ok(Arg::In { ty: d.ty, color: c, queue: queue(&net.core_in, c)? })
+                    Ok(Arg::In {
+                        ty: d.ty,
+                        color: c,
+                        queue: queue(&net.core_in, c)?,
+                    })
                 }
                 DescPlace::Out(c, flag) if write => {
                     width = width.min(fabric_width(d.ty, machine));
-                    Ok(Arg::Out { ty: d.ty, color: c, queue: queue(&net.core_out, c)?, flag })
+                    Ok(Arg::Out {
+                        ty: d.ty,
+                        color: c,
+                        queue: queue(&net.core_out, c)?,
+                        flag,
+                    })
                 }
                 DescPlace::In(_) => Err("an `in` descriptor cannot be a destination".into()),
                 DescPlace::Out(..) => Err("an `out` descriptor cannot be a source".into()),
@@ -147,7 +207,11 @@ impl Core<'_> {
                     _ => 1,
                 };
                 let special = matches!(op, Op::Exp | Op::Div | Op::Rsqrt | Op::Tanh);
-                let lanes = if special { 1 } else { lanes(*op == Op::Mac, &types, dst, machine) };
+                let lanes = if special {
+                    1
+                } else {
+                    lanes(*op == Op::Mac, &types, dst, machine)
+                };
                 Ok(Run {
                     pc,
                     op: *op,
@@ -166,7 +230,16 @@ impl Core<'_> {
                     then,
                 })
             }
-            Vector::Axpy { y, x, list, modulo, divisor, y_step, x_step, count } => {
+            Vector::Axpy {
+                y,
+                x,
+                list,
+                modulo,
+                divisor,
+                y_step,
+                x_step,
+                count,
+            } => {
                 let x = arg(Operand::Desc(*x), false, true)?;
                 let y = arg(Operand::Desc(*y), true, true)?;
                 if !matches!((x, y), (Arg::Memory { .. }, Arg::Memory { .. })) {
@@ -174,17 +247,41 @@ impl Core<'_> {
                 }
                 let (modulo, divisor) = (self.val(*modulo), self.val(*divisor));
                 if modulo < 1 || divisor < 1 {
-                    return Err(format!("an axpy's modulo and divisor are at least 1, not {modulo} and {divisor}"));
+                    return Err(format!(
+                        "an axpy's modulo and divisor are at least 1, not {modulo} and {divisor}"
+                    ));
                 }
                 let source = match list {
-                    List::Fabric { color, ty } => Source::Fabric { queue: queue(&net.core_in, *color)?, color: *color, ty: *ty },
-                    List::Memory { index, value, count, ty } => {
+                    List::Fabric { color, ty } => Source::Fabric {
+                        queue: queue(&net.core_in, *color)?,
+                        color: *color,
+                        ty: *ty,
+                    },
+                    List::Memory {
+                        index,
+                        value,
+                        count,
+                        ty,
+                    } => {
                         let (index, value, left) = (self.val(*index), self.val(*value), self.val(*count));
                         let size = self.memory.len() as i64;
-                        if left < 0 || index < 0 || value < 0 || left > size || index > size - 2 * left || value > size - ty.bytes() as i64 * left {
-                            return Err(format!("a list of {left} elements at {index} and {value} is outside the {size} bytes of buffers"));
+                        if left < 0
+                            || index < 0
+                            || value < 0
+                            || left > size
+                            || index > size - 2 * left
+                            || value > size - ty.bytes() as i64 * left
+                        {
+                            return Err(format!(
+                                "a list of {left} elements at {index} and {value} is outside the {size} bytes of buffers"
+                            ));
                         }
-                        Source::Memory { index, value, left, ty: *ty }
+                        Source::Memory {
+                            index,
+                            value,
+                            left,
+                            ty: *ty,
+                        }
                     }
                 };
                 // each element's operands must keep the alignment that the width rests on
@@ -205,7 +302,16 @@ impl Core<'_> {
                     dst: y,
                     a: Arg::Imm(0.0),
                     b: x,
-                    sparse: Some(Sparse { modulo, divisor, y_step, x_step, source, value: 0.0, last: empty, index: None }),
+                    sparse: Some(Sparse {
+                        modulo,
+                        divisor,
+                        y_step,
+                        x_step,
+                        source,
+                        value: 0.0,
+                        last: empty,
+                        index: None,
+                    }),
                     shape,
                     index: [0; 3],
                     column: 0,
@@ -235,15 +341,30 @@ fn fabric_width(ty: Ty, machine: &Machine) -> i64 {
 }
 
 /// Elements that a memory operand's accesses give a step (rule M8).
-fn access_width(ty: Ty, base: i64, strides: &[i64; 4], shape: &[i64; 4], wide: bool, machine: &Machine) -> i64 {
+fn access_width(
+    ty: Ty,
+    base: i64,
+    strides: &[i64; 4],
+    shape: &[i64; 4],
+    wide: bool,
+    machine: &Machine,
+) -> i64 {
     let element = ty.bytes() as i64;
     if strides[3] == 0 || shape[3] == 1 {
-        return if strides[3] == 0 && shape[3] > 1 { i64::MAX } else { (machine.pe.sram.port_bits / ty.bits()) as i64 };
+        return if strides[3] == 0 && shape[3] > 1 {
+            i64::MAX
+        } else {
+            (machine.pe.sram.port_bits / ty.bits()) as i64
+        };
     }
     if strides[3] != element {
         return 1;
     }
-    let bytes = if wide { machine.pe.sram.port_bits as i64 / 8 } else { 4 };
+    let bytes = if wide {
+        machine.pe.sram.port_bits as i64 / 8
+    } else {
+        4
+    };
     let aligned = base % bytes == 0 && (0..3).all(|i| shape[i] <= 1 || strides[i] % bytes == 0);
     if aligned { bytes / element } else { 1 }
 }
@@ -276,7 +397,11 @@ impl Run {
                 *left -= 1;
                 return;
             }
-            self.phase = if self.shape.contains(&0) { Phase::Done } else { Phase::Step };
+            self.phase = if self.shape.contains(&0) {
+                Phase::Done
+            } else {
+                Phase::Step
+            };
         }
     }
 
@@ -288,8 +413,15 @@ impl Run {
     pub(super) fn ready(&self, net: &Network, now: u64) -> Result<(), Wait> {
         if self.phase == Phase::Fetch {
             return match self.sparse {
-                Some(Sparse { source: Source::Fabric { queue, color, .. }, .. }) => {
-                    if net.queues[queue as usize].arrived(now) { Ok(()) } else { Err(Wait::Input(color)) }
+                Some(Sparse {
+                    source: Source::Fabric { queue, color, .. },
+                    ..
+                }) => {
+                    if net.queues[queue as usize].arrived(now) {
+                        Ok(())
+                    } else {
+                        Err(Wait::Input(color))
+                    }
                 }
                 _ => Ok(()),
             };
@@ -362,7 +494,15 @@ impl Run {
     /// The next (index, value) of a list in memory.
     fn next_from_memory(&mut self, memory: &[u8], machine: &Machine) -> Result<(), String> {
         let s = self.sparse.as_mut().expect("an axpy");
-        let Source::Memory { index, value, left, ty } = &mut s.source else { unreachable!("memory list") };
+        let Source::Memory {
+            index,
+            value,
+            left,
+            ty,
+        } = &mut s.source
+        else {
+            unreachable!("memory list")
+        };
         let i = u16::from_le_bytes([memory[*index as usize], memory[*index as usize + 1]]) as i64;
         s.value = num::load(memory, *ty, *value as usize);
         *index += 2;
@@ -375,10 +515,15 @@ impl Run {
     /// One wavelet of a sparse element from the fabric.
     fn fetch(&mut self, net: &mut Network, size: i64, rules: &Rules, now: u64) -> Result<(), String> {
         let s = self.sparse.as_mut().expect("an axpy");
-        let Source::Fabric { queue, ty, color } = s.source else { unreachable!("fabric list") };
+        let Source::Fabric { queue, ty, color } = s.source else {
+            unreachable!("fabric list")
+        };
         let w = net.pop(queue, now);
         if w.elements != 1 {
-            return Err(format!("a sparse element of colour {color} came in a wavelet of {} elements", w.elements));
+            return Err(format!(
+                "a sparse element of colour {color} came in a wavelet of {} elements",
+                w.elements
+            ));
         }
         let two = ty == Ty::F32 && rules.machine.link.bits < 48;
         let index = match s.index {
@@ -403,19 +548,36 @@ impl Run {
     /// Points the operands at a sparse element's accumulator and operand, and decides their conflict.
     fn element(&mut self, index: i64, size: i64, machine: &Machine) -> Result<(), String> {
         let s = self.sparse.as_ref().expect("an axpy");
-        let (y_at, x_at) = (index.rem_euclid(s.modulo).saturating_mul(s.y_step), index.div_euclid(s.divisor).saturating_mul(s.x_step));
+        let (y_at, x_at) = (
+            index.rem_euclid(s.modulo).saturating_mul(s.y_step),
+            index.div_euclid(s.divisor).saturating_mul(s.x_step),
+        );
         self.a = Arg::Imm(s.value);
         let mut sources = Vec::with_capacity(2);
         for (arg, offset) in [(&mut self.dst, y_at), (&mut self.b, x_at)] {
-            let Arg::Memory { ty, base, strides, at } = arg else { unreachable!("checked at issue") };
+            let Arg::Memory {
+                ty,
+                base,
+                strides,
+                at,
+            } = arg
+            else {
+                unreachable!("checked at issue")
+            };
             *at = base.saturating_add(offset);
             let (mut low, mut high) = (*at, at.saturating_add(ty.bytes() as i64));
             for (s, n) in strides.iter().zip(&self.shape) {
                 let reach = s.saturating_mul((n - 1).max(0));
-                if reach < 0 { low = low.saturating_add(reach) } else { high = high.saturating_add(reach) }
+                if reach < 0 {
+                    low = low.saturating_add(reach)
+                } else {
+                    high = high.saturating_add(reach)
+                }
             }
             if low < 0 || high > size {
-                return Err(format!("index {index} of a list points to bytes {low} to {high}, outside the {size} bytes of buffers"));
+                return Err(format!(
+                    "index {index} of a list points to bytes {low} to {high}, outside the {size} bytes of buffers"
+                ));
             }
             if strides[3] != 0 || self.shape[3] == 1 {
                 sources.push(*at);
@@ -451,7 +613,9 @@ impl Run {
         let (op, base) = (self.op, self.column);
         let source = |arg: &Arg, memory: &[u8], bits: u64, i: i64| -> f32 {
             match arg {
-                Arg::Memory { ty, strides, at, .. } => num::load(memory, *ty, (at + strides[3] * (base + i)) as usize),
+                Arg::Memory { ty, strides, at, .. } => {
+                    num::load(memory, *ty, (at + strides[3] * (base + i)) as usize)
+                }
                 Arg::In { ty, .. } => num::from_bits(*ty, bits, i as u32),
                 Arg::Imm(x) => *x,
                 Arg::Out { .. } => unreachable!("never a source"),
@@ -470,13 +634,22 @@ impl Run {
                     };
                     num::store(memory, *ty, at, value);
                 }
-                Arg::Out { ty, .. } => bits |= num::to_bits(*ty, num::apply(op, a, b)) << (ty.bits() as i64 * i),
+                Arg::Out { ty, .. } => {
+                    bits |= num::to_bits(*ty, num::apply(op, a, b)) << (ty.bits() as i64 * i)
+                }
                 _ => unreachable!("never a destination"),
             }
         }
         if let Arg::Out { color, flag, .. } = self.dst {
             let last = self.column + n == self.shape[3] && (0..3).all(|d| self.index[d] + 1 == self.shape[d]);
-            *sent = Some((color, Wavelet { bits, elements: n as u8, flag: flag && last }));
+            *sent = Some((
+                color,
+                Wavelet {
+                    bits,
+                    elements: n as u8,
+                    flag: flag && last,
+                },
+            ));
         }
         Ok(())
     }

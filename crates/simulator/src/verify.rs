@@ -2,11 +2,12 @@
 //! data. Index and memory checks are made once for a rectangle of PEs; routes are checked on each PE, a colour at a time.
 //!
 //! Here are the entry points, regions and lattices, and expressions; `network` checks routes and the edge, `code` blocks and instructions;
-//! `marks` finds the blocks whose timing depends on values.
+//! `threads` who uses a colour; `marks` finds the blocks whose timing depends on values.
 
 mod code;
 mod marks;
 mod network;
+mod threads;
 
 use crate::expr::{Axes, Expr, Table};
 use crate::machine::Machine;

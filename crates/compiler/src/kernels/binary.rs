@@ -54,6 +54,8 @@ impl Implementation for BinaryKernel {
         Estimate {
             cycles: passes * c.move_slots(f, l) + 60,
             bytes: bytes + result + code_bytes(c.machine, 40),
+            // the first row has as many features as any
+            fullest: (0, 0),
         }
     }
 

@@ -184,14 +184,15 @@ impl MixKernel<'_> {
         })
     }
 
-    /// Multiplication cycles and stored weights of the busiest and the fullest row, for the features of one column.
-    fn column(&self, c: &Context, cut: &Cut, column: usize) -> (u64, u64) {
+    /// Multiplication cycles of the busiest row, stored weights of the fullest and which row that is, for the features of one column.
+    fn column(&self, c: &Context, cut: &Cut, column: usize) -> (u64, u64, usize) {
         let (from, to) = (cut.columns[column], cut.columns[column + 1]);
         if !self.0.lists() {
             let weights = (c.output.widest() * (to - from)) as u64;
             return (
                 weights * self.0.taps.iter().map(|t| self.products(c, t)).sum::<u64>(),
                 weights * self.0.taps.len() as u64,
+                0,
             );
         }
         let lists = self.lists(c);
@@ -199,10 +200,9 @@ impl MixKernel<'_> {
         let busy = (0..cut.active)
             .map(|r| lists.cycles[to + r] - lists.cycles[from + r])
             .max();
-        let full = (0..cut.active)
-            .map(|r| (lists.stored[to + r] - lists.stored[from + r]) as u64)
-            .max();
-        (busy.unwrap_or(0), full.unwrap_or(0))
+        let stored = |r: usize| (lists.stored[to + r] - lists.stored[from + r]) as u64;
+        let fullest = (0..cut.active).rev().max_by_key(|r| stored(*r)).unwrap_or(0);
+        (busy.unwrap_or(0), stored(fullest), fullest)
     }
 }
 
@@ -233,7 +233,7 @@ impl Implementation for MixKernel<'_> {
         let (length_in, length_out) = (c.inputs[0].length(), c.output.length());
         let per_instruction =
             (3 * cost.descriptor + cost.issue + 10 * cost.add) as u64 * self.0.samples.max(1) as u64;
-        let (mut slowest, mut fullest) = (0, 0);
+        let (mut slowest, mut fullest) = (0, (0, (0, 0)));
         for i in 0..width as usize {
             let features = cut.columns[i + 1] - cut.columns[i];
             let chunks = features.div_ceil(cut.chunk) as u64;
@@ -241,7 +241,7 @@ impl Implementation for MixKernel<'_> {
             let fixed = c.move_slots(features + 2 * features.div_ceil(cut.lanes), length_in)
                 + chunks * self.0.taps.len() as u64 * per_instruction
                 + (outputs * length_out) as u64 * 2;
-            let (busy, most) = self.column(c, &cut, i);
+            let (busy, most, row) = self.column(c, &cut, i);
             slowest = slowest.max(busy + fixed);
             let stored = match self.0.lists() {
                 true => most * (2 + c.ty.bytes() as u64) + chunks * self.0.taps.len() as u64 * 2,
@@ -250,13 +250,17 @@ impl Implementation for MixKernel<'_> {
             let x = features as u64 * Context::pitch(c.ty, length_in) as u64;
             let y = outputs as u64 * Context::pitch(Ty::F32, length_out) as u64;
             let code = (60 + self.0.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
-            fullest = fullest.max(x + y + stored + self.bias_bytes(c) as u64 + code + 128);
+            let bytes = x + y + stored + self.bias_bytes(c) as u64 + code + 128;
+            if bytes > fullest.0 {
+                fullest = (bytes, (i as u32, row as u32));
+            }
         }
         // partial sums pass the columns one after another
         let hop = (2 * c.machine.router.ramp_cycles + c.machine.router.hop_cycles + 1) as u64;
         Estimate {
             cycles: slowest + hop * width as u64,
-            bytes: fullest,
+            bytes: fullest.0,
+            fullest: fullest.1,
         }
     }
 

@@ -59,6 +59,8 @@ pub struct Estimate {
     pub cycles: u64,
     /// SRAM bytes of the fullest PE, code included.
     pub bytes: u64,
+    /// Column and row of that PE in the kernel's rectangle.
+    pub fullest: (u32, u32),
 }
 
 /// An operator's implementation.

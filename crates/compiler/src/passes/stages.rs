@@ -14,11 +14,13 @@ pub fn run(plan: &Plan, machine: &Machine, _: &Options) -> Result<Vec<u32>, Comp
         let widest = kernel
             .widest(&context)
             .min(machine.mesh.width.saturating_sub(2).max(1));
-        let mut least = u64::MAX;
+        let (mut least, mut fullest) = (u64::MAX, (0, 0));
         let fits = (1..=widest).find(|w| {
-            let bytes = kernel.estimate(&context, *w).bytes;
-            least = least.min(bytes);
-            bytes <= machine.pe.sram_bytes as u64
+            let e = kernel.estimate(&context, *w);
+            if e.bytes < least {
+                (least, fullest) = (e.bytes, e.fullest);
+            }
+            e.bytes <= machine.pe.sram_bytes as u64
         });
         match fits {
             Some(w) => widths.push(w),
@@ -26,8 +28,8 @@ pub fn run(plan: &Plan, machine: &Machine, _: &Options) -> Result<Vec<u32>, Comp
                 return Err(CompileError::DoesNotFit {
                     what: format!("kernel {} ({})", plan.kernels[k].name, kernel.op()),
                     needs: format!(
-                        "at least {least} bytes of SRAM on its fullest PE, with its work split over {widest} column(s) and {} row(s)",
-                        machine.mesh.height
+                        "at least {least} bytes of SRAM on its fullest PE, column {} and row {} of its rectangle, with its work split over {widest} column(s) and {} row(s)",
+                        fullest.0, fullest.1, machine.mesh.height
                     ),
                     has: format!("{} bytes a PE on {}", machine.pe.sram_bytes, machine.name),
                     helps: match least.next_multiple_of(1024) {

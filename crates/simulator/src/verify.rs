@@ -2,12 +2,11 @@
 //! data. Index and memory checks are made once for a rectangle of PEs; routes are checked on each PE, a colour at a time.
 //!
 //! Here are the entry points, regions and lattices, and expressions; `network` checks routes and the edge, `code` blocks and instructions;
-//! `threads` who uses a colour; `marks` finds the blocks whose timing depends on values.
+//! `marks` finds the blocks whose timing depends on values.
 
 mod code;
 mod marks;
 mod network;
-mod threads;
 
 use crate::expr::{Axes, Expr, Table};
 use crate::machine::Machine;

@@ -6,7 +6,7 @@ use crate::text::name;
 use std::collections::{HashMap, HashSet};
 
 /// What an instruction names.
-pub(super) enum Part<'a> {
+enum Part<'a> {
     Scalar(u8),
     Desc(u8),
     Val(&'a Val),
@@ -67,7 +67,7 @@ fn parts<'a>(i: &'a Instr, see: &mut dyn FnMut(Part<'a>)) {
     }
 }
 
-pub(super) fn vector_parts<'a>(v: &'a Vector, see: &mut dyn FnMut(Part<'a>)) {
+fn vector_parts<'a>(v: &'a Vector, see: &mut dyn FnMut(Part<'a>)) {
     match v {
         Vector::Map { dst, a, b, .. } => {
             see(Part::Desc(*dst));
@@ -158,7 +158,6 @@ impl<'a> Check<'a> {
             );
         }
         self.code(r, b, at, &mut uses);
-        self.one_user(r, b);
         if ok {
             let mut uses: Vec<_> = uses.into_iter().collect();
             uses.sort();

@@ -1,74 +1,68 @@
-//! What the passes hand from one to the next: kernels, the edges (streams of tensors) between them, and how each tensor is laid
-//! out over the mesh's rows.
+//! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
 use meshloom_models::{NodeId, TensorId};
-use meshloom_simulator::program::{Color, Region, Ty};
+use meshloom_simulator::Expr;
+use meshloom_simulator::program::{Color, Port, Region, Ty};
 use std::sync::Arc;
 
-/// How a tensor \[n, features, inner...\] travels: row r of the mesh (lane r) carries the features `starts[r] .. starts[r + 1]`, one
-/// after another, each as its n * inner elements in row-major order.
+/// How a tensor travels: as a stream of its features, one after another, each as its elements at all other positions in row-major order.
+///
+/// The tensor's shape is \[outer..., features, inner...\]; a feature has `length` = outer * inner elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Samples.
-    pub n: usize,
-    /// Extents after the feature axis.
-    pub inner: Vec<usize>,
-    /// First feature of each lane, and the number of features at the end.
-    pub starts: Vec<usize>,
+    /// Product of the extents before the feature axis.
+    pub outer: usize,
+    /// Number of features.
+    pub features: usize,
+    /// Product of the extents after the feature axis.
+    pub inner: usize,
+    /// The tensor's feature at each place of the stream; the same place if there is none.
+    pub order: Option<Arc<Vec<usize>>>,
 }
 
 impl Layout {
-    /// Splits `features` over `lanes` rows as evenly as possible, the longer blocks first.
-    pub fn balanced(n: usize, features: usize, inner: Vec<usize>, lanes: usize) -> Layout {
-        let (each, extra) = (features / lanes, features % lanes);
-        let starts = (0..=lanes).map(|r| r * each + r.min(extra)).collect();
-        Layout { n, inner, starts }
-    }
-
-    /// Number of features.
-    pub fn features(&self) -> usize {
-        self.starts.last().copied().unwrap_or(0)
-    }
-
-    /// Features of lane `r`.
-    pub fn lane(&self, r: usize) -> usize {
-        self.starts[r + 1] - self.starts[r]
-    }
-
-    /// Rows up to the last that carries anything.
-    pub fn rows(&self) -> usize {
-        (0..self.starts.len() - 1)
-            .rev()
-            .find(|r| self.lane(*r) > 0)
-            .map_or(0, |r| r + 1)
-    }
-
-    /// Most features of a lane.
-    pub fn widest(&self) -> usize {
-        (0..self.starts.len() - 1)
-            .map(|r| self.lane(r))
-            .max()
-            .unwrap_or(0)
+    /// The stream of a tensor of this shape; `axis` is that of its features, none if all its elements are one feature.
+    pub fn new(shape: &[usize], axis: Option<usize>) -> Layout {
+        let product = |s: &[usize]| s.iter().product::<usize>();
+        match axis {
+            Some(a) => Layout {
+                outer: product(&shape[..a]),
+                features: shape[a],
+                inner: product(&shape[a + 1..]),
+                order: None,
+            },
+            None => Layout {
+                outer: product(shape),
+                features: 1,
+                inner: 1,
+                order: None,
+            },
+        }
     }
 
     /// Elements of one feature.
     pub fn length(&self) -> usize {
-        self.n * self.inner.iter().product::<usize>()
+        self.outer * self.inner
     }
 
-    /// The same stream seen as \[n = 1, features * length\]: one element a feature.
+    /// Row-major index in the tensor of the element at a place of the stream.
+    pub fn index(&self, place: usize, position: usize) -> usize {
+        let feature = self.order.as_ref().map_or(place, |o| o[place]);
+        (position / self.inner * self.features + feature) * self.inner + position % self.inner
+    }
+
+    /// The same stream seen as \[outer, features * inner\]: one element a feature and outer index.
     pub fn flattened(&self) -> Layout {
-        let p: usize = self.inner.iter().product();
+        let order = self.order.as_ref().map(|o| {
+            let all = o.iter().flat_map(|f| (0..self.inner).map(move |i| f * self.inner + i));
+            Arc::new(all.collect())
+        });
         Layout {
-            n: self.n,
-            inner: Vec::new(),
-            starts: self.starts.iter().map(|s| s * p).collect(),
+            outer: self.outer,
+            features: self.features * self.inner,
+            inner: 1,
+            order,
         }
-    }
-
-    /// Feature counts of all lanes, for tables by row.
-    pub fn counts(&self) -> Vec<i64> {
-        (0..self.starts.len() - 1).map(|r| self.lane(r) as i64).collect()
     }
 }
 
@@ -90,13 +84,17 @@ pub struct Edge {
     pub name: String,
     /// Producer.
     pub source: Source,
-    /// Layout as produced; set by the layout pass.
+    /// How it travels.
     pub layout: Layout,
-    /// For inputs: position of each axis of the stream \[n, features, inner...\] in the host's array.
+    /// Type of its elements on the fabric.
+    pub ty: Ty,
+    /// For inputs: position of each axis of the tensor in the host's array, and the tensor's shape.
     pub axes: Vec<usize>,
+    /// Shape of the tensor.
+    pub shape: Vec<usize>,
     /// Consumers.
     pub to: Vec<usize>,
-    /// Lanes' colour; set by the routing pass.
+    /// Its colour; set by the routing pass.
     pub color: Color,
 }
 
@@ -112,10 +110,10 @@ pub struct Use {
 /// A kernel's operator, with its constants.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// Matrix product or convolution with few groups: mixes features.
+    /// Matrix products and convolutions with few groups, of one or several tensors, added up: mixes features.
     Mix(Arc<Mix>),
     /// Convolution in which each output feature reads one input feature.
-    Depthwise(Arc<Mix>),
+    Depthwise(Arc<Linear>),
     /// Maximum or average over windows.
     Pool(Pool),
     /// Element-wise sum or product of two tensors.
@@ -125,17 +123,92 @@ pub enum Kind {
         /// ReLU on the result.
         relu: bool,
     },
-    /// ReLU alone.
-    Relu,
+    /// A function of each element.
+    Pointwise(Function),
     /// Softmax over the features.
     Softmax,
+    /// Normalisation over the features.
+    LayerNorm(Arc<Norm>),
+    /// Multi-head attention of a stream of queries, keys and values.
+    Attention(Attention),
+    /// Rows of a table, chosen by the elements of the input.
+    Embedding(Arc<Table>),
     /// \[n, c, p\] to \[n, c * p\].
     Flatten,
 }
 
-/// A linear operator over features, applied at window positions.
+/// A function of each element; constants are of the element's feature.
+#[derive(Clone, Debug)]
+pub enum Function {
+    /// max(x, 0)
+    Relu,
+    /// x * Phi(x), by tanh or by the error function.
+    Gelu {
+        /// By tanh.
+        tanh: bool,
+    },
+    /// x * scale + shift, optionally ReLU.
+    Affine {
+        /// Scale of each feature.
+        scale: Arc<Vec<f32>>,
+        /// Shift of each feature.
+        shift: Arc<Vec<f32>>,
+        /// ReLU on the result.
+        relu: bool,
+    },
+}
+
+/// Layer normalisation.
+#[derive(Clone, Debug, Default)]
+pub struct Norm {
+    /// Scale of each feature.
+    pub scale: Arc<Vec<f32>>,
+    /// Shift of each feature.
+    pub shift: Arc<Vec<f32>>,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// Attention over a stream whose features are, head by head, the head's queries, keys and values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attention {
+    /// Heads.
+    pub heads: usize,
+    /// Features of a head's queries, and of its keys and values.
+    pub width: usize,
+    /// A token sees those up to itself only.
+    pub causal: bool,
+    /// Tokens.
+    pub tokens: usize,
+}
+
+/// A table of rows, with what is added to them.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    /// Rows.
+    pub rows: usize,
+    /// Features of a row.
+    pub width: usize,
+    /// \[rows, width\].
+    pub values: Arc<Vec<f32>>,
+    /// Added at each position, \[positions, width\].
+    pub start: Option<Arc<Vec<f32>>>,
+}
+
+/// The sum of linear operators, each of a tensor of its own, with a bias and what is fused.
 #[derive(Clone, Debug)]
 pub struct Mix {
+    /// One for each input.
+    pub terms: Vec<Linear>,
+    /// Bias \[m\].
+    pub bias: Option<Arc<Vec<f32>>>,
+    /// ReLU on the result.
+    pub relu: bool,
+}
+
+/// A linear operator over features, applied at window positions.
+#[derive(Clone, Debug)]
+pub struct Linear {
     /// Input features.
     pub k: usize,
     /// Output features.
@@ -146,9 +219,9 @@ pub struct Mix {
     pub window: usize,
     /// Weights \[m, k / groups, window\].
     pub weights: Arc<Vec<f32>>,
-    /// Bias \[m\].
+    /// Bias \[m\]; that of a [`Mix`] is with the sum.
     pub bias: Option<Arc<Vec<f32>>>,
-    /// ReLU on the result.
+    /// ReLU on the result; that of a [`Mix`] is with the sum.
     pub relu: bool,
     /// The taps that hit anything.
     pub taps: Vec<Tap>,
@@ -175,11 +248,13 @@ pub struct Tap {
     pub y: usize,
     /// First input element.
     pub x: usize,
+    /// Strides in the output, rows and columns: above 1 where zeros are inserted into the input.
+    pub steps: [usize; 2],
     /// Strides in the input, rows and columns.
     pub strides: [usize; 2],
 }
 
-impl Mix {
+impl Linear {
     /// The weight from input feature k to output feature m at a window index, if the operator has one.
     #[inline]
     pub fn weight(&self, m: usize, k: usize, window: usize) -> Option<f32> {
@@ -274,24 +349,24 @@ pub struct Plan {
     pub regions: Vec<Emitted>,
 }
 
-/// A kernel's region, ready but for the lanes' routes and the weights' way.
+/// A kernel's region, ready but for the streams between kernels and the weights' way.
 #[derive(Clone, Debug)]
 pub struct Emitted {
     /// Code and inner routes.
     pub region: Region,
     /// Weights of each PE as 32-bit words, row by row of the region; empty where it needs none.
     pub weights: Vec<Vec<u32>>,
-    /// Columns of the region that take from each input's lanes, with the filter that selects their part.
-    pub taps: Vec<LaneTap>,
+    /// Where the output leaves: column and row in the region, and the inputs of the switch there with their holds.
+    pub exit: Exit,
 }
 
-/// Which part of an input's lanes goes to which columns of a region.
+/// Where a kernel's output leaves its region.
 #[derive(Clone, Debug, Default)]
-pub struct LaneTap {
-    /// For each column and row of the region (row by row): first wavelet and number of wavelets taken; all of them if empty.
-    pub parts: Vec<(u64, u64)>,
-    /// Columns that take anything.
-    pub columns: u32,
+pub struct Exit {
+    /// Column and row in the region.
+    pub at: (u32, u32),
+    /// What arrives there and for how many flagged blocks, in order.
+    pub from: Vec<(Port, Expr)>,
 }
 
 impl Plan {

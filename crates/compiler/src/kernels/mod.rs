@@ -1,35 +1,40 @@
-//! The kernels: one file an operator. A kernel says how many columns of PEs it can use, what each width costs and needs, and emits the
-//! code and inner routes of its rectangle. Adding an operator is adding a file here and a line in [`of`].
+//! The kernels: one file an operator. A kernel says what a rectangle of PEs costs and needs, and emits the code and inner routes of its
+//! rectangle. Adding an operator is adding a file here and a line in [`of`].
 //!
-//! Every kernel takes its inputs from lanes that come from the west and sends its output on lanes to the east: row r of the mesh carries
-//! the features of lane r (see [`Layout`]). Inside a kernel's rectangle the colours of [`colors`] are its own.
+//! A tensor comes as one stream of features (see [`Layout`]) that enters the rectangle at its north-west corner, runs east along the first
+//! row and south along the columns; filters choose what each PE takes ([`distribute`]). Results are gathered towards one exit by
+//! switches that count flagged blocks ([`collect`]). Where a rectangle lies, and which way streams go between rectangles, no kernel
+//! knows. The colours of [`colors`] below `STREAMS` are each kernel's own.
 
+mod attention;
 mod binary;
 mod depthwise;
+mod embedding;
 mod flatten;
+mod layernorm;
+mod local;
 mod mix;
+mod pointwise;
 mod pool;
-mod relu;
 mod softmax;
+mod streams;
 
 use crate::assemble::Assembler;
 use crate::plan::*;
+use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
+use streams::{Part, collect, distribute, table};
 
-/// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Lanes use the others.
+/// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Streams between kernels use the others.
 pub mod colors {
     use meshloom_simulator::program::Color;
     /// Weights, from the edge to their PEs.
     pub const LOAD: Color = 0;
     /// Partial sums along a row, by parity of the column.
     pub const REDUCE: [Color; 2] = [1, 2];
-    /// Exchange down a column.
-    pub const SOUTH: Color = 3;
-    /// Exchange up a column.
-    pub const NORTH: Color = 4;
-    /// First colour of lanes.
-    pub const LANES: Color = 5;
+    /// First colour of streams.
+    pub const STREAMS: Color = 3;
 }
 
 /// What a kernel sees of its surroundings.
@@ -40,22 +45,22 @@ pub struct Context<'a> {
     pub ty: Ty,
     /// Tensors that come one after another.
     pub items: usize,
-    /// Layouts of the inputs as this kernel sees them.
+    /// The inputs as this kernel sees them.
     pub inputs: Vec<Layout>,
-    /// Lanes' colours of the inputs.
+    /// Colours of the inputs.
     pub input_colors: Vec<Color>,
     /// Items of each input that may have to wait for the other one (reconvergent paths).
     pub slack: Vec<usize>,
-    /// Layout of the output.
+    /// The output.
     pub output: Layout,
-    /// Lanes' colour of the output.
+    /// Colour of the output.
     pub output_color: Color,
 }
 
-/// What a width of a kernel costs.
+/// What a rectangle of a kernel costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estimate {
-    /// Expected cycles an item of the busiest PE.
+    /// Expected cycles an item of the busiest PE, or of the slowest stream.
     pub cycles: u64,
     /// SRAM bytes of the fullest PE, code included.
     pub bytes: u64,
@@ -69,14 +74,16 @@ pub trait Implementation {
     fn op(&self) -> &'static str;
     /// One line for `meshloom list kernels`.
     fn about(&self) -> &'static str;
-    /// Layout of the output, given those of the inputs and the output's \[n, features, inner\] extents.
-    fn layout(&self, inputs: &[Layout], n: usize, features: usize, inner: Vec<usize>) -> Layout;
-    /// Most columns it can use.
-    fn widest(&self, context: &Context) -> u32;
-    /// Cost at a width.
-    fn estimate(&self, context: &Context, width: u32) -> Estimate;
-    /// Code, inner routes and weights; the region's origin is (0, 0), its height the number of lanes.
-    fn emit(&self, name: &str, context: &Context, width: u32) -> Emitted;
+    /// The largest part of a rectangle (columns, rows) that it can use; what is left over stays idle.
+    fn fit(&self, context: &Context, width: u32, height: u32) -> (u32, u32);
+    /// Cost of a rectangle that [`Implementation::fit`] gave; `None` if there is none of this shape (too few columns or rows).
+    fn estimate(&self, context: &Context, width: u32, height: u32) -> Option<Estimate>;
+    /// Code, inner routes and weights of such a rectangle; the region's origin is (0, 0).
+    fn emit(&self, name: &str, context: &Context, width: u32, height: u32) -> Emitted;
+    /// Column and row of the exit, as in [`Emitted::exit`].
+    fn exit(&self, _width: u32) -> (u32, u32) {
+        (0, 0)
+    }
 }
 
 /// The implementation of a kernel's operator.
@@ -89,8 +96,11 @@ pub fn of(kind: &Kind) -> Box<dyn Implementation + '_> {
             multiply: *multiply,
             relu: *relu,
         }),
-        Kind::Relu => Box::new(relu::ReluKernel),
+        Kind::Pointwise(f) => Box::new(pointwise::PointwiseKernel(f)),
         Kind::Softmax => Box::new(softmax::SoftmaxKernel),
+        Kind::LayerNorm(n) => Box::new(layernorm::LayerNormKernel(n)),
+        Kind::Attention(a) => Box::new(attention::AttentionKernel(a)),
+        Kind::Embedding(t) => Box::new(embedding::EmbeddingKernel(t)),
         Kind::Flatten => Box::new(flatten::FlattenKernel),
     }
 }
@@ -106,7 +116,7 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
         input: (1, 1),
         output: (1, 1),
     };
-    let none = std::sync::Arc::new(Mix {
+    let none = std::sync::Arc::new(Linear {
         k: 1,
         m: 1,
         groups: 1,
@@ -121,15 +131,33 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
         sparse: false,
     });
     let all = [
-        Kind::Mix(none.clone()),
+        Kind::Mix(std::sync::Arc::new(Mix {
+            terms: vec![(*none).clone()],
+            bias: None,
+            relu: false,
+        })),
         Kind::Depthwise(none),
         Kind::Pool(pool),
         Kind::Binary {
             multiply: false,
             relu: false,
         },
-        Kind::Relu,
+        Kind::Pointwise(Function::Relu),
+        Kind::Pointwise(Function::Gelu { tanh: true }),
+        Kind::Pointwise(Function::Affine {
+            scale: Default::default(),
+            shift: Default::default(),
+            relu: false,
+        }),
         Kind::Softmax,
+        Kind::LayerNorm(Default::default()),
+        Kind::Attention(Attention {
+            heads: 1,
+            width: 1,
+            causal: true,
+            tokens: 1,
+        }),
+        Kind::Embedding(Default::default()),
         Kind::Flatten,
     ];
     all.iter().map(|k| (of(k).op(), of(k).about())).collect()
@@ -141,26 +169,35 @@ impl Context<'_> {
         (length as u64 * ty.bytes() as u64).next_multiple_of(32) as i64
     }
 
-    /// Elements a wavelet of a lane carries.
+    /// Elements a wavelet of a stream carries.
     pub fn per_wavelet(&self) -> u64 {
         per_wavelet(self.machine, self.ty)
     }
 
-    /// Whether operands in SRAM that feed lanes, or are fed by them, are accessed wide: not where that would take more elements a step
+    /// Whether operands in SRAM that feed streams, or are fed by them, are accessed wide: not where that would take more elements a step
     /// than a wavelet carries (f16 on 64-bit links, where f32 accumulators on the other end give two a step).
     pub fn wide(&self) -> bool {
         let bits = self.per_wavelet() as u32 * self.ty.bits();
         bits == self.machine.link.bits || bits > 32
     }
 
-    /// Rows of the mesh.
-    pub fn lanes(&self) -> usize {
-        self.output.starts.len() - 1
-    }
-
     /// Slots that moving `features` features of `length` elements over the fabric takes.
     pub fn move_slots(&self, features: usize, length: usize) -> u64 {
         features as u64 * (length as u64).div_ceil(self.per_wavelet())
+    }
+
+    /// Cycles that the longest of the kernel's streams takes.
+    pub fn stream_cycles(&self) -> u64 {
+        let all = self.inputs.iter().chain([&self.output]);
+        all.map(|l| self.move_slots(l.features, l.length())).max().unwrap_or(0)
+    }
+
+    /// Lanes of a multiply-add.
+    pub fn multiply_lanes(&self) -> u64 {
+        match self.ty {
+            Ty::F32 => self.machine.pe.lanes.f32 as u64,
+            Ty::F16 => self.machine.pe.lanes.f16 as u64,
+        }
     }
 }
 
@@ -174,19 +211,31 @@ pub fn per_wavelet(machine: &Machine, ty: Ty) -> u64 {
 }
 
 /// An empty region of a kernel.
-fn region(name: &str, width: u32, height: usize) -> Region {
+fn region(name: &str, width: u32, height: u32) -> Region {
     Region {
         name: name.into(),
         x: 0,
         y: 0,
         width,
-        height: height as u32,
+        height,
         routes: Vec::new(),
         blocks: Vec::new(),
     }
 }
 
-/// A position with a hold of one flag.
+/// Starts of `parts` balanced shares of `total`, and the end; the longer shares first.
+pub fn balanced(total: usize, parts: usize) -> Vec<usize> {
+    let (each, extra) = (total / parts, total % parts);
+    (0..=parts).map(|p| p * each + p.min(extra)).collect()
+}
+
+/// The fewest parts, at most `most`, whose largest share of `total` is as small.
+pub fn fewest(total: usize, most: u32) -> u32 {
+    let most = (most as usize).clamp(1, total.max(1));
+    total.max(1).div_ceil(total.max(1).div_ceil(most)) as u32
+}
+
+/// A position of a switch.
 fn position(input: Port, outputs: &[Port], hold: impl Into<Expr>) -> Position {
     Position {
         input,
@@ -204,11 +253,6 @@ fn route(color: Color, stream: &str, at: Lattice, positions: Vec<Position>) -> R
         positions,
         filters: Vec::new(),
     }
-}
-
-/// A table by row, or a constant.
-fn by_row(name: String, values: Vec<i64>) -> Expr {
-    Expr::table(&name, Axes::Y, 0, values)
 }
 
 /// The first instructions of a PE that has weights: take them from the fabric into `buffer`.
@@ -243,60 +287,6 @@ fn pack_u16(values: &[u16]) -> Vec<u32> {
                 .fold(0, |w, (i, v)| w | (*v as u32) << (16 * i))
         })
         .collect()
-}
-
-/// The parts that kernels one column wide share: each row takes its lane's features, works on them alone, and sends its lane on.
-struct RowLocal<'a, 'c> {
-    c: &'a Context<'c>,
-    a: Assembler,
-    rows: usize,
-}
-
-impl<'a, 'c> RowLocal<'a, 'c> {
-    fn new(c: &'a Context<'c>) -> RowLocal<'a, 'c> {
-        RowLocal {
-            c,
-            a: Assembler::new(),
-            rows: c.output.rows(),
-        }
-    }
-
-    /// Features of this row in a layout.
-    fn features(&mut self, name: &str, what: &str, layout: &Layout) -> Val {
-        let table = by_row(format!("{name}.{what}"), layout.counts()[..self.rows].to_vec());
-        self.a.param(what, table)
-    }
-
-    /// Opens the loop over items; weights and descriptors come before.
-    fn begin_items(&mut self) -> crate::assemble::Label {
-        self.a.emit(Instr::Set(0, Val::Imm(self.c.items as i64)));
-        self.a.here("item")
-    }
-
-    /// Closes the loop, and the block.
-    fn finish(mut self, name: &str, item: crate::assemble::Label, weights: Vec<Vec<u32>>) -> Emitted {
-        self.a.emit(Instr::Sub(0, Val::Reg(0), Val::Imm(1)));
-        self.a.branch(Cond::Ne, Val::Reg(0), Val::Imm(0), item);
-        self.a.emit(Instr::Halt);
-        let mut region = region(name, 1, self.c.lanes());
-        region
-            .blocks
-            .push(self.a.finish(Lattice::rect(0, 0, 1, self.rows as u32)));
-        let taps = self
-            .c
-            .inputs
-            .iter()
-            .map(|_| LaneTap {
-                parts: Vec::new(),
-                columns: 1,
-            })
-            .collect();
-        Emitted {
-            region,
-            weights,
-            taps,
-        }
-    }
 }
 
 /// SRAM bytes of the code and small change of a row-local kernel of about `instructions`.

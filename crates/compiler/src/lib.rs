@@ -12,7 +12,17 @@ use meshloom_simulator::engine::{Landed, Probe};
 use meshloom_simulator::numerics::from_bits;
 use meshloom_simulator::program::{Program, Ty, Wavelet};
 use meshloom_simulator::{Machine, text};
-use plan::{Layout, Plan};
+use plan::{Give, Layout, Plan, Way};
+
+/// How rectangles are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// Areas in proportion to the work that sparsity leaves.
+    #[default]
+    Work,
+    /// Equal strips, whatever the work: what placement by work is compared with.
+    Strips,
+}
 
 /// How to compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +33,22 @@ pub struct Options {
     pub items: usize,
     /// Zero weights are neither stored nor multiplied (rule M14); otherwise they are treated like all others.
     pub skip_zeros: bool,
+    /// How rectangles are chosen.
+    pub placement: Placement,
+    /// Seed of the search for rectangles.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            ty: Ty::F32,
+            items: 1,
+            skip_zeros: true,
+            placement: Placement::Work,
+            seed: 0,
+        }
+    }
 }
 
 /// Why a model can't be compiled for a machine.
@@ -53,15 +79,6 @@ pub enum CompileError {
     Invalid(String),
 }
 
-/// An output's way out: the drain and the rows whose lanes it carries, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Index of the program's drain.
-    pub drain: usize,
-    /// First row, and the row after the last.
-    pub rows: (u32, u32),
-}
-
 /// A graph output.
 #[derive(Clone, Debug)]
 pub struct OutputPort {
@@ -69,25 +86,29 @@ pub struct OutputPort {
     pub name: String,
     /// The edge that carries it.
     pub edge: usize,
-    /// How it lies on the lanes.
+    /// How it travels.
     pub layout: Layout,
-    /// Whether the output is the flattened view of that layout.
-    pub flat: bool,
-    /// Where it leaves.
-    pub ports: Vec<Port>,
+    /// Type of its elements.
+    pub ty: Ty,
+    /// Index of the program's drain.
+    pub drain: usize,
 }
 
-/// Where to listen for a tensor between kernels: one probe a lane.
+/// Where to listen for a tensor between kernels: the PEs that send it, and what each sends.
 #[derive(Clone, Debug)]
 pub struct TensorProbe {
     /// The graph's tensor.
     pub tensor: TensorId,
     /// Its name.
     pub name: String,
-    /// How it lies on the lanes.
+    /// How it travels.
     pub layout: Layout,
-    /// The lanes.
+    /// Type of its elements.
+    pub ty: Ty,
+    /// The PEs.
     pub at: Vec<Probe>,
+    /// What each sends.
+    pub gives: Vec<Give>,
 }
 
 /// A compiled model.
@@ -111,18 +132,10 @@ pub fn compile(
     inputs: &[(String, Vec<f32>)],
 ) -> Result<Compiled, CompileError> {
     let plan = passes::rewrite::run(graph, machine, options)?;
-    if machine.mesh.width < 3 {
-        return Err(CompileError::DoesNotFit {
-            what: graph.name.clone(),
-            needs: "a mesh of at least 3 columns: one for what enters, one for what leaves".into(),
-            has: format!("{} column(s) on {}", machine.mesh.width, machine.name),
-            helps: "a wider machine, or --set mesh.width=32".into(),
-        });
-    }
     finish(plan, machine, options, inputs, None)
 }
 
-/// One kernel of a compiled model as a program of its own, at the width that it has there. `inputs` holds, for each of the kernel's
+/// One kernel of a compiled model as a program of its own, in a rectangle of the size that it has there. `inputs` holds, for each of the kernel's
 /// inputs, the items of that tensor (see [`Plan::edges`]).
 pub fn compile_alone(
     compiled: &Compiled,
@@ -136,11 +149,12 @@ pub fn compile_alone(
     let mut edges = Vec::new();
     for (i, u) in kept.inputs.iter_mut().enumerate() {
         let old = &whole.edges[u.edge];
-        let axes = (0..2 + old.layout.inner.len()).collect();
+        let axes = (0..old.shape.len()).collect();
         edges.push(plan::Edge {
             source: plan::Source::Input(i),
             axes,
             to: vec![0],
+            way: Way::default(),
             ..old.clone()
         });
         u.edge = i;
@@ -157,6 +171,7 @@ pub fn compile_alone(
     edges.push(plan::Edge {
         source: plan::Source::Kernel(0),
         to: Vec::new(),
+        way: Way::default(),
         ..result.clone()
     });
     let named: Vec<(String, Vec<f32>)> = edges
@@ -175,7 +190,7 @@ pub fn compile_alone(
         estimates: Vec::new(),
         regions: Vec::new(),
     };
-    finish(plan, machine, options, &named, Some(whole.places[kernel].width))
+    finish(plan, machine, options, &named, Some((whole.places[kernel].width, whole.places[kernel].height)))
 }
 
 /// The passes after rewriting.
@@ -184,16 +199,11 @@ fn finish(
     machine: &Machine,
     options: &Options,
     inputs: &[(String, Vec<f32>)],
-    width: Option<u32>,
+    fixed: Option<(u32, u32)>,
 ) -> Result<Compiled, CompileError> {
-    passes::layout::run(&mut plan, machine.mesh.height as usize);
-    let least = match width {
-        Some(w) => vec![w],
-        None => passes::stages::run(&plan, machine, options)?,
-    };
-    passes::placement::run(&mut plan, machine, &least, width.is_some())?;
-    passes::routes::run(&mut plan, machine)?;
+    passes::placement::run(&mut plan, machine, options, fixed)?;
     passes::memory::run(&mut plan, machine)?;
+    passes::routes::run(&mut plan, machine)?;
     let compiled = passes::emit::run(plan, machine, inputs)?;
     passes::limits::run(&compiled.program, machine)?;
     meshloom_simulator::verify::verify(&compiled.program, machine).map_err(|all| {
@@ -217,68 +227,47 @@ pub fn show(compiled: &Compiled, graph: &Graph, machine: &Machine, pass: &str) -
     })
 }
 
-/// Unpacks the wavelets of one lane: all items of its features, appended in order.
-fn unpack(wavelets: impl Iterator<Item = Wavelet>, ty: Ty, out: &mut Vec<f32>) {
-    for w in wavelets {
-        out.extend((0..w.elements as u32).map(|i| from_bits(ty, w.bits, i)));
-    }
+/// Unpacks wavelets into their elements.
+fn unpack(wavelets: impl Iterator<Item = Wavelet>, ty: Ty) -> impl Iterator<Item = f32> {
+    wavelets.flat_map(move |w| (0..w.elements as u32).map(move |i| from_bits(ty, w.bits, i)))
 }
 
 impl TensorProbe {
-    /// The tensor's items in row-major order, from what the probes recorded (`recorded[i]` for the i-th lane).
-    pub fn values(&self, recorded: &[Vec<Wavelet>], ty: Ty, items: usize) -> Vec<f32> {
+    /// The tensor's items in row-major order, from what the probes recorded (`recorded[i]` for the i-th PE).
+    pub fn values(&self, recorded: &[Vec<Wavelet>], items: usize) -> Vec<f32> {
         let l = &self.layout;
-        let mut lanes = Vec::new();
-        for r in recorded {
-            let mut lane = Vec::new();
-            unpack(r.iter().copied(), ty, &mut lane);
-            lanes.push(lane);
-        }
-        let mut out = vec![f32::NAN; items * l.features() * l.length()];
-        for (r, lane) in lanes.iter().enumerate() {
-            for (at, v) in lane.iter().enumerate() {
-                place(l, r, at, *v, &mut out);
+        let size = l.features * l.length();
+        let mut out = vec![f32::NAN; items * size];
+        for (give, wavelets) in self.gives.iter().zip(recorded) {
+            let mut values = unpack(wavelets.iter().copied(), self.ty);
+            for item in 0..items {
+                for place in give.features.0..give.features.1 {
+                    for position in give.positions.iter().flat_map(|(from, to)| *from..*to) {
+                        let Some(v) = values.next() else { return out };
+                        out[item * size + l.index(place, position)] = v;
+                    }
+                }
             }
         }
         out
     }
 }
 
-/// Puts the `at`-th element of lane `r` where it belongs in the tensor [item, n, features, inner].
-fn place(l: &Layout, r: usize, at: usize, value: f32, out: &mut [f32]) {
-    let (length, features) = (l.length(), l.features());
-    let per_item = l.lane(r) * length;
-    let (item, rest) = (at / per_item, at % per_item);
-    let (f, position) = (l.starts[r] + rest / length, rest % length);
-    let inner = length / l.n;
-    let (n, p) = (position / inner, position % inner);
-    if let Some(slot) = out.get_mut(((item * l.n + n) * features + f) * inner + p) {
-        *slot = value;
-    }
-}
-
 impl OutputPort {
     /// The output's items in row-major order, and the cycle at which each was complete, from what left.
-    pub fn values(&self, drains: &[Vec<Landed>], ty: Ty, items: usize) -> (Vec<f32>, Vec<u64>) {
+    pub fn values(&self, drains: &[Vec<Landed>], items: usize) -> (Vec<f32>, Vec<u64>) {
         let l = &self.layout;
-        let mut out = vec![f32::NAN; items * l.features() * l.length()];
+        let size = l.features * l.length();
+        let mut out = vec![f32::NAN; items * size];
+        let landed = &drains[self.drain];
+        let each = (landed.len() / items.max(1)).max(1);
         let mut done = vec![0; items];
-        for port in &self.ports {
-            let landed = &drains[port.drain];
-            let each = landed.len() / items.max(1);
-            for (item, chunk) in landed.chunks(each.max(1)).enumerate().take(items) {
-                done[item] = done[item].max(chunk.iter().map(|w| w.cycle).max().unwrap_or(0));
-                let mut values = Vec::new();
-                unpack(chunk.iter().map(|w| w.wavelet), ty, &mut values);
-                let mut values = values.into_iter();
-                for r in port.rows.0 as usize..port.rows.1 as usize {
-                    let n = l.lane(r) * l.length();
-                    for at in 0..n {
-                        if let Some(v) = values.next() {
-                            place(l, r, item * n + at, v, &mut out);
-                        }
-                    }
-                }
+        for (item, chunk) in landed.chunks(each).enumerate().take(items) {
+            done[item] = chunk.iter().map(|w| w.cycle).max().unwrap_or(0);
+            let values = unpack(chunk.iter().map(|w| w.wavelet), self.ty);
+            let places = (0..l.features).flat_map(|f| (0..l.length()).map(move |p| (f, p)));
+            for ((place, position), v) in places.zip(values) {
+                out[item * size + l.index(place, position)] = v;
             }
         }
         (out, done)

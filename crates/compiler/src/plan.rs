@@ -1,7 +1,7 @@
 //! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
 use meshloom_models::{NodeId, TensorId};
-use meshloom_simulator::Expr;
+use meshloom_simulator::{Expr, Side};
 use meshloom_simulator::program::{Color, Port, Region, Ty};
 use std::sync::Arc;
 
@@ -94,8 +94,24 @@ pub struct Edge {
     pub shape: Vec<usize>,
     /// Consumers.
     pub to: Vec<usize>,
-    /// Its colour; set by the routing pass.
+    /// Its colour and its way between kernels; set by the routing pass.
+    pub way: Way,
+}
+
+/// A stream's way between rectangles: a tree from where it comes from to where it goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Its colour.
     pub color: Color,
+    /// The edge channel by which a graph input enters: its side and row.
+    pub enters: Option<(Side, u32)>,
+    /// The routers on the way, by place: input, and outputs. The first is the exit of the producer (its input has no meaning), or the
+    /// border router of an input; the entries of consumers are not among them.
+    pub routers: Vec<((u32, u32), Port, Vec<Port>)>,
+    /// For each consumer, in the order of [`Edge::to`]: the port by which the stream comes to its entry.
+    pub entries: Vec<Port>,
+    /// The edge channel by which a graph output leaves.
+    pub leaves: Option<(Side, u32)>,
 }
 
 /// A kernel's view of an edge.
@@ -358,6 +374,19 @@ pub struct Emitted {
     pub weights: Vec<Vec<u32>>,
     /// Where the output leaves: column and row in the region, and the inputs of the switch there with their holds.
     pub exit: Exit,
+    /// What each PE gives of the output stream.
+    pub gives: Vec<Give>,
+}
+
+/// What a PE sends of its kernel's output, an item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Give {
+    /// Column and row in the region.
+    pub at: (u32, u32),
+    /// Places of its features in the stream: first, and last + 1.
+    pub features: (usize, usize),
+    /// Of each of them, the positions, in the order in which they are sent: first, and last + 1.
+    pub positions: Vec<(usize, usize)>,
 }
 
 /// Where a kernel's output leaves its region.

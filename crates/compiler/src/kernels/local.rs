@@ -132,6 +132,31 @@ impl<'a, 'c> Local<'a, 'c> {
         };
         let stream = format!("{}: output", self.name);
         let exit = collect(&mut region, &stream, c.output_color, 0, sends);
-        Emitted { region, weights, exit }
+        // a PE may give several output features for each that it takes
+        let times = c.output.features / c.inputs[0].features.max(1);
+        let gives = (0..self.height * self.width)
+            .map(|pe| {
+                let (from, to) = (self.starts[pe as usize], self.starts[pe as usize + 1]);
+                let at = (pe % w, pe / w);
+                match self.split {
+                    Split::Features => Give {
+                        at,
+                        features: (from * times, to * times),
+                        positions: vec![(0, c.output.length())],
+                    },
+                    Split::Positions => Give {
+                        at,
+                        features: (0, c.output.features),
+                        positions: vec![(from, to)],
+                    },
+                }
+            })
+            .collect();
+        Emitted {
+            region,
+            weights,
+            exit,
+            gives,
+        }
     }
 }

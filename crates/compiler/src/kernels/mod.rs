@@ -24,7 +24,8 @@ use crate::plan::*;
 use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
-use streams::{Part, collect, distribute, table};
+use streams::{Part, collect, distribute};
+pub(crate) use streams::{rectangles, table};
 
 /// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Streams between kernels use the others.
 pub mod colors {

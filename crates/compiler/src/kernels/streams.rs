@@ -20,7 +20,7 @@ impl Part {
 }
 
 /// A number for each PE of a rectangle as the simplest expression: a constant, a table by row or column, or by both.
-pub(super) fn table(name: &str, at: Lattice, value: impl Fn(u32, u32) -> i64) -> Expr {
+pub(crate) fn table(name: &str, at: Lattice, value: impl Fn(u32, u32) -> i64) -> Expr {
     let first = value(at.x, at.y);
     let by_x = at.places().all(|(x, y)| value(x, y) == value(x, at.y));
     let by_y = at.places().all(|(x, y)| value(x, y) == value(at.x, y));
@@ -94,6 +94,11 @@ pub(crate) fn rectangles<K: PartialEq + Clone>(
     all
 }
 
+/// The last part of a stream's name, for names of tables.
+fn label(stream: &str) -> String {
+    stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
+}
+
 /// A filter's numbers: first, count, period, in wavelets.
 type Pass = (u64, u64, u64);
 
@@ -108,6 +113,7 @@ pub(super) fn distribute(
     parts: &[Option<Part>],
 ) {
     let (w, h) = (region.width, region.height);
+    let label = label(stream);
     let each = (layout.length() as u64).div_ceil(per);
     let part = |x: u32, y: u32| parts[(y * w + x) as usize].filter(|p| !p.is_empty());
     // what goes down a column: the features from the first to the last that a PE below the first row takes
@@ -177,7 +183,7 @@ pub(super) fn distribute(
             outputs.push(output);
             if filtered {
                 let number = |name: &str, f: fn(Pass) -> u64| {
-                    let name = format!("{}.{color}.{what}.{n}.{name}", region.name);
+                    let name = format!("{}.{label}.{what}.{n}.{name}", region.name);
                     table(&name, at, |x, y| f(pass(x, y)) as i64)
                 };
                 filters.push(Filter {
@@ -214,6 +220,7 @@ pub(super) fn collect(
     sends: impl Fn(u32, u32) -> bool,
 ) -> Exit {
     let (w, h) = (region.width, region.height);
+    let label = label(stream);
     let count = |from: u32, to: u32, y: u32| (from..to).filter(|x| sends(*x, y)).count() as i64;
     let row = |y: u32| count(0, w, y);
     let mut below = vec![0; h as usize + 1];
@@ -247,7 +254,7 @@ pub(super) fn collect(
         let positions = inputs
             .iter()
             .map(|&input| {
-                let name = format!("{}.{color}.gather.{n}.{input:?}", region.name).to_lowercase();
+                let name = format!("{}.{label}.{n}.{input:?}", region.name).to_lowercase();
                 let hold = |x: u32, y: u32| {
                     let all: BTreeMap<Port, i64> = holds(x, y).into_iter().collect();
                     all[&input]

@@ -1,19 +1,19 @@
-//! The whole program: kernels' regions, the lanes' ways between them, how weights and inputs enter and outputs leave.
+//! The whole program: kernels' regions with the colours that their streams got, the streams' ways between them, how weights and inputs
+//! enter and outputs leave.
 //!
-//! Column 0 takes what enters: a channel's wavelets run down the column, each row takes its block (switches counting flags) and sends it
-//! east. The last column does the reverse. Weights use one colour over the whole mesh: along a row each PE takes its block, then passes on.
+//! Weights use one colour over the whole mesh: a channel's wavelets run down its border column, each row takes its block (switches count
+//! flags), and along a row each PE takes its own, then passes on. West channels serve the west half of the mesh, east channels the other.
 
-use super::routes::span;
-use crate::kernels::{colors, per_wavelet};
+use super::stages::{VIRTUAL_INPUT, VIRTUAL_OUTPUT};
+use crate::kernels::{colors, per_wavelet, rectangles, table};
 use crate::plan::*;
-use crate::{CompileError, Compiled, OutputPort, Port as Boundary, TensorProbe};
+use crate::{CompileError, Compiled, OutputPort, TensorProbe};
 use meshloom_simulator::engine::Probe;
 use meshloom_simulator::program::*;
-use meshloom_simulator::{Axes, Expr, Machine, Side};
-use std::collections::BTreeMap;
+use meshloom_simulator::{Expr, Machine, Side};
 use std::sync::Arc;
 
-/// Rows of the mesh that a channel on `side` serves: from its own row to the next channel's.
+/// Rows of the mesh that a channel on `side` serves: from its own row to the next channel's; the first also serves those above it.
 fn groups(machine: &Machine, side: Side) -> Vec<(u32, u32)> {
     let rows: Vec<u32> = machine
         .channels()
@@ -25,96 +25,15 @@ fn groups(machine: &Machine, side: Side) -> Vec<(u32, u32)> {
     rows.iter().copied().zip(ends).collect()
 }
 
-/// The rows as few lattices: runs at equal distances.
-fn lattices(rows: &[u32]) -> Vec<Lattice> {
-    let mut all = Vec::new();
-    let mut i = 0;
-    while i < rows.len() {
-        let step = rows.get(i + 1).map_or(1, |n| n - rows[i]);
-        let mut n = 1;
-        while i + n < rows.len() && rows[i + n] == rows[i] + step * n as u32 {
-            n += 1;
-        }
-        all.push(Lattice {
-            x: 0,
-            y: rows[i],
-            nx: 1,
-            ny: n as u32,
-            dx: 1,
-            dy: if n > 1 { step } else { 1 },
-        });
-        i += n;
-    }
-    all
-}
-
-/// Routes of the border columns: `flags[row]` flagged blocks belong to a row; inwards from the channels, or outwards to them.
-fn border(
-    color: Color,
-    stream: &str,
-    name: &str,
-    groups: &[(u32, u32)],
-    flags: &[i64],
-    inward: bool,
-) -> Vec<Route> {
-    let mut later = vec![0; flags.len()];
-    let mut head = vec![false; flags.len()];
-    for &(from, to) in groups {
-        head[from as usize] = true;
-        for r in (from..to.saturating_sub(1)).rev() {
-            later[r as usize] = later[r as usize + 1] + flags[r as usize + 1];
-        }
-    }
-    let own = Expr::table(&format!("{name}.own"), Axes::Y, 0, flags.to_vec());
-    let rest = Expr::table(&format!("{name}.later"), Axes::Y, 0, later.clone());
-    let mut roles: BTreeMap<(bool, bool, bool), Vec<u32>> = BTreeMap::new();
-    for r in 0..flags.len() {
-        let role = (head[r], flags[r] > 0, later[r] > 0);
-        if role.1 || role.2 {
-            roles.entry(role).or_default().push(r as u32);
-        }
-    }
-    let mut routes = Vec::new();
-    for ((head, some, more), rows) in roles {
-        let mut positions = Vec::new();
-        let (outer, inner) = if inward {
-            (Port::West, Port::East)
-        } else {
-            (Port::East, Port::West)
-        };
-        let near = if head { outer } else { Port::North };
-        let mut add = |far: Port, hold: &Expr| {
-            let (input, output) = if inward { (near, far) } else { (far, near) };
-            positions.push(Position {
-                input,
-                outputs: vec![output],
-                hold: hold.clone(),
-            });
-        };
-        if some {
-            add(inner, &own);
-        }
-        if more {
-            add(Port::South, &rest);
-        }
-        for at in lattices(&rows) {
-            routes.push(Route {
-                color,
-                stream: stream.into(),
-                at,
-                positions: positions.clone(),
-                filters: Vec::new(),
-            });
-        }
-    }
-    routes
-}
-
-/// Packs one feature's elements into wavelets.
+/// Appends values as wavelets of `per` elements.
 fn wavelets(values: impl Iterator<Item = f32>, ty: Ty, per: u64, out: &mut Vec<Wavelet>) {
     let mut w = Wavelet::default();
     for v in values {
-        w.bits |= meshloom_simulator::numerics::to_bits(ty, v) << (ty.bits() * w.elements as u32);
+        let bits = match ty {
+            Ty::F32 => v.to_bits() as u64,
+            Ty::F16 => half::f16::from_f32(v).to_bits() as u64,
+        };
+        w.bits |= bits << (w.elements as u32 * ty.bits());
         w.elements += 1;
         if w.elements as u64 == per {
             out.push(std::mem::take(&mut w));
@@ -125,64 +44,108 @@ fn wavelets(values: impl Iterator<Item = f32>, ty: Ty, per: u64, out: &mut Vec<W
     }
 }
 
-/// Where element (feature, position in the feature) of the stream is in the host's array.
-fn host_index(layout: &Layout, axes: &[usize], feature: usize, position: usize) -> usize {
-    let mut extents = vec![layout.n, layout.features()];
-    extents.extend(&layout.inner);
-    let mut at = vec![0; extents.len()];
-    let mut rest = position;
-    for i in (2..extents.len()).rev() {
-        at[i] = rest % extents[i];
-        rest /= extents[i];
+/// Where each axis of the host's array lies in the tensor: index in the array of the tensor's element at `index`.
+fn host_index(shape: &[usize], axes: &[usize], index: usize) -> usize {
+    let mut at = vec![0; shape.len()];
+    let mut rest = index;
+    for i in (0..shape.len()).rev() {
+        at[i] = rest % shape[i];
+        rest /= shape[i];
     }
-    (at[0], at[1]) = (rest, feature);
-    let mut shape = vec![0; extents.len()];
-    let mut host = vec![0; extents.len()];
+    let (mut host_shape, mut host) = (vec![0; shape.len()], vec![0; shape.len()]);
     for (i, &a) in axes.iter().enumerate() {
-        (shape[a], host[a]) = (extents[i], at[i]);
+        (host_shape[a], host[a]) = (shape[i], at[i]);
     }
-    host.iter().zip(&shape).fold(0, |index, (i, n)| index * n + i)
+    host.iter().zip(&host_shape).fold(0, |index, (i, n)| index * n + i)
 }
 
-/// Puts everything together. `inputs` holds, by name, the items of each graph input one after another.
-pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Result<Compiled, CompileError> {
-    let (width, height) = (machine.mesh.width, machine.mesh.height);
-    let lanes = height as usize;
-    let (west, east) = (groups(machine, Side::West), groups(machine, Side::East));
-    if east.is_empty() {
-        return Err(CompileError::DoesNotFit {
-            what: "the model's inputs and outputs".into(),
-            needs: "an edge channel on the west side and one on the east side".into(),
-            has: format!("{} channel(s) on {}", west.len(), machine.name),
-            helps: format!(
-                "--set edge.bits_per_second={}",
-                2.0 * machine.link.bits as f64 * machine.clock_hz
-            ),
-        });
+/// Replaces colours in a region.
+fn recolor(region: &mut Region, color: impl Fn(Color) -> Color) {
+    region.routes.iter_mut().for_each(|r| r.color = color(r.color));
+    for block in &mut region.blocks {
+        for instr in &mut block.code {
+            match instr {
+                Instr::Desc(_, d) => match &mut d.place {
+                    Place::In(c) | Place::Out { color: c, .. } => *c = color(*c),
+                    Place::Memory { .. } => {}
+                },
+                Instr::Vector(Vector::Axpy { list, .. }) | Instr::Async(_, Vector::Axpy { list, .. }, _) => {
+                    if let List::Fabric { color: c, .. } = list {
+                        *c = color(*c);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for task in &mut block.tasks {
+            if let Trigger::Data(c) = &mut task.trigger {
+                *c = color(*c);
+            }
+        }
     }
-    let per = per_wavelet(machine, plan.ty);
-    let per_word = per_wavelet(machine, Ty::F32);
-    let empty = |name: &str, x: u32, width: u32| Region {
-        name: name.into(),
-        x,
+}
+
+/// The kernels' regions with their streams' colours, entries and exits.
+fn kernels(plan: &Plan) -> Vec<Region> {
+    let mut all = Vec::new();
+    for (k, kernel) in plan.kernels.iter().enumerate() {
+        let emitted = &plan.regions[k];
+        let mut region = emitted.region.clone();
+        let output = &plan.edges[kernel.output];
+        for (i, u) in kernel.inputs.iter().enumerate() {
+            let way = &plan.edges[u.edge].way;
+            let which = plan.edges[u.edge].to.iter().position(|to| *to == k).unwrap_or(0);
+            let entry = region.routes.iter_mut().find(|r| {
+                r.color == VIRTUAL_INPUT + i as Color
+                    && (r.at.x, r.at.y) == (0, 0)
+                    && r.positions[0].input == Port::Ramp
+            });
+            if let Some(entry) = entry {
+                entry.positions[0].input = way.entries[which];
+            }
+        }
+        let (at, _, outputs) = &output.way.routers[0];
+        region.routes.push(Route {
+            color: VIRTUAL_OUTPUT,
+            stream: format!("{}: exit", kernel.name),
+            at: Lattice::rect(at.0 - region.x, at.1 - region.y, 1, 1),
+            positions: emitted
+                .exit
+                .from
+                .iter()
+                .map(|(input, hold)| Position {
+                    input: *input,
+                    outputs: outputs.clone(),
+                    hold: hold.clone(),
+                })
+                .collect(),
+            filters: Vec::new(),
+        });
+        recolor(&mut region, |c| match c {
+            VIRTUAL_OUTPUT => output.way.color,
+            c if c >= VIRTUAL_INPUT => {
+                let u = kernel.inputs[(c - VIRTUAL_INPUT) as usize];
+                plan.edges[u.edge].way.color
+            }
+            c => c,
+        });
+        all.push(region);
+    }
+    all
+}
+
+/// The routers of ways between kernels as few lattices: runs along rows and columns.
+fn between(plan: &Plan, machine: &Machine) -> Region {
+    let mut region = Region {
+        name: "streams".into(),
+        x: 0,
         y: 0,
-        width,
-        height,
+        width: machine.mesh.width,
+        height: machine.mesh.height,
         routes: Vec::new(),
         blocks: Vec::new(),
     };
-    let mut regions = vec![empty("enter", 0, 1)];
-    regions.extend(plan.regions.iter().map(|e| e.region.clone()));
-    let used = plan.places.iter().map(|r| r.x + r.width).max().unwrap_or(1);
-    if used < width - 1 {
-        regions.push(empty("through", used, width - 1 - used));
-    }
-    regions.push(empty("leave", width - 1, 1));
-
-    // lanes
-    for (i, e) in plan.edges.iter().enumerate() {
-        let (first, last) = span(&plan, i, machine);
-        let rows = e.layout.rows() as u32;
+    for e in &plan.edges {
         let to: Vec<&str> = e.to.iter().map(|k| plan.kernels[*k].name.as_str()).collect();
         let stream = format!(
             "{} -> {}",
@@ -193,309 +156,253 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
                 to.join(", ")
             }
         );
-        let flags: Vec<i64> = (0..lanes).map(|r| (e.layout.lane(r) > 0) as i64).collect();
-        let leaves = plan.outputs.iter().any(|(_, u)| u.edge == i);
-        if first == last && !leaves {
-            return Err(CompileError::Unsupported {
-                node: e.name.clone(),
-                message: "nothing takes its result".into(),
-            });
-        }
-        for (ri, region) in regions.iter_mut().enumerate() {
-            let (from, to) = (region.x.max(first), (region.x + region.width - 1).min(last));
-            if from > to {
-                continue;
-            }
-            let name = format!("{}.lanes", e.name);
-            if region.x == 0 {
-                region
-                    .routes
-                    .extend(border(e.color, &stream, &name, &west, &flags, true));
-                continue;
-            }
-            if region.x == width - 1 {
-                region
-                    .routes
-                    .extend(border(e.color, &stream, &name, &east, &flags, false));
-                continue;
-            }
-            let mut columns = |x: u32, n: u32, positions: Vec<Position>, filters: Vec<Filter>| {
-                if n > 0 {
-                    let at = Lattice::rect(x - region.x, 0, n, rows);
-                    region.routes.push(Route {
-                        color: e.color,
-                        stream: stream.clone(),
-                        at,
-                        positions,
-                        filters,
-                    });
-                }
+        let from_kernel = matches!(e.source, Source::Kernel(_)) as usize;
+        let mut left: Vec<_> = e.way.routers[from_kernel..].to_vec();
+        while let Some(((x, y), input, outputs)) = left.first().cloned() {
+            let mut run = |dx: u32, dy: u32| {
+                (1u32..)
+                    .take_while(|i| left.contains(&((x + i * dx, y + i * dy), input, outputs.clone())))
+                    .count() as u32
+                    + 1
             };
-            let way = |input: Port, outputs: &[Port]| {
-                vec![Position {
+            let (across, down) = (run(1, 0), run(0, 1));
+            let (nx, ny) = if across >= down { (across, 1) } else { (1, down) };
+            let at = Lattice::rect(x, y, nx, ny);
+            left.retain(|(p, i, o)| !(at.places().any(|q| q == *p) && *i == input && *o == outputs));
+            region.routes.push(Route {
+                color: e.way.color,
+                stream: stream.clone(),
+                at,
+                positions: vec![Position {
                     input,
-                    outputs: outputs.to_vec(),
+                    outputs,
                     hold: Expr::Const(1),
-                }]
-            };
-            let kernel = ri - 1;
-            if matches!(e.source, Source::Kernel(k) if k == kernel) && kernel < plan.kernels.len() {
-                columns(from, 1, way(Port::Ramp, &[Port::East]), Vec::new());
-                continue;
-            }
-            let tap = (kernel < plan.kernels.len())
-                .then(|| plan.kernels[kernel].inputs.iter().position(|u| u.edge == i))
-                .flatten();
-            let Some(input) = tap else {
-                columns(from, to - from + 1, way(Port::West, &[Port::East]), Vec::new());
-                continue;
-            };
-            let view = plan.view(plan.kernels[kernel].inputs[input]);
-            let tap = &plan.regions[kernel].taps[input];
-            let filters = if tap.parts.is_empty() {
-                Vec::new()
-            } else {
-                let table = |what: &str, f: &dyn Fn(&(u64, u64)) -> u64| {
-                    let values = tap.parts.iter().map(|p| f(p) as i64).collect();
-                    Expr::table(
-                        &format!("{}.{what}", plan.kernels[kernel].name),
-                        Axes::XY,
-                        tap.columns,
-                        values,
-                    )
-                };
-                let each = (view.length() as u64).div_ceil(per) as i64;
-                let period = view.counts().iter().map(|n| n * each).collect();
-                vec![Filter {
-                    output: Port::Ramp,
-                    first: table("lane.first", &|p| p.0),
-                    count: table("lane.count", &|p| p.1),
-                    period: Expr::table(
-                        &format!("{}.lane.period", plan.kernels[kernel].name),
-                        Axes::Y,
-                        0,
-                        period,
-                    ),
-                }]
-            };
-            if to == last {
-                columns(
-                    from,
-                    to - from,
-                    way(Port::West, &[Port::Ramp, Port::East]),
-                    filters.clone(),
-                );
-                columns(to, 1, way(Port::West, &[Port::Ramp]), filters);
-            } else {
-                columns(
-                    from,
-                    to - from + 1,
-                    way(Port::West, &[Port::Ramp, Port::East]),
-                    filters,
-                );
-            }
-        }
-    }
-
-    // weights: blocks[row] = (column, words) from west to east
-    let mut blocks: Vec<Vec<(u32, &[u32])>> = vec![Vec::new(); lanes];
-    for e in &plan.regions {
-        for (i, words) in e.weights.iter().enumerate().filter(|(_, w)| !w.is_empty()) {
-            let (x, y) = (i as u32 % e.region.width, i as u32 / e.region.width);
-            blocks[(e.region.y + y) as usize].push((e.region.x + x, words));
-        }
-    }
-    blocks.iter_mut().for_each(|b| b.sort_by_key(|(x, _)| *x));
-    let last_loaded = blocks.iter().flatten().map(|(x, _)| *x).max();
-    if let Some(last) = last_loaded {
-        let stream = "weights";
-        let count: Vec<i64> = blocks.iter().map(|b| b.len() as i64).collect();
-        let rows = blocks.iter().rposition(|b| !b.is_empty()).map_or(0, |r| r + 1) as u32;
-        for region in &mut regions {
-            if region.x == 0 {
-                region
-                    .routes
-                    .extend(border(colors::LOAD, stream, "weights", &west, &count, true));
-                continue;
-            }
-            let to = (region.x + region.width - 1).min(last);
-            if region.x > to {
-                continue;
-            }
-            let table = |what: &str, f: &dyn Fn(u32, usize) -> i64| {
-                let values = (0..rows as usize)
-                    .flat_map(|r| (0..region.width).map(move |x| (x, r)))
-                    .map(|(x, r)| f(region.x + x, r))
-                    .collect();
-                Expr::table(
-                    &format!("{}.weights.{what}", region.name),
-                    Axes::XY,
-                    region.width,
-                    values,
-                )
-            };
-            let here = table("here", &|x, r| blocks[r].iter().any(|b| b.0 == x) as i64);
-            let beyond = table("beyond", &|x, r| {
-                blocks[r].iter().filter(|b| b.0 > x).count() as i64
+                }],
+                filters: Vec::new(),
             });
-            let mut routes = Vec::new();
-            let position = |outputs: &[Port], hold: &Expr| Position {
-                input: Port::West,
-                outputs: outputs.to_vec(),
-                hold: hold.clone(),
-            };
-            let mut columns = |x: u32, n: u32, positions: Vec<Position>| {
-                if n > 0 {
-                    let at = Lattice::rect(x - region.x, 0, n, rows);
-                    routes.push(Route {
-                        color: colors::LOAD,
-                        stream: stream.into(),
-                        at,
-                        positions,
-                        filters: Vec::new(),
+        }
+    }
+    region
+}
+
+/// The weights' routes and feeds. `words` are those of each PE, row by row of the mesh.
+fn load(words: &[&[u32]], machine: &Machine, feeds: &mut Vec<Feed>) -> Region {
+    let (width, height) = (machine.mesh.width, machine.mesh.height);
+    let mut region = Region {
+        name: "weights".into(),
+        x: 0,
+        y: 0,
+        width,
+        height,
+        routes: Vec::new(),
+        blocks: Vec::new(),
+    };
+    let (west, east) = (groups(machine, Side::West), groups(machine, Side::East));
+    let middle = if east.is_empty() { width } else { width.div_ceil(2) };
+    for (side, groups, columns) in [
+        (Side::West, west, (0..middle).collect::<Vec<u32>>()),
+        (Side::East, east, (middle..width).rev().collect()),
+    ] {
+        let (Some(&border), false) = (columns.first(), groups.is_empty()) else {
+            continue;
+        };
+        let (outer, inner) = match side {
+            Side::West => (Port::West, Port::East),
+            Side::East => (Port::East, Port::West),
+        };
+        let own = |x: u32, y: u32| !words[(y * width + x) as usize].is_empty() as i64;
+        // blocks beyond each PE of its row, and of the rows below in its channel's group
+        let mut beyond = vec![0i64; (width * height) as usize];
+        let mut rows = vec![0i64; height as usize];
+        for y in 0..height {
+            let mut sum = 0;
+            for &x in columns.iter().rev() {
+                beyond[(y * width + x) as usize] = sum;
+                sum += own(x, y);
+            }
+            rows[y as usize] = sum;
+        }
+        let mut later = vec![0i64; height as usize];
+        let mut head = vec![false; height as usize];
+        for &(from, to) in &groups {
+            head[from as usize] = true;
+            for y in (from..to.saturating_sub(1)).rev() {
+                later[y as usize] = later[y as usize + 1] + rows[y as usize + 1];
+            }
+        }
+        let holds = |x: u32, y: u32| {
+            let down = if x == border { later[y as usize] } else { 0 };
+            [
+                (Port::Ramp, own(x, y)),
+                (inner, beyond[(y * width + x) as usize]),
+                (Port::South, down),
+            ]
+        };
+        let first = groups[0].0;
+        let key = |x: u32, y: u32| {
+            let used: Vec<Port> = holds(x, y).into_iter().filter(|(_, n)| *n > 0).map(|(p, _)| p).collect();
+            let input = if x == border && !head[y as usize] { Port::North } else { outer };
+            (columns.contains(&x) && y >= first && !used.is_empty()).then_some((input, used))
+        };
+        for (n, (at, (input, used))) in rectangles(width, height, key).into_iter().enumerate() {
+            let positions = used
+                .iter()
+                .map(|&output| {
+                    let name = format!("weights.{}.{n}.{output:?}", side_name(side)).to_lowercase();
+                    let hold = |x: u32, y: u32| {
+                        let all = holds(x, y);
+                        all.iter().find(|(p, _)| *p == output).map_or(0, |(_, n)| *n)
+                    };
+                    Position {
+                        input,
+                        outputs: vec![output],
+                        hold: table(&name, at, hold),
+                    }
+                })
+                .collect();
+            region.routes.push(Route {
+                color: colors::LOAD,
+                stream: "weights".into(),
+                at,
+                positions,
+                filters: Vec::new(),
+            });
+        }
+        let per_word = per_wavelet(machine, Ty::F32);
+        for &(from, to) in &groups {
+            let mut data: Vec<Wavelet> = Vec::new();
+            for (x, y) in (from..to).flat_map(|y| columns.iter().map(move |x| (*x, y))) {
+                let own = words[(y * width + x) as usize];
+                for chunk in own.chunks(per_word as usize) {
+                    let bits = chunk
+                        .iter()
+                        .enumerate()
+                        .fold(0, |b, (i, w)| b | (*w as u64) << (32 * i));
+                    data.push(Wavelet {
+                        bits,
+                        elements: chunk.len() as u8,
+                        flag: false,
                     });
                 }
-            };
-            let through = vec![position(&[Port::Ramp], &here), position(&[Port::East], &beyond)];
-            if to == last {
-                columns(region.x, to - region.x, through);
-                columns(to, 1, vec![position(&[Port::Ramp], &here)]);
-            } else {
-                columns(region.x, to - region.x + 1, through);
+                if !own.is_empty() {
+                    data.last_mut().expect("a block has words").flag = true;
+                }
             }
-            region.routes.extend(routes);
-        }
-    }
-
-    // what enters
-    let mut feeds = Vec::new();
-    for &(from, to) in &west {
-        let mut data = Vec::new();
-        for (_, words) in blocks[from as usize..to as usize].iter().flatten() {
-            for chunk in words.chunks(per_word as usize) {
-                let bits = chunk
-                    .iter()
-                    .enumerate()
-                    .fold(0, |b, (i, w)| b | (*w as u64) << (32 * i));
-                data.push(Wavelet {
-                    bits,
-                    elements: chunk.len() as u8,
-                    flag: false,
+            if !data.is_empty() {
+                feeds.push(Feed {
+                    name: "weights".into(),
+                    side,
+                    row: from,
+                    color: colors::LOAD,
+                    epoch: 0,
+                    data: Arc::new(data),
                 });
             }
-            data.last_mut().expect("blocks have words").flag = true;
         }
-        if !data.is_empty() {
+    }
+    region
+}
+
+fn side_name(side: Side) -> &'static str {
+    match side {
+        Side::West => "west",
+        Side::East => "east",
+    }
+}
+
+/// Puts everything together. `inputs` holds, by name, the items of each graph input one after another.
+pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Result<Compiled, CompileError> {
+    let width = machine.mesh.width;
+    let mut regions = kernels(&plan);
+    regions.push(between(&plan, machine));
+    let mut feeds = Vec::new();
+    let mut words: Vec<&[u32]> = vec![&[]; machine.mesh.width as usize * machine.mesh.height as usize];
+    for e in &plan.regions {
+        for (i, w) in e.weights.iter().enumerate() {
+            let (x, y) = (i as u32 % e.region.width, i as u32 / e.region.width);
+            words[((e.region.y + y) * width + e.region.x + x) as usize] = w;
+        }
+    }
+    regions.push(load(&words, machine, &mut feeds));
+
+    // what enters: item by item, so that inputs of one channel take turns
+    let entering = |e: &&Edge| matches!(e.source, Source::Input(_));
+    for item in 0..plan.items {
+        for e in plan.edges.iter().filter(entering) {
+            let (Source::Input(index), Some((side, row))) = (e.source, e.way.enters) else {
+                continue;
+            };
+            let (name, array) = &inputs[index];
+            let size = array.len() / plan.items;
+            let per = per_wavelet(machine, e.ty);
+            let mut data = Vec::new();
+            for place in 0..e.layout.features {
+                let values = (0..e.layout.length()).map(|p| {
+                    let index = host_index(&e.shape, &e.axes, e.layout.index(place, p));
+                    array[item * size + index]
+                });
+                wavelets(values, e.ty, per, &mut data);
+            }
             feeds.push(Feed {
-                name: "weights".into(),
-                side: Side::West,
-                row: from,
-                color: colors::LOAD,
-                epoch: 0,
+                name: name.clone(),
+                side,
+                row,
+                color: e.way.color,
+                epoch: 1,
                 data: Arc::new(data),
             });
         }
     }
-    let entering: Vec<&Edge> = plan
-        .edges
-        .iter()
-        .filter(|e| matches!(e.source, Source::Input(_)))
-        .collect();
-    let rounds = if entering.len() == 1 { 1 } else { plan.items };
-    for &(from, to) in &west {
-        for round in 0..rounds {
-            for e in &entering {
-                let Source::Input(index) = e.source else { continue };
-                let array = &inputs[index].1;
-                let size = array.len() / plan.items;
-                let items = if rounds == 1 {
-                    0..plan.items
-                } else {
-                    round..round + 1
-                };
-                let mut data = Vec::new();
-                for item in items {
-                    for r in from as usize..to as usize {
-                        for f in e.layout.starts[r]..e.layout.starts[r + 1] {
-                            let values = (0..e.layout.length())
-                                .map(|p| array[item * size + host_index(&e.layout, &e.axes, f, p)]);
-                            wavelets(values, plan.ty, per, &mut data);
-                        }
-                        if e.layout.lane(r) > 0 {
-                            data.last_mut().expect("a lane has wavelets").flag = true;
-                        }
-                    }
-                }
-                if !data.is_empty() {
-                    let name = inputs[index].0.clone();
-                    feeds.push(Feed {
-                        name,
-                        side: Side::West,
-                        row: from,
-                        color: e.color,
-                        epoch: 1,
-                        data: Arc::new(data),
-                    });
-                }
-            }
-        }
-    }
 
     // what leaves
-    let mut drains = Vec::new();
-    let mut outputs = Vec::new();
+    let mut drains: Vec<Drain> = Vec::new();
+    let mut outputs: Vec<OutputPort> = Vec::new();
     for (name, u) in &plan.outputs {
-        let layout = &plan.edges[u.edge].layout;
-        let each = (layout.length() as u64).div_ceil(per);
-        let mut ports = Vec::new();
-        for &(from, to) in &east {
-            let n: u64 = (from..to).map(|r| layout.lane(r as usize) as u64 * each).sum();
-            if n > 0 && outputs.iter().all(|o: &OutputPort| o.edge != u.edge) {
-                ports.push(Boundary {
-                    drain: drains.len(),
-                    rows: (from, to),
-                });
-                let (color, wavelets) = (plan.edges[u.edge].color, n * plan.items as u64);
-                drains.push(Drain {
-                    name: name.clone(),
-                    side: Side::East,
-                    row: from,
-                    color,
-                    wavelets,
-                });
-            }
-        }
-        if ports.is_empty()
-            && let Some(same) = outputs.iter().find(|o| o.edge == u.edge)
-        {
-            ports = same.ports.clone();
+        let e = &plan.edges[u.edge];
+        let each = (e.layout.length() as u64).div_ceil(per_wavelet(machine, e.ty));
+        let same = outputs.iter().find(|o| o.edge == u.edge).map(|o| o.drain);
+        let drain = same.unwrap_or(drains.len());
+        if let (None, Some((side, row))) = (same, e.way.leaves) {
+            drains.push(Drain {
+                name: name.clone(),
+                side,
+                row,
+                color: e.way.color,
+                wavelets: e.layout.features as u64 * each * plan.items as u64,
+            });
         }
         outputs.push(OutputPort {
             name: name.clone(),
             edge: u.edge,
-            layout: layout.clone(),
-            flat: u.flat,
-            ports,
+            layout: e.layout.clone(),
+            ty: e.ty,
+            drain,
         });
     }
 
     let mut probes = Vec::new();
-    for k in &plan.kernels {
-        let e = &plan.edges[k.output];
-        let (x, _) = span(&plan, k.output, machine);
-        let at = (0..e.layout.rows() as u32)
-            .map(|y| Probe { x, y, color: e.color })
+    for (k, kernel) in plan.kernels.iter().enumerate() {
+        let e = &plan.edges[kernel.output];
+        let (region, gives) = (&plan.regions[k].region, plan.regions[k].gives.clone());
+        let at = gives
+            .iter()
+            .map(|g| Probe {
+                x: region.x + g.at.0,
+                y: region.y + g.at.1,
+                color: e.way.color,
+            })
             .collect();
         probes.push(TensorProbe {
             tensor: e.tensor,
             name: e.name.clone(),
             layout: e.layout.clone(),
+            ty: e.ty,
             at,
+            gives,
         });
     }
     // partial sums first: what is nearer to its end never waits for what is farther
-    let mut priority = colors::REDUCE.to_vec();
-    priority.extend([colors::SOUTH, colors::NORTH]);
+    let priority = colors::REDUCE.to_vec();
     let program = Program {
         name: plan.name.clone(),
         priority,

@@ -23,7 +23,12 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
     for k in 0..plan.kernels.len() {
         let place = plan.places[k];
         let kernel = kernels::of(&plan.kernels[k].kind);
-        let mut emitted = kernel.emit(&plan.kernels[k].name, &context(plan, machine, k), place.width);
+        let mut emitted = kernel.emit(
+            &plan.kernels[k].name,
+            &context(plan, machine, k),
+            place.width,
+            place.height,
+        );
         (emitted.region.x, emitted.region.y) = (place.x, place.y);
         for block in &emitted.region.blocks {
             let needs = bytes(block, machine);

@@ -1,72 +1,340 @@
-//! Colours of lanes: an edge's lanes run east along their rows, from the producer's last column to the last column that takes from
-//! them. Edges whose spans meet need different colours.
+//! Streams between kernels: each is a tree of routers from its producer's exit to the entries of its consumers, and to an edge channel
+//! if it is a graph output, on one colour. Short ways are preferred, over links that carry little. A colour serves one stream in a router.
 
 use crate::CompileError;
 use crate::kernels::colors;
 use crate::plan::*;
-use meshloom_simulator::Machine;
+use meshloom_simulator::program::{Color, Port};
+use meshloom_simulator::{Machine, Side};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
-/// Columns from the first that sends an edge's lanes to the last that takes from them.
-pub fn span(plan: &Plan, edge: usize, machine: &Machine) -> (u32, u32) {
-    let e = &plan.edges[edge];
-    let first = match e.source {
-        Source::Input(_) => 0,
-        Source::Kernel(k) => plan.places[k].x + plan.places[k].width - 1,
-    };
-    let mut last =
-        e.to.iter()
-            .map(|k| plan.places[*k].x + plan.places[*k].width - 1)
-            .max()
-            .unwrap_or(first);
-    if plan.outputs.iter().any(|(_, u)| u.edge == edge) {
-        last = machine.mesh.width - 1;
-    }
-    (first, last)
+const STEPS: [(Port, i64, i64); 4] = [
+    (Port::North, 0, -1),
+    (Port::East, 1, 0),
+    (Port::South, 0, 1),
+    (Port::West, -1, 0),
+];
+
+/// Cost of a hop over an idle link; a link that is busy all the time costs this much more.
+const HOP: u64 = 16;
+const BUSY: u64 = 160;
+
+struct Mesh<'m> {
+    machine: &'m Machine,
+    width: u32,
+    height: u32,
+    /// Bit c: colour c has a route in this router.
+    used: Vec<u32>,
+    /// Wavelets an item over the link out of a router, by port.
+    load: Vec<[u64; 4]>,
+    /// Cycles an item that the slowest kernel is expected to take.
+    interval: u64,
+    /// Rows of the channels by which inputs enter.
+    entered: Vec<u32>,
 }
 
-/// Gives every edge its colour.
-pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
-    let spans: Vec<_> = (0..plan.edges.len()).map(|e| span(plan, e, machine)).collect();
-    let mut order: Vec<usize> = (0..spans.len()).collect();
-    order.sort_by_key(|e| (spans[*e].0, *e));
-    let mut colored: Vec<(usize, u8)> = Vec::new();
-    let mut most: Option<(u32, usize)> = None;
-    for e in order {
-        let taken: Vec<u8> = colored
-            .iter()
-            .filter(|(o, _)| spans[*o].1 >= spans[e].0)
-            .map(|(_, c)| *c)
-            .collect();
-        let color = (colors::LANES..=u8::MAX)
-            .find(|c| !taken.contains(c))
-            .unwrap_or(u8::MAX);
-        if most.is_none_or(|(n, _)| color as u32 + 1 > n) {
-            most = Some((color as u32 + 1, e));
-        }
-        plan.edges[e].color = color;
-        colored.push((e, color));
+/// Where a stream starts, what it must reach, and where it may not go.
+struct Net {
+    /// Starting router and ports that it may not leave by; or the border routers of channels.
+    exit: Option<((u32, u32), Vec<Port>)>,
+    entries: Vec<(u32, u32)>,
+    leaves: bool,
+    /// Routers inside kernels that the stream uses there.
+    inside: Vec<u32>,
+    volume: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Tree {
+    cost: u64,
+    way: Way,
+}
+
+impl Mesh<'_> {
+    fn at(&self, x: u32, y: u32) -> u32 {
+        y * self.width + x
     }
-    if let Some((needed, e)) = most
-        && needed > machine.router.colors
-    {
-        return Err(CompileError::DoesNotFit {
-            what: format!("the edge {}", plan.edges[e].name),
-            needs: format!(
-                "{needed} colours at column {}, {} of them for use inside kernels",
-                spans[e].0,
-                colors::LANES
-            ),
-            has: format!("{} on {}", machine.router.colors, machine.name),
-            helps: format!("a model with fewer parallel branches, or --set router.colors={needed}"),
-        });
+
+    fn step(&self, pe: u32, (_, dx, dy): (Port, i64, i64)) -> Option<u32> {
+        let (x, y) = ((pe % self.width) as i64 + dx, (pe / self.width) as i64 + dy);
+        let inside = (0..self.width as i64).contains(&x) && (0..self.height as i64).contains(&y);
+        inside.then(|| self.at(x as u32, y as u32))
+    }
+
+    fn hop(&self, pe: u32, port: usize) -> u64 {
+        HOP + BUSY * self.load[pe as usize][port] / self.interval
+    }
+
+    /// The cheapest tree on a colour (any, if none is given), if there is one at most as dear as `most`.
+    fn tree(&self, net: &Net, color: Option<Color>, most: u64) -> Option<Tree> {
+        let free = |pe: u32| color.is_none_or(|c| self.used[pe as usize] >> c & 1 == 0);
+        if !net.inside.iter().all(|pe| free(*pe)) {
+            return None;
+        }
+        let mut blocked = vec![false; self.used.len()];
+        net.inside.iter().for_each(|pe| blocked[*pe as usize] = true);
+        let channels = self.machine.channels();
+        // routers of the tree so far, with the ports that are taken: (input, outputs)
+        let mut routers: BTreeMap<u32, (Port, Vec<Port>)> = BTreeMap::new();
+        let mut first = None;
+        let mut tree = Tree::default();
+        tree.way.color = color.unwrap_or(0);
+        tree.way.entries = vec![Port::Ramp; net.entries.len()];
+        let mut forbidden: Vec<Port> = Vec::new();
+        if let Some(((x, y), ports)) = &net.exit {
+            let pe = self.at(*x, *y);
+            if !free(pe) || blocked[pe as usize] {
+                return None;
+            }
+            first = Some(pe);
+            routers.insert(pe, (Port::Ramp, Vec::new()));
+            forbidden.clone_from(ports);
+        }
+        let mut missing: Vec<usize> = (0..net.entries.len()).collect();
+        let mut leaves = net.leaves;
+        while !missing.is_empty() || leaves {
+            let mut cost = vec![u64::MAX; self.used.len()];
+            let mut from: Vec<Option<(u32, usize)>> = vec![None; self.used.len()];
+            let mut heap = BinaryHeap::new();
+            if first.is_none() {
+                // an input: any west channel whose border router is free
+                for c in channels.iter().filter(|c| c.side == Side::West) {
+                    let pe = self.at(0, c.row);
+                    if free(pe) && !blocked[pe as usize] {
+                        // a channel of its own, if there is one
+                        let shared = if self.entered.contains(&c.row) { HOP * 1000 } else { 0 };
+                        cost[pe as usize] = shared;
+                        heap.push(Reverse((shared, pe)));
+                    }
+                }
+            } else {
+                for pe in routers.keys() {
+                    cost[*pe as usize] = 0;
+                    heap.push(Reverse((0, *pe)));
+                }
+            }
+            let mut reached = None;
+            while let Some(Reverse((d, pe))) = heap.pop() {
+                if d > cost[pe as usize] {
+                    continue;
+                }
+                let target = missing
+                    .iter()
+                    .position(|i| self.at(net.entries[*i].0, net.entries[*i].1) == pe);
+                if let Some(i) = target {
+                    reached = Some((pe, Some(i)));
+                    break;
+                }
+                let own = routers.get(&pe);
+                let arrives = match (own, from[pe as usize]) {
+                    (Some((input, _)), _) => Some(*input),
+                    (None, Some((_, port))) => Some(STEPS[port].0.opposite()),
+                    (None, None) => Some(Port::West),
+                };
+                let may_leave = |port: Port| {
+                    arrives != Some(port)
+                        && own.is_none_or(|(_, outputs)| !outputs.contains(&port))
+                        && (first != Some(pe) || !forbidden.contains(&port))
+                };
+                if leaves && missing.is_empty() {
+                    let side = channels.iter().find(|c| {
+                        let (x, port) = match c.side {
+                            Side::West => (0, Port::West),
+                            Side::East => (self.width - 1, Port::East),
+                        };
+                        self.at(x, c.row) == pe && may_leave(port)
+                    });
+                    if let Some(c) = side {
+                        tree.way.leaves = Some((c.side, c.row));
+                        reached = Some((pe, None));
+                        break;
+                    }
+                }
+                for (n, step) in STEPS.iter().enumerate() {
+                    let Some(next) = self.step(pe, *step) else { continue };
+                    if !may_leave(step.0) || routers.contains_key(&next) {
+                        continue;
+                    }
+                    let entry = missing
+                        .iter()
+                        .any(|i| self.at(net.entries[*i].0, net.entries[*i].1) == next);
+                    let open = if entry {
+                        // the rest of its first row is to the east, its columns to the south
+                        matches!(step.0, Port::East | Port::South)
+                    } else {
+                        !blocked[next as usize] && free(next)
+                    };
+                    let d = d + self.hop(pe, n);
+                    if open && d < cost[next as usize] {
+                        cost[next as usize] = d;
+                        from[next as usize] = Some((pe, n));
+                        heap.push(Reverse((d, next)));
+                    }
+                }
+            }
+            let (end, target) = reached?;
+            tree.cost += cost[end as usize];
+            if tree.cost > most {
+                return None;
+            }
+            // back from the end to the tree
+            let mut pe = end;
+            match target {
+                Some(i) => {
+                    let consumer = missing.remove(i);
+                    let port = from[end as usize].map_or(Port::West, |(_, n)| STEPS[n].0.opposite());
+                    tree.way.entries[consumer] = port;
+                }
+                None => {
+                    leaves = false;
+                    let port = match tree.way.leaves {
+                        Some((Side::East, _)) => Port::East,
+                        _ => Port::West,
+                    };
+                    let input = from[end as usize].map_or(Port::West, |(_, n)| STEPS[n].0.opposite());
+                    routers.entry(end).or_insert((input, Vec::new())).1.push(port);
+                }
+            }
+            while let Some((before, n)) = from[pe as usize] {
+                let input = from[before as usize].map_or(Port::West, |(_, n)| STEPS[n].0.opposite());
+                if !routers.contains_key(&before) && from[before as usize].is_none() {
+                    tree.way.enters = Some((Side::West, before / self.width));
+                    first = Some(before);
+                }
+                routers.entry(before).or_insert((input, Vec::new())).1.push(STEPS[n].0);
+                pe = before;
+            }
+        }
+        let place = |pe: u32| (pe % self.width, pe / self.width);
+        let order = routers.into_iter().map(|(pe, (input, outputs))| (place(pe), input, outputs));
+        tree.way.routers = order.collect();
+        // the start first
+        if let Some(first) = first {
+            tree.way.routers.sort_by_key(|(at, ..)| (*at != place(first), at.1, at.0));
+        }
+        Some(tree)
+    }
+
+    /// The cheapest tree over all colours; an early one that is as cheap as if there were no others is taken at once.
+    fn best(&self, net: &Net) -> Option<Tree> {
+        let ideal = self.tree(net, None, u64::MAX)?.cost;
+        let mut best: Option<Tree> = None;
+        for color in colors::STREAMS..self.machine.router.colors.min(32) as Color {
+            let most = best.as_ref().map_or(u64::MAX, |b| b.cost - 1);
+            if let Some(tree) = self.tree(net, Some(color), most) {
+                let done = tree.cost == ideal;
+                best = Some(tree);
+                if done {
+                    break;
+                }
+            }
+        }
+        best
+    }
+
+    /// Takes what a tree uses.
+    fn take(&mut self, net: &Net, way: &Way) {
+        let bit = 1u32 << way.color;
+        net.inside.iter().for_each(|pe| self.used[*pe as usize] |= bit);
+        for ((x, y), _, outputs) in &way.routers {
+            let pe = self.at(*x, *y) as usize;
+            self.used[pe] |= bit;
+            for (n, step) in STEPS.iter().enumerate() {
+                if outputs.contains(&step.0) {
+                    self.load[pe][n] += net.volume;
+                }
+            }
+        }
+    }
+}
+
+/// The routers, as places on the mesh, that a kernel's own routes of a colour use.
+fn inside(plan: &Plan, mesh: &Mesh, kernel: usize, color: Color) -> Vec<u32> {
+    let (region, at) = (&plan.regions[kernel].region, plan.places[kernel]);
+    let routes = region.routes.iter().filter(|r| r.color == color);
+    routes
+        .flat_map(|r| r.at.places())
+        .map(|(x, y)| mesh.at(at.x + x, at.y + y))
+        .collect()
+}
+
+/// Finds every stream's way, the largest streams first.
+pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
+    use super::stages::{VIRTUAL_INPUT, VIRTUAL_OUTPUT};
+    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
+    let mut mesh = Mesh {
+        machine,
+        width: machine.mesh.width,
+        height: machine.mesh.height,
+        used: vec![0; pes],
+        load: vec![[0; 4]; pes],
+        interval: plan.estimates.iter().max().copied().unwrap_or(1).max(1),
+        entered: Vec::new(),
+    };
+    let volume = |e: &Edge| {
+        let per = crate::kernels::per_wavelet(machine, e.ty);
+        e.layout.features as u64 * (e.layout.length() as u64).div_ceil(per)
+    };
+    let mut order: Vec<usize> = (0..plan.edges.len()).collect();
+    order.sort_by_key(|e| (Reverse(volume(&plan.edges[*e])), *e));
+    for e in order {
+        let edge = &plan.edges[e];
+        let leaves = plan.outputs.iter().any(|(_, u)| u.edge == e);
+        if edge.to.is_empty() && !leaves {
+            return Err(CompileError::Unsupported {
+                node: edge.name.clone(),
+                message: "nothing takes its result".into(),
+            });
+        }
+        let mut all = Vec::new();
+        let exit = match edge.source {
+            Source::Kernel(k) => {
+                let (exit, at) = (&plan.regions[k].exit, plan.places[k]);
+                all.extend(inside(plan, &mesh, k, VIRTUAL_OUTPUT));
+                let place = (at.x + exit.at.0, at.y + exit.at.1);
+                all.retain(|pe| *pe != mesh.at(place.0, place.1));
+                Some((place, exit.from.iter().map(|(p, _)| *p).collect()))
+            }
+            Source::Input(_) => None,
+        };
+        for &k in &edge.to {
+            let i = plan.kernels[k].inputs.iter().position(|u| u.edge == e).unwrap_or(0);
+            all.extend(inside(plan, &mesh, k, VIRTUAL_INPUT + i as Color));
+        }
+        let net = Net {
+            exit,
+            entries: edge.to.iter().map(|k| (plan.places[*k].x, plan.places[*k].y)).collect(),
+            leaves,
+            inside: all,
+            volume: volume(edge),
+        };
+        let Some(tree) = mesh.best(&net) else {
+            let busiest = mesh.used.iter().map(|u| u.count_ones()).max().unwrap_or(0);
+            return Err(CompileError::DoesNotFit {
+                what: format!("the stream {}", edge.name),
+                needs: format!(
+                    "a colour that is free all along its way; up to {busiest} streams share a router, {} more colours are for use inside kernels",
+                    colors::STREAMS
+                ),
+                has: format!("{} colours on {}", machine.router.colors, machine.name),
+                helps: format!(
+                    "a model with fewer parallel branches, a larger mesh, or --set router.colors={}",
+                    (machine.router.colors + 8).min(32)
+                ),
+            });
+        };
+        mesh.take(&net, &tree.way);
+        mesh.entered.extend(tree.way.enters.map(|(_, row)| row));
+        plan.edges[e].way = tree.way;
     }
     Ok(())
 }
 
-/// The edges' colours and spans, and the columns where lanes of several edges share their links.
+/// The streams' colours and lengths, and the links that several of them share.
 pub fn show(plan: &Plan, machine: &Machine) -> String {
     let mut out = String::new();
-    let spans: Vec<_> = (0..plan.edges.len()).map(|e| span(plan, e, machine)).collect();
+    let mut links: BTreeMap<((u32, u32), Port), Vec<&str>> = BTreeMap::new();
     for (i, e) in plan.edges.iter().enumerate() {
         let from = match e.source {
             Source::Input(_) => "input".to_string(),
@@ -79,42 +347,35 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
                 .filter(|(_, u)| u.edge == i)
                 .map(|(n, _)| format!("output {n}")),
         );
+        let hops: usize = e.way.routers.iter().map(|r| r.2.len()).sum();
         out += &format!(
-            "colour {:>2}  {:<16} {from} -> {}  columns {}..{}, {} lanes of up to {} features x {} elements\n",
-            e.color,
+            "colour {:>2}  {:<16} {from} -> {}  {hops} links, {} features x {} elements\n",
+            e.way.color,
             e.name,
             to.join(", "),
-            spans[i].0,
-            spans[i].1,
-            e.layout.rows(),
-            e.layout.widest(),
+            e.layout.features,
             e.layout.length()
         );
-    }
-    let mut shared = Vec::new();
-    for x in 0..machine.mesh.width {
-        let here: Vec<&str> = (0..spans.len())
-            .filter(|e| spans[*e].0 <= x && x < spans[*e].1)
-            .map(|e| plan.edges[e].name.as_str())
-            .collect();
-        if here.len() > 1 {
-            let here = here.join(", ");
-            match shared.last_mut() {
-                Some((_, to, names)) if *names == here && *to + 1 == x => *to = x,
-                _ => shared.push((x, x, here)),
+        for (at, _, outputs) in &e.way.routers {
+            for port in outputs {
+                links.entry((*at, *port)).or_default().push(&e.name);
             }
         }
     }
-    for (from, to, names) in shared {
-        out += &format!("shared links: columns {from}..{to} eastward carry {names}\n");
+    let mut shared: BTreeMap<String, usize> = BTreeMap::new();
+    for names in links.values().filter(|n| n.len() > 1) {
+        *shared.entry(names.join(", ")).or_default() += 1;
+    }
+    for (names, n) in shared {
+        out += &format!("shared links: {n} carry {names}\n");
     }
     out += &format!(
-        "inside every kernel: colour {} weights, {} and {} partial sums, {} down and {} up its columns\n",
+        "inside every kernel: colour {} weights, {} and {} partial sums; {} colours on {}\n",
         colors::LOAD,
         colors::REDUCE[0],
         colors::REDUCE[1],
-        colors::SOUTH,
-        colors::NORTH
+        machine.router.colors,
+        machine.name
     );
     out
 }

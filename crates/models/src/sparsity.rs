@@ -49,7 +49,7 @@ pub fn kept(n: usize, fraction: f64) -> usize {
     (n as f64 * (1.0 - fraction)).round() as usize
 }
 
-/// The constant weights of convolutions and products, each once, by id.
+/// The constant weights of convolutions and products, each once, by id; abstract ones too.
 pub fn weights(graph: &Graph) -> Vec<TensorId> {
     let of = |id| {
         let node = graph.node(id);
@@ -57,14 +57,14 @@ pub fn weights(graph: &Graph) -> Vec<TensorId> {
     };
     let all: BTreeSet<TensorId> = graph.nodes_in_order().into_iter().filter_map(of).collect();
     all.into_iter()
-        .filter(|t| graph.tensor(*t).data.is_some())
+        .filter(|t| graph.tensor(*t).is_constant())
         .collect()
 }
 
 /// The graph with a `fraction` of every weight tensor set to zero: exactly [`kept`] values of each stay.
 ///
 /// A tensor's random choice depends on the seed and on its name alone. A kept weight that is 0.0 in the model stays so, and
-/// counts as zero in [`Graph::nonzeros`].
+/// counts as zero in [`Graph::nonzeros`]. Of an abstract constant only the count is set.
 ///
 /// # Errors
 /// [`SparsityError::Fraction`] if `fraction` is not in [0, 1).
@@ -79,6 +79,7 @@ pub fn sparsify(graph: &Graph, fraction: f64, mask: Mask, seed: u64) -> Result<G
     for t in weights(graph) {
         let tensor = graph.tensor(t);
         let Some(data) = tensor.data.as_deref() else {
+            sparse.set_nonzeros(t, kept(tensor.elements() as usize, fraction) as u64)?;
             continue;
         };
         let mut masked = vec![0.0; data.len()];

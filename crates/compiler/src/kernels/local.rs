@@ -33,18 +33,40 @@ fn shares(total: usize, unit: usize, parts: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The part of a rectangle that a local kernel uses: whole rows, as few PEs as make the largest share no larger.
-pub(super) fn fit(c: &Context, split: Split, width: u32, height: u32) -> (u32, u32) {
+/// The part of a rectangle that a local kernel uses: whole rows, and as few PEs as bring no loss. `cost` gives cycles and SRAM bytes for a
+/// number of PEs; neither grows with it.
+pub(super) fn fit(
+    c: &Context,
+    split: Split,
+    width: u32,
+    height: u32,
+    cost: impl Fn(u32) -> (u64, u64),
+) -> (u32, u32) {
     let total = match split {
         Split::Features => c.inputs[0].features,
         Split::Positions => c.inputs[0].length().div_ceil(c.per_wavelet() as usize),
     };
-    let pes = fewest(total, width.saturating_mul(height));
-    if pes <= height {
-        return (1, pes);
+    let most = fewest(total, width.saturating_mul(height));
+    let best = cost(most);
+    let sram = (c.machine.pe.sram_bytes as u64).max(best.1);
+    let enough = |pes: u32| {
+        let (cycles, bytes) = cost(pes);
+        cycles <= best.0 && bytes <= sram
+    };
+    let (mut low, mut high) = (1, most);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if enough(middle) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
     }
-    let w = pes.div_ceil(height).min(width);
-    (w, pes.div_ceil(w))
+    if high <= height {
+        return (1, high);
+    }
+    let w = high.div_ceil(height).min(width);
+    (w, high.div_ceil(w))
 }
 
 /// The largest share of a PE: features or positions of the first input.
@@ -91,6 +113,14 @@ impl<'a, 'c> Local<'a, 'c> {
         self.a.param(what, table)
     }
 
+    /// A number that differs from PE to PE, given for each.
+    pub fn each(&mut self, what: &str, values: &[i64]) -> Val {
+        let w = self.width;
+        let at = Lattice::rect(0, 0, w, self.height);
+        let table = table(&format!("{}.{what}", self.name), at, |x, y| values[(y * w + x) as usize]);
+        self.a.param(what, table)
+    }
+
     /// The number of features or positions in the share.
     pub fn share(&mut self, what: &str) -> Val {
         self.number(what, |from, to| (to - from) as i64)
@@ -109,8 +139,19 @@ impl<'a, 'c> Local<'a, 'c> {
         self.a.emit(Instr::Halt);
         let c = self.c;
         let mut region = region(&self.name, self.width, self.height);
-        let at = Lattice::rect(0, 0, self.width, self.height);
-        region.blocks.push(self.a.finish(at));
+        // the PEs with a share: whole rows, and a part of the next one
+        let active = self.starts.windows(2).filter(|s| s[0] < s[1]).count() as u32;
+        let (rows, rest) = (active / self.width, active % self.width);
+        let block = self.a.finish(Lattice::rect(0, 0, self.width, rows));
+        if rest > 0 {
+            region.blocks.push(Block {
+                at: Lattice::rect(0, rows, rest, 1),
+                ..block.clone()
+            });
+        }
+        if rows > 0 {
+            region.blocks.push(block);
+        }
         let parts: Vec<Option<Part>> = self
             .starts
             .windows(2)

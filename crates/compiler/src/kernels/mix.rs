@@ -6,6 +6,7 @@
 //! product), lists of (index, value) by one AXPY a stored weight. At the end the partial sums are added along the row from west to east;
 //! the last column adds the bias (it starts from it), applies what is fused, and sends the row's output features.
 
+use super::streams::{Role, role, sums_along_rows};
 use super::*;
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -66,24 +67,6 @@ impl Cut {
 
     fn features(&self, column: usize) -> usize {
         self.columns[column].to - self.columns[column].from
-    }
-}
-
-/// A column's part in the sum along a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Only,
-    First,
-    Middle(usize),
-    Last(usize),
-}
-
-fn role(column: usize, width: usize) -> Role {
-    match (column, width) {
-        (_, 1) => Role::Only,
-        (0, _) => Role::First,
-        (c, w) if c + 1 == w => Role::Last(c % 2),
-        (c, _) => Role::Middle(c % 2),
     }
 }
 
@@ -380,7 +363,7 @@ impl Implementation for MixKernel<'_> {
             let stream = format!("{name}: input {i}");
             distribute(&mut region, &stream, c.input_colors[i], layout, c.per_wavelet(), &parts);
         }
-        self.sums_along_rows(&mut region, name);
+        sums_along_rows(&mut region, name);
         let stream = format!("{name}: output");
         let exit = collect(&mut region, &stream, c.output_color, width - 1, |x, _| x + 1 == width);
         // columns of one input and one part in the sum share their code
@@ -421,33 +404,6 @@ impl Implementation for MixKernel<'_> {
 }
 
 impl MixKernel<'_> {
-    /// The way of partial sums along rows: column i sends on the colour of its parity, its neighbour receives that.
-    fn sums_along_rows(&self, region: &mut Region, name: &str) {
-        let w = region.width;
-        let stream = format!("{name}: partial sums");
-        for parity in 0..2u32 {
-            let color = colors::REDUCE[parity as usize];
-            let senders = (w - 1).saturating_sub(parity).div_ceil(2);
-            if senders > 0 {
-                let at = |x| Lattice {
-                    x,
-                    y: 0,
-                    nx: senders,
-                    ny: region.height,
-                    dx: if senders > 1 { 2 } else { 1 },
-                    dy: 1,
-                };
-                let ways = [
-                    (parity, position(Port::Ramp, &[Port::East], 1)),
-                    (parity + 1, position(Port::West, &[Port::Ramp], 1)),
-                ];
-                for (x, way) in ways {
-                    region.routes.push(route(color, &stream, at(x), vec![way]));
-                }
-            }
-        }
-    }
-
     /// The code of the columns of one input that have the same part in the sum.
     #[allow(clippy::too_many_arguments)] // what distinguishes blocks
     fn block(

@@ -11,13 +11,18 @@ pub(super) struct BinaryKernel {
     pub relu: bool,
 }
 
+/// The microthread of results comes first: the stream of all PEs waits for it.
+const RESULT: u8 = 1;
+/// The microthread that takes in what is kept.
+const TAKE: u8 = 2;
+
 /// Instructions without those that begin to keep an item.
 const CODE: usize = 40;
 
 /// Which input is kept, and for how many items at best.
 fn kept(c: &Context) -> (usize, usize) {
     let input = if c.slack[1] > c.slack[0] { 1 } else { 0 };
-    let wanted = c.slack[input].clamp(1, c.items.max(1));
+    let wanted = (c.slack[input] + 1).clamp(1, c.items.max(1));
     (input, wanted.min(c.machine.pe.move_queue as usize))
 }
 
@@ -92,7 +97,7 @@ impl Implementation for BinaryKernel {
         }
         // r1: where the current item is kept, and then a later one; r3: items still to take in; r4: elements that must be there
         for _ in 0..depth {
-            k.a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            k.a.start(TAKE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
             k.a.emit(Instr::Advance(0, Val::Imm(slot)));
         }
         k.a.emit(Instr::Set(1, Val::Imm(buffer)));
@@ -102,16 +107,17 @@ impl Implementation for BinaryKernel {
         // all elements of the item must be there, as its place is used again
         k.a.emit(Instr::Mul(5, features, Val::Imm(l as i64)));
         k.a.emit(Instr::Add(4, reg(4), reg(5)));
-        k.a.emit(Instr::Wait(1, Some(reg(4))));
+        k.a.emit(Instr::Wait(TAKE, Some(reg(4))));
         k.a.emit(Instr::Base(2, reg(1)));
         let op = if self.multiply { Op::Mul } else { Op::Add };
         let result = if self.relu { 5 } else { 4 };
         let (late, early) = (Operand::Desc(3), Some(Operand::Desc(2)));
-        k.a.map(op, result, late, early, Count::Other);
+        k.a.start(RESULT, op, result, late, early, Count::Other);
+        k.a.emit(Instr::Wait(RESULT, None));
         let none = k.a.label("none");
         k.a.branch(Cond::Eq, reg(3), Val::Imm(0), none);
         k.a.emit(Instr::Base(0, reg(1)));
-        k.a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        k.a.start(TAKE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         k.a.emit(Instr::Sub(3, reg(3), Val::Imm(1)));
         k.a.bind(none);
         k.a.emit(Instr::Add(1, reg(1), Val::Imm(slot)));

@@ -119,6 +119,7 @@ pub fn options(job: &Job) -> Options {
         ty: job.ty,
         items: job.items,
         skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights,
+        ..Options::default()
     }
 }
 
@@ -153,7 +154,7 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         .iter()
         .zip(job.graph.outputs())
         .map(|(o, id)| {
-            let (values, _) = o.values(&outcome.drains, job.ty, job.items);
+            let (values, _) = o.values(&outcome.drains, job.items);
             (o.name.clone(), job.graph.tensor(*id).shape.clone(), values)
         })
         .collect();
@@ -201,7 +202,7 @@ fn compare(
     for p in &compiled.probes {
         let recorded = &outcome.probes[at..at + p.at.len()];
         at += p.at.len();
-        note(&p.name, &p.values(recorded, job.ty, job.items), p.tensor);
+        note(&p.name, &p.values(recorded, job.items), p.tensor);
     }
     for ((name, _, values), id) in outputs.iter().zip(job.graph.outputs()) {
         note(name, values, *id);
@@ -232,7 +233,7 @@ pub fn kernels_alone(
             .collect();
         let alone = compile_alone(compiled, i, machine, options, &inputs)?;
         let outcome = engine::run(&alone.program, machine, &engine::Options::default())?;
-        let (got, _) = alone.outputs[0].values(&outcome.drains, options.ty, options.items);
+        let (got, _) = alone.outputs[0].values(&outcome.drains, options.items);
         let (_, relative) = difference(&got, &all_items(expected, plan.edges[kernel.output].tensor));
         all.push((kernel.name.clone(), relative));
     }
@@ -269,7 +270,7 @@ fn figures(
     let items = job.items as u64;
     let operations = |mac: u64| Operations {
         mac: mac * items,
-        mac_act: 0,
+        mac_act: counts.mac_act * items,
         reduce: 0,
         other: counts.other * items,
     };
@@ -277,7 +278,7 @@ fn figures(
     let drains: Vec<usize> = compiled
         .outputs
         .iter()
-        .flat_map(|o| o.ports.iter().map(|p| p.drain))
+        .flat_map(|o| o.drains.iter().copied())
         .collect();
     let dtype = if job.ty == Ty::F32 { "f32" } else { "f16" };
     let input = RunInput {

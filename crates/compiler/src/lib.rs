@@ -12,7 +12,7 @@ use meshloom_simulator::engine::{Landed, Probe};
 use meshloom_simulator::numerics::from_bits;
 use meshloom_simulator::program::{Program, Ty, Wavelet};
 use meshloom_simulator::{Machine, text};
-use plan::{Give, Layout, Plan, Way};
+use plan::{Give, Layout, Plan};
 
 /// How rectangles are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -35,6 +35,8 @@ pub struct Options {
     pub skip_zeros: bool,
     /// How rectangles are chosen.
     pub placement: Placement,
+    /// Most parallel streams between two kernels: 1, 2 or 4.
+    pub lanes: usize,
     /// Seed of the search for rectangles.
     pub seed: u64,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
             items: 1,
             skip_zeros: true,
             placement: Placement::Work,
+            lanes: 4,
             seed: 0,
         }
     }
@@ -90,8 +93,8 @@ pub struct OutputPort {
     pub layout: Layout,
     /// Type of its elements.
     pub ty: Ty,
-    /// Index of the program's drain.
-    pub drain: usize,
+    /// Index of the program's drain of each lane.
+    pub drains: Vec<usize>,
 }
 
 /// Where to listen for a tensor between kernels: the PEs that send it, and what each sends.
@@ -154,7 +157,7 @@ pub fn compile_alone(
             source: plan::Source::Input(i),
             axes,
             to: vec![0],
-            way: Way::default(),
+            ways: Vec::new(),
             ..old.clone()
         });
         u.edge = i;
@@ -171,7 +174,7 @@ pub fn compile_alone(
     edges.push(plan::Edge {
         source: plan::Source::Kernel(0),
         to: Vec::new(),
-        way: Way::default(),
+        ways: Vec::new(),
         ..result.clone()
     });
     let named: Vec<(String, Vec<f32>)> = edges
@@ -193,17 +196,29 @@ pub fn compile_alone(
     finish(plan, machine, options, &named, Some((whole.places[kernel].width, whole.places[kernel].height)))
 }
 
-/// The passes after rewriting.
+/// The passes after rewriting. If the streams find no colours, they are tried with fewer lanes.
 fn finish(
-    mut plan: Plan,
+    plan: Plan,
     machine: &Machine,
     options: &Options,
     inputs: &[(String, Vec<f32>)],
     fixed: Option<(u32, u32)>,
 ) -> Result<Compiled, CompileError> {
-    passes::placement::run(&mut plan, machine, options, fixed)?;
-    passes::memory::run(&mut plan, machine)?;
-    passes::routes::run(&mut plan, machine)?;
+    let mut most = options.lanes.max(1);
+    let plan = loop {
+        let mut plan = plan.clone();
+        if fixed.is_none() {
+            passes::lanes::run(&mut plan, machine, most);
+        }
+        let placed = passes::placement::run(&mut plan, machine, options, fixed)
+            .and_then(|()| passes::memory::run(&mut plan, machine))
+            .and_then(|()| passes::routes::run(&mut plan, machine));
+        match placed {
+            Ok(()) => break plan,
+            Err(CompileError::DoesNotFit { .. }) if most > 1 && fixed.is_none() => most /= 2,
+            Err(e) => return Err(e),
+        }
+    };
     let compiled = passes::emit::run(plan, machine, inputs)?;
     passes::limits::run(&compiled.program, machine)?;
     meshloom_simulator::verify::verify(&compiled.program, machine).map_err(|all| {
@@ -259,15 +274,18 @@ impl OutputPort {
         let l = &self.layout;
         let size = l.features * l.length();
         let mut out = vec![f32::NAN; items * size];
-        let landed = &drains[self.drain];
-        let each = (landed.len() / items.max(1)).max(1);
         let mut done = vec![0; items];
-        for (item, chunk) in landed.chunks(each).enumerate().take(items) {
-            done[item] = chunk.iter().map(|w| w.cycle).max().unwrap_or(0);
-            let values = unpack(chunk.iter().map(|w| w.wavelet), self.ty);
-            let places = (0..l.features).flat_map(|f| (0..l.length()).map(move |p| (f, p)));
-            for ((place, position), v) in places.zip(values) {
-                out[item * size + l.index(place, position)] = v;
+        for (lane, drain) in self.drains.iter().enumerate() {
+            let landed = &drains[*drain];
+            let each = (landed.len() / items.max(1)).max(1);
+            let (from, to) = l.lane(lane);
+            for (item, chunk) in landed.chunks(each).enumerate().take(items) {
+                done[item] = done[item].max(chunk.iter().map(|w| w.cycle).max().unwrap_or(0));
+                let values = unpack(chunk.iter().map(|w| w.wavelet), self.ty);
+                let places = (from..to).flat_map(|f| (0..l.length()).map(move |p| (f, p)));
+                for ((place, position), v) in places.zip(values) {
+                    out[item * size + l.index(place, position)] = v;
+                }
             }
         }
         (out, done)

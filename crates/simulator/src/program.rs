@@ -166,6 +166,31 @@ pub struct Block {
     pub code: Vec<Instr>,
 }
 
+impl Block {
+    /// Replaces the colours of all streams that the code takes from and sends to.
+    pub fn recolor(&mut self, color: impl Fn(Color) -> Color) {
+        for instr in &mut self.code {
+            match instr {
+                Instr::Desc(_, d) => match &mut d.place {
+                    Place::In(c) | Place::Out { color: c, .. } => *c = color(*c),
+                    Place::Memory { .. } => {}
+                },
+                Instr::Vector(Vector::Axpy { list, .. }) | Instr::Async(_, Vector::Axpy { list, .. }, _) => {
+                    if let List::Fabric { color: c, .. } = list {
+                        *c = color(*c);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for task in &mut self.tasks {
+            if let Trigger::Data(c) = &mut task.trigger {
+                *c = color(*c);
+            }
+        }
+    }
+}
+
 /// A named number that differs from PE to PE.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {

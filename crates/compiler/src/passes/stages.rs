@@ -5,10 +5,20 @@ use crate::plan::*;
 use meshloom_simulator::Machine;
 use meshloom_simulator::program::Color;
 
-/// Colours that stand for a kernel's streams until they are routed: its inputs' by number, and its output's.
-pub const VIRTUAL_INPUT: Color = 200;
-/// The output's.
-pub const VIRTUAL_OUTPUT: Color = 250;
+/// Most lanes of a stream.
+pub const LANES: usize = 8;
+/// Most inputs of a kernel.
+pub const INPUTS: usize = 16;
+
+/// The colour that stands for a lane of a kernel's input until it is routed.
+pub fn input_color(input: usize, lane: usize) -> Color {
+    (96 + input * LANES + lane) as Color
+}
+
+/// The colour that stands for a lane of a kernel's output until it is routed.
+pub fn output_color(lane: usize) -> Color {
+    (96 + INPUTS * LANES + lane) as Color
+}
 
 /// What kernel `k` sees.
 pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
@@ -24,11 +34,11 @@ pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
         items: plan.items,
         inputs: kernel.inputs.iter().map(|u| plan.view(*u)).collect(),
         input_colors: (0..kernel.inputs.len())
-            .map(|i| VIRTUAL_INPUT + i as Color)
+            .map(|i| (0..LANES).map(|lane| input_color(i, lane)).collect())
             .collect(),
         slack: kernel.inputs.iter().map(slack).collect(),
         output: plan.edges[kernel.output].layout.clone(),
-        output_color: VIRTUAL_OUTPUT,
+        output_colors: (0..LANES).map(output_color).collect(),
     }
 }
 

@@ -54,6 +54,8 @@ struct Cut {
     chunk: Vec<usize>,
     /// Results leave from a buffer of their own, so that the next item can begin.
     staged: bool,
+    /// The next item's features come in while this one's are worked on.
+    ahead: bool,
 }
 
 impl Cut {
@@ -178,8 +180,14 @@ impl MixKernel<'_> {
             columns,
             rows,
             staged: true,
+            ahead: c.items > 1,
         };
-        cut.staged = self.fullest(c, &cut).0 <= c.machine.pe.sram_bytes as u64;
+        // both take SRAM, and only pay if it is there
+        let fits = |cut: &Cut| self.fullest(c, cut).0 <= c.machine.pe.sram_bytes as u64;
+        if !fits(&cut) {
+            cut.ahead = false;
+            cut.staged = fits(&cut);
+        }
         Some(cut)
     }
 
@@ -313,11 +321,11 @@ impl MixKernel<'_> {
             } else {
                 stored * c.ty.bytes() as u64 + 4
             };
-            let mut bytes = x + y + weights;
+            let mut bytes = x * (1 + cut.ahead as u64) + y + weights;
             if column + 1 == cut.columns.len() {
                 bytes += bias_bytes(cut) as u64 + if cut.staged { y } else { 0 };
             }
-            let code = (70 + linear.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
+            let code = (80 + linear.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
             bytes += code + 128;
             if bytes > fullest.0 {
                 fullest = (bytes, (column as u32, row as u32));
@@ -509,7 +517,9 @@ impl MixKernel<'_> {
         };
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
-        let x = a.buffer("x", most(&|i, _| cut.features(i)) as u32 * pitch_x as u32, 0);
+        let x_bytes = most(&|i, _| cut.features(i)) as u32 * pitch_x as u32;
+        let x = a.buffer("x", x_bytes, 0);
+        let next = if cut.ahead { a.buffer("x.next", x_bytes, 0) } else { x };
         let y_bytes = cut.widest() as u32 * pitch_y as u32;
         let y = a.buffer("y", y_bytes, 16);
         let ends = matches!(role, Role::Only | Role::Last(_));
@@ -555,12 +565,27 @@ impl MixKernel<'_> {
         }
         a.emit(Instr::Set(0, imm(c.items)));
         a.emit(Instr::Set(1, Val::Imm(0)));
+        let receive = |a: &mut Assembler| a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        if cut.ahead {
+            // r13 X of this item, r14 of the next
+            a.emit(Instr::Set(13, Val::Imm(x)));
+            a.emit(Instr::Set(14, Val::Imm(next)));
+            receive(&mut a);
+        }
         let item = a.here("item");
-        a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        if cut.ahead {
+            let last = a.label("last");
+            a.branch(Cond::Eq, reg(0), Val::Imm(1), last);
+            a.emit(Instr::Base(0, reg(14)));
+            receive(&mut a);
+            a.bind(last);
+        } else {
+            receive(&mut a);
+        }
         let start = if ends { Operand::Desc(10) } else { Operand::Imm(0.0) };
         a.map(Op::Mov, 9, start, None, Count::None);
         // r1 elements waited for, r2 X, r3 weights, r4 features left, r5 features of this chunk
-        a.emit(Instr::Set(2, Val::Imm(x)));
+        a.emit(Instr::Set(2, if cut.ahead { reg(13) } else { Val::Imm(x) }));
         a.emit(Instr::Set(4, features));
         if linear.lists() {
             // r7 indices, r8 values, r10 counts
@@ -596,6 +621,11 @@ impl MixKernel<'_> {
         a.emit(Instr::Sub(4, reg(4), reg(5)));
         a.branch(Cond::Ne, reg(4), Val::Imm(0), chunk);
         self.finish_item(&mut a, c, role, staged);
+        if cut.ahead {
+            a.emit(Instr::Set(15, reg(13)));
+            a.emit(Instr::Set(13, reg(14)));
+            a.emit(Instr::Set(14, reg(15)));
+        }
         a.emit(Instr::Sub(0, reg(0), Val::Imm(1)));
         a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
         a.emit(Instr::Halt);

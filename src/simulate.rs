@@ -8,7 +8,7 @@ use meshloom_simulator::engine::{self, Outcome};
 use meshloom_simulator::program::Ty;
 use meshloom_traces::count::{KernelRegion, RunInput, count_run, multiply_add_lanes};
 use meshloom_traces::report::{Operations, Outputs, Rect, Run, RunName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -273,7 +273,14 @@ fn figures(
         reduce: 0,
         other: counts.other * items,
     };
-    let blocks = || compiled.program.regions.iter().flat_map(|r| &r.blocks);
+    let blocks = || compiled.program.regions().flat_map(|r| &r.blocks);
+    // a PE that has code in several stages is one
+    let pes: HashSet<(u32, u32)> = compiled
+        .program
+        .regions()
+        .flat_map(|r| r.blocks.iter().map(move |b| (r, b)))
+        .flat_map(|(r, b)| b.at.places().map(move |(x, y)| (r.x + x, r.y + y)))
+        .collect();
     let drains: Vec<usize> = compiled
         .outputs
         .iter()
@@ -286,7 +293,7 @@ fn figures(
         engine: "reference",
         sparsity: job.sparsity,
         lanes: multiply_add_lanes(job.machine, dtype, false).unwrap_or(1),
-        pes_in_use: blocks().map(|b| b.at.nx as u64 * b.at.ny as u64).sum(),
+        pes_in_use: pes.len() as u64,
         kernels: &kernels,
         output_drains: &drains,
         items,

@@ -18,7 +18,6 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A colour that a PE may use, whether it arrives, and how many wavelets.
 type Stream = (Color, bool, u32);
@@ -37,17 +36,16 @@ fn classes_add_up(o: &Outcome) -> Result<(), String> {
     for (i, pe) in o.pes.iter().enumerate() {
         let sum: u64 = pe.classes.iter().sum();
         let load: u64 = pe.load_classes.iter().sum();
-        let loaded = o.epochs.get(1).map_or(0, |e| (*e).min(o.cycles));
+        let loaded = o.load_before(o.cycles);
         if sum != o.cycles {
             return Err(format!(
                 "PE number {i}: classes add up to {sum} of {} cycles",
                 o.cycles
             ));
         }
-        // an epoch that begins with the end has no cycle to be noticed in
-        if load != loaded && o.epochs.get(1).is_some_and(|e| *e < o.cycles) {
+        if load != loaded {
             return Err(format!(
-                "PE number {i}: classes before epoch 1 add up to {load} of {loaded} cycles"
+                "PE number {i}: classes in load add up to {load} of {loaded} cycles"
             ));
         }
     }
@@ -162,7 +160,7 @@ impl Choices<'_> {
     }
 }
 
-/// A machine with queues of any depth, few or many channels, and a program for it: trees of routes, code that sends and receives.
+/// A machine with queues of any depth, few or many channels, and a program of one to three stages for it.
 fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
     let c = &mut Choices { all, at: 0 };
     let (w, h) = (1 + c.below(5), 1 + c.below(4));
@@ -183,11 +181,52 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
         format!("edge.bits_per_second={}", 27.2e9 * channels as f64 + 9.1e9),
     ];
     let machine = small(&sets.iter().map(String::as_str).collect::<Vec<_>>());
-    let edge = machine.channels();
-    let mut program = Program {
-        name: "random".into(),
-        ..Program::default()
+    let mut stages: Vec<Stage> = Vec::new();
+    let mut probes = Vec::new();
+    let count = if c.one_in(3) { 2 + c.below(2) } else { 1 };
+    for number in 0..count {
+        // now and then the same again, all of it resident
+        let next = match stages.last() {
+            Some(before) if c.one_in(5) => before.clone(),
+            _ => {
+                let (stage, sent) = random_stage(c, &machine, &stages);
+                probes.extend(sent.into_iter().map(|p| Probe { stage: number, ..p }));
+                stage
+            }
+        };
+        stages.push(next);
+    }
+    let name = "random".into();
+    (machine, Program { name, stages }, probes)
+}
+
+/// Any span of what an earlier stage drains.
+fn random_spans(c: &mut Choices, stages: &[Stage]) -> Vec<Span> {
+    let stage = c.below(stages.len() as u32);
+    let drains = &stages[stage as usize].drains;
+    if drains.is_empty() {
+        return Vec::new();
+    }
+    let drain = c.below(drains.len() as u32);
+    let all = drains[drain as usize].wavelets as u32;
+    let first = c.below(all + 1);
+    let count = c.below(all - first + 1);
+    let span = |first, count, flag_every| Span {
+        stage,
+        drain,
+        first,
+        count,
+        flag_every,
     };
+    let tail = span(first.into(), count.into(), c.below(4).into());
+    vec![span(0, first.into(), first.into()), tail]
+}
+
+/// A stage for the machine: trees of routes, code that sends and receives, feeds from the host and from the stages before.
+fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage, Vec<Probe>) {
+    let (w, h) = (machine.mesh.width, machine.mesh.height);
+    let edge = machine.channels();
+    let mut stage = Stage::default();
     let mut region = Region {
         name: "r".into(),
         x: 0,
@@ -201,7 +240,7 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
     let mut may: BTreeMap<(u32, u32), Vec<Stream>> = BTreeMap::new();
     let streams = 1 + c.below(5);
     for color in 0..streams as Color {
-        let length = match c.below(6) {
+        let mut length = match c.below(6) {
             0 => 0,
             n => n * 3 + c.below(3),
         };
@@ -213,20 +252,24 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
             } else {
                 Port::East
             };
-            let data = (0..length)
-                .map(|i| Wavelet {
+            let data = if !before.is_empty() && c.one_in(2) {
+                FeedData::Drained(random_spans(c, before))
+            } else {
+                let one = |i| Wavelet {
                     bits: (i as f32 + 0.5).to_bits() as u64,
                     elements: 1,
                     flag: c.one_in(3),
-                })
-                .collect();
-            program.feeds.push(Feed {
+                };
+                FeedData::from((0..length).map(one).collect::<Vec<_>>())
+            };
+            length = data.len() as u32;
+            stage.feeds.push(Feed {
                 name: "f".into(),
                 side: channel.side,
                 row: channel.row,
                 color,
                 epoch: c.below(2),
-                data: Arc::new(data),
+                data,
             });
             (
                 (if channel.side == Side::West { 0 } else { w - 1 }, port),
@@ -255,7 +298,7 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
                         if p != input && edge.iter().any(|c| c.side == side && c.row == y) && c.one_in(2) {
                             outputs.push(p);
                             let wavelets = if c.one_in(6) { c.below(20) } else { length };
-                            program.drains.push(Drain {
+                            stage.drains.push(Drain {
                                 name: "d".into(),
                                 side,
                                 row: y,
@@ -328,18 +371,23 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
         }
     }
     if c.one_in(2) {
-        program.priority = vec![(streams - 1) as Color];
+        stage.priority = vec![(streams - 1) as Color];
     }
     let mut probes = Vec::new();
     for ((x, y), ports) in may {
-        probes.extend(ports.iter().filter(|p| p.1).map(|p| Probe { x, y, color: p.0 }));
+        probes.extend(ports.iter().filter(|p| p.1).map(|p| Probe {
+            stage: 0,
+            x,
+            y,
+            color: p.0,
+        }));
         if c.one_in(12) {
             continue;
         }
         region.blocks.push(code(c, Lattice::rect(x, y, 1, 1), &ports));
     }
-    program.regions.push(region);
-    (machine, program, probes)
+    stage.regions.push(region);
+    (stage, probes)
 }
 
 /// Sends and receives in the main thread, in microthreads and in data tasks.

@@ -11,7 +11,6 @@ use meshloom_simulator::engine::Probe;
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine, Side};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Rows of the mesh that a channel on `side` serves: from its own row to the next channel's.
 fn groups(machine: &Machine, side: Side) -> Vec<(u32, u32)> {
@@ -392,7 +391,7 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
                 row: from,
                 color: colors::LOAD,
                 epoch: 0,
-                data: Arc::new(data),
+                data: data.into(),
             });
         }
     }
@@ -434,7 +433,7 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
                         row: from,
                         color: e.color,
                         epoch: 1,
-                        data: Arc::new(data),
+                        data: data.into(),
                     });
                 }
             }
@@ -484,7 +483,12 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         let e = &plan.edges[k.output];
         let (x, _) = span(&plan, k.output, machine);
         let at = (0..e.layout.rows() as u32)
-            .map(|y| Probe { x, y, color: e.color })
+            .map(|y| Probe {
+                stage: 0,
+                x,
+                y,
+                color: e.color,
+            })
             .collect();
         probes.push(TensorProbe {
             tensor: e.tensor,
@@ -496,13 +500,14 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
     // partial sums first: what is nearer to its end never waits for what is farther
     let mut priority = colors::REDUCE.to_vec();
     priority.extend([colors::SOUTH, colors::NORTH]);
-    let program = Program {
-        name: plan.name.clone(),
+    let stage = Stage {
+        name: String::new(),
         priority,
         regions,
         feeds,
         drains,
     };
+    let program = Program::single(plan.name.clone(), stage);
     Ok(Compiled {
         program,
         plan,

@@ -195,24 +195,29 @@ impl<'a> Check<'a> {
     /// What a feed takes from earlier stages is there.
     fn spans(&mut self, spans: &[Span], place: &str) {
         for (k, s) in spans.iter().enumerate() {
-            let what = format!("span {k} takes from stage {} drain {}", s.stage, s.drain);
+            let from = format!("stage {} drain {}", s.stage, s.drain);
             if s.stage as usize >= self.number {
-                let problem = format!("{what}, which is not before stage {}", self.number);
+                let problem = format!(
+                    "span {k} takes from {from}, which is not before stage {}",
+                    self.number
+                );
                 self.add(place, "M16", problem, "feed back what an earlier stage drained");
                 continue;
             }
             let drains = &self.program.stages[s.stage as usize].drains;
             let Some(drain) = drains.get(s.drain as usize) else {
-                let help = format!("that stage has {} drains, numbered from 0", drains.len());
-                self.add(place, "M16", format!("{what}, which does not exist"), help);
+                let help = format!("drains of that stage, numbered from 0: {}", drains.len());
+                let problem = format!("span {k} takes from {from}, which does not exist");
+                self.add(place, "M16", problem, help);
                 continue;
             };
             if s.first
                 .checked_add(s.count)
                 .is_none_or(|end| end > drain.wavelets)
             {
-                let problem = format!("{what} {} wavelets from {}", s.count, s.first);
-                let help = format!("{} wavelets leave by it", drain.wavelets);
+                let (n, first) = (s.count, s.first);
+                let problem = format!("span {k} takes {n} from number {first} on of the wavelets of {from}");
+                let help = format!("that drain gets {}, numbered from 0", drain.wavelets);
                 self.add(place, "M16", problem, help);
             }
         }

@@ -9,7 +9,7 @@ use common::{Model, comparable, residual, small, tiny};
 use meshloom::simulate::{self, Job};
 use meshloom_compiler::compile;
 use meshloom_models::{builders, flops, seeded_inputs};
-use meshloom_simulator::engine::{self, Options, Outcome, Probe, RunError, Visit};
+use meshloom_simulator::engine::{self, Landed, Options, Outcome, Probe, RunError, Visit};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine, Side, verify};
 use meshloom_traces::count::{CountError, RunInput, count_run};
@@ -200,15 +200,20 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
     (machine, Program { name, stages }, probes)
 }
 
-/// Any span of what an earlier stage drains.
-fn random_spans(c: &mut Choices, stages: &[Stage]) -> Vec<Span> {
-    let stage = c.below(stages.len() as u32);
-    let drains = &stages[stage as usize].drains;
-    if drains.is_empty() {
-        return Vec::new();
-    }
-    let drain = c.below(drains.len() as u32);
-    let all = drains[drain as usize].wavelets as u32;
+/// Stage, drain and wavelets of all drains that get any.
+fn drained(stages: &[Stage]) -> Vec<(u32, u32, u32)> {
+    let of = |(s, stage): (usize, &Stage)| {
+        let drains = stage.drains.iter().enumerate();
+        let all = drains.map(move |(d, drain)| (s as u32, d as u32, drain.wavelets as u32));
+        all.collect::<Vec<_>>()
+    };
+    let all = stages.iter().enumerate().flat_map(of);
+    all.filter(|d| d.2 > 0).collect()
+}
+
+/// Any spans of one of these.
+fn random_spans(c: &mut Choices, drained: &[(u32, u32, u32)]) -> Vec<Span> {
+    let (stage, drain, all) = drained[c.below(drained.len() as u32) as usize];
     let first = c.below(all + 1);
     let count = c.below(all - first + 1);
     let span = |first, count, flag_every| Span {
@@ -226,6 +231,7 @@ fn random_spans(c: &mut Choices, stages: &[Stage]) -> Vec<Span> {
 fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage, Vec<Probe>) {
     let (w, h) = (machine.mesh.width, machine.mesh.height);
     let edge = machine.channels();
+    let back = drained(before);
     let mut stage = Stage::default();
     let mut region = Region {
         name: "r".into(),
@@ -244,7 +250,8 @@ fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage,
             0 => 0,
             n => n * 3 + c.below(3),
         };
-        let from_edge = c.one_in(3);
+        let fed_back = !back.is_empty() && c.one_in(2);
+        let from_edge = fed_back || c.one_in(3);
         let (x, y) = if from_edge {
             let channel = &edge[c.below(edge.len() as u32) as usize];
             let port = if channel.side == Side::West {
@@ -252,8 +259,8 @@ fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage,
             } else {
                 Port::East
             };
-            let data = if !before.is_empty() && c.one_in(2) {
-                FeedData::Drained(random_spans(c, before))
+            let data = if fed_back {
+                FeedData::Drained(random_spans(c, &back))
             } else {
                 let one = |i| Wavelet {
                     bits: (i as f32 + 0.5).to_bits() as u64,
@@ -522,6 +529,55 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
     }
 }
 
+fn fed_back(feed: &Feed) -> bool {
+    !feed.data.is_empty() && matches!(feed.data, FeedData::Drained(_))
+}
+
+/// Behind an empty stage all of the program happens as before, only later (rule M2).
+fn begun_later(program: &Program, machine: &Machine, o: &Outcome) -> Result<(), String> {
+    let mut late = program.clone();
+    late.stages.insert(0, Stage::default());
+    for feed in late.stages.iter_mut().flat_map(|s| &mut s.feeds) {
+        if let FeedData::Drained(spans) = &mut feed.data {
+            spans.iter_mut().for_each(|s| s.stage += 1);
+        }
+    }
+    let late = engine::run(&late, machine, &Options::default()).map_err(|e| e.to_string())?;
+    let by = late.stages[1].begin;
+    let earlier = |l: &Landed| Landed {
+        cycle: l.cycle - by,
+        ..*l
+    };
+    let drains: Vec<Vec<Landed>> = late
+        .drains
+        .iter()
+        .map(|d| d.iter().map(earlier).collect())
+        .collect();
+    if drains != o.drains || late.cycles != o.cycles + by {
+        return Err(format!(
+            "begun {by} cycles later, {} became {}",
+            o.cycles, late.cycles
+        ));
+    }
+    for (a, b) in o.stages.iter().zip(&late.stages[1..]) {
+        let epochs = |e: &[u64], by| e.iter().map(|e| e - by).collect::<Vec<_>>();
+        let same = epochs(&a.epochs, 0) == epochs(&b.epochs, by)
+            && (a.begin + by, a.load_end + by, a.end + by) == (b.begin, b.load_end, b.end)
+            && a.pes.iter().zip(&b.pes).all(|(a, b)| {
+                (a.classes, a.load_classes, a.slots) == (b.classes, b.load_classes, b.slots)
+                    && a.first_busy.map(|c| c + by) == b.first_busy
+                    && a.last_write.map(|c| c + by) == b.last_write
+            });
+        if !same {
+            return Err(format!(
+                "a stage that began in {} differs {by} cycles later",
+                a.begin
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn random_programs_do_not_depend_on_the_visits() {
     let kinds = RefCell::new(BTreeMap::<&str, u32>::new());
@@ -548,7 +604,17 @@ fn random_programs_do_not_depend_on_the_visits() {
             let text = || meshloom_simulator::text::print(&program);
             match in_all_orders(&program, &machine, &options) {
                 Err(e) => return Err(TestCaseError::fail(format!("{e}\n{}", text()))),
-                Ok(Ok(_)) => "done",
+                Ok(Ok(o)) => {
+                    if let Err(e) = begun_later(&program, &machine, &o) {
+                        return Err(TestCaseError::fail(format!("{e}\n{}", text())));
+                    }
+                    match &o.stages[..] {
+                        [_] => "done",
+                        [_, later @ ..] if later.iter().all(|s| s.change.bytes == 0) => "done, all resident",
+                        _ if program.stages.iter().flat_map(|s| &s.feeds).any(fed_back) => "done, fed back",
+                        _ => "done, several stages",
+                    }
+                }
                 Ok(Err(RunError::Fault { .. })) => "fault",
                 Ok(Err(RunError::Deadlock { .. })) => "deadlock",
                 Ok(Err(RunError::LeftOver { .. })) => "left over",
@@ -561,7 +627,15 @@ fn random_programs_do_not_depend_on_the_visits() {
     let kinds = kinds.into_inner();
     println!("{kinds:?}");
     result.unwrap_or_else(|e| panic!("{e}"));
-    for kind in ["done", "fault", "deadlock", "left over"] {
+    for kind in [
+        "done",
+        "done, several stages",
+        "done, all resident",
+        "done, fed back",
+        "fault",
+        "deadlock",
+        "left over",
+    ] {
         assert!(
             kinds.get(kind).is_some_and(|n| *n >= 30),
             "too few that end in `{kind}`: {kinds:?}"

@@ -83,6 +83,8 @@ impl Layout {
 pub enum Source {
     /// The graph input of this index, fed at the edge of the wafer.
     Input(usize),
+    /// What left in an earlier stage: its number, and that of the plan's output. Memory outside kept it.
+    Stored(usize, usize),
     /// The kernel of this index.
     Kernel(usize),
 }
@@ -354,11 +356,13 @@ pub struct Rect {
     pub height: u32,
 }
 
-/// The model as kernels and edges, filled in pass by pass.
+/// The kernels of one stage (before the stages pass: the whole model) and the edges between them, filled in pass by pass.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The model's name.
     pub name: String,
+    /// The stage's name; empty if it is the only one.
+    pub stage_name: String,
     /// Element type of activations and weights.
     pub ty: Ty,
     /// Tensors that are sent through one after another.
@@ -367,7 +371,7 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
     /// Edges.
     pub edges: Vec<Edge>,
-    /// Graph outputs: name and edge as seen outside.
+    /// What leaves: graph outputs, and tensors that later stages read; name and edge as seen outside.
     pub outputs: Vec<(String, Use)>,
     /// Rectangles of the kernels; set by the placement pass.
     pub places: Vec<Rect>,

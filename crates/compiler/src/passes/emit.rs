@@ -7,12 +7,11 @@
 use super::stages::{input_color, output_color};
 use crate::kernels::{colors, per_wavelet, rectangles, table};
 use crate::plan::*;
-use crate::{CompileError, Compiled, OutputPort, TensorProbe};
+use crate::{OutputPort, TensorProbe};
 use meshloom_simulator::engine::Probe;
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine, Side};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Rows of the mesh that a channel on `side` serves: from its own row to the next channel's; the first also serves those above it.
 fn groups(machine: &Machine, side: Side) -> Vec<(u32, u32)> {
@@ -133,7 +132,7 @@ fn between(plan: &Plan, machine: &Machine) -> Region {
         let from_kernel = matches!(e.source, Source::Kernel(_)) as usize;
         let mut left: Vec<_> = way.routers[from_kernel..].to_vec();
         while let Some(((x, y), input, outputs)) = left.first().cloned() {
-            let mut run = |dx: u32, dy: u32| {
+            let run = |dx: u32, dy: u32| {
                 (1u32..)
                     .take_while(|i| left.contains(&((x + i * dx, y + i * dy), input, outputs.clone())))
                     .count() as u32
@@ -269,7 +268,7 @@ fn load(words: &[&[u32]], machine: &Machine, feeds: &mut Vec<Feed>) -> Region {
                     row: from,
                     color: colors::LOAD,
                     epoch: 0,
-                    data: Arc::new(data),
+                    data: data.into(),
                 });
             }
         }
@@ -284,11 +283,46 @@ fn side_name(side: Side) -> &'static str {
     }
 }
 
-/// Puts everything together. `inputs` holds, by name, the items of each graph input one after another.
-pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Result<Compiled, CompileError> {
+/// A stage of the program, and where its results are found.
+pub struct Emission {
+    /// The stage.
+    pub stage: Stage,
+    /// What leaves, in the order of the plan's outputs.
+    pub outputs: Vec<OutputPort>,
+    /// The kernels' results.
+    pub probes: Vec<TensorProbe>,
+}
+
+/// What a lane of a stored tensor consists of: parts of the lanes on which it left.
+fn stored(edge: &Edge, lane: usize, port: &OutputPort, per: u64, item: usize) -> Vec<Span> {
+    let each = (edge.layout.length() as u64).div_ceil(per);
+    let (from, to) = edge.layout.lane(lane);
+    let spans = port.drains.iter().enumerate().filter_map(|(k, drain)| {
+        let (first, last) = port.layout.lane(k);
+        let (a, b) = (from.max(first), to.min(last));
+        (a < b).then(|| Span {
+            stage: port.stage as u32,
+            drain: *drain as u32,
+            first: ((item * (last - first) + a - first) as u64) * each,
+            count: (b - a) as u64 * each,
+            flag_every: 0,
+        })
+    });
+    spans.collect()
+}
+
+/// Puts a stage together. `inputs` holds, by name, the items of each graph input one after another; `before` what left in the stages
+/// before it.
+pub fn run(
+    plan: &Plan,
+    number: usize,
+    machine: &Machine,
+    inputs: &[(String, Vec<f32>)],
+    before: &[Vec<OutputPort>],
+) -> Emission {
     let width = machine.mesh.width;
-    let mut regions = kernels(&plan);
-    regions.push(between(&plan, machine));
+    let mut regions = kernels(plan);
+    regions.push(between(plan, machine));
     let mut feeds = Vec::new();
     let mut words: Vec<&[u32]> = vec![&[]; machine.mesh.width as usize * machine.mesh.height as usize];
     for e in &plan.regions {
@@ -300,31 +334,39 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
     regions.push(load(&words, machine, &mut feeds));
 
     // what enters: item by item, so that inputs of one channel take turns
-    let entering = |e: &&Edge| matches!(e.source, Source::Input(_));
     for item in 0..plan.items {
-        for e in plan.edges.iter().filter(entering) {
-            let Source::Input(index) = e.source else { continue };
-            let (name, array) = &inputs[index];
-            let size = array.len() / plan.items;
+        for e in &plan.edges {
             let per = per_wavelet(machine, e.ty);
             for (lane, way) in e.ways.iter().enumerate() {
                 let Some((side, row)) = way.enters else { continue };
-                let mut data = Vec::new();
-                let (from, to) = e.layout.lane(lane);
-                for place in from..to {
-                    let values = (0..e.layout.length()).map(|p| {
-                        let index = host_index(&e.shape, &e.axes, e.layout.index(place, p));
-                        array[item * size + index]
-                    });
-                    wavelets(values, e.ty, per, &mut data);
-                }
+                let (name, data) = match e.source {
+                    Source::Kernel(_) => continue,
+                    Source::Stored(stage, output) => {
+                        let spans = stored(e, lane, &before[stage][output], per, item);
+                        (&e.name, FeedData::Drained(spans))
+                    }
+                    Source::Input(index) => {
+                        let (name, array) = &inputs[index];
+                        let size = array.len() / plan.items;
+                        let mut data = Vec::new();
+                        let (from, to) = e.layout.lane(lane);
+                        for place in from..to {
+                            let values = (0..e.layout.length()).map(|p| {
+                                let index = host_index(&e.shape, &e.axes, e.layout.index(place, p));
+                                array[item * size + index]
+                            });
+                            wavelets(values, e.ty, per, &mut data);
+                        }
+                        (name, data.into())
+                    }
+                };
                 feeds.push(Feed {
                     name: name.clone(),
                     side,
                     row,
                     color: way.color,
                     epoch: 1,
-                    data: Arc::new(data),
+                    data,
                 });
             }
         }
@@ -355,6 +397,7 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         });
         outputs.push(OutputPort {
             name: name.clone(),
+            stage: number,
             edge: u.edge,
             layout: e.layout.clone(),
             ty: e.ty,
@@ -373,6 +416,7 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
         let at = gives
             .iter()
             .map(|g| Probe {
+                stage: number as u32,
                 x: region.x + g.at.0,
                 y: region.y + g.at.1,
                 color: color(g),
@@ -389,17 +433,16 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
     }
     // partial sums first: what is nearer to its end never waits for what is farther
     let priority = colors::REDUCE.to_vec();
-    let program = Program {
-        name: plan.name.clone(),
+    let stage = Stage {
+        name: plan.stage_name.clone(),
         priority,
         regions,
         feeds,
         drains,
     };
-    Ok(Compiled {
-        program,
-        plan,
+    Emission {
+        stage,
         outputs,
         probes,
-    })
+    }
 }

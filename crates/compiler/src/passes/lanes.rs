@@ -21,7 +21,7 @@ pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
         }
         let serves = |n: usize| {
             let producer = match edge.source {
-                Source::Input(_) => n <= west,
+                Source::Input(_) | Source::Stored(..) => n <= west,
                 Source::Kernel(k) => gives(&plan.kernels[k].kind, n),
             };
             let leaves = plan.outputs.iter().any(|(_, u)| u.edge == e);

@@ -122,7 +122,7 @@ fn wires(plan: &Plan, rects: &[Rect], exits: &[u32]) -> u64 {
         let volume = (e.layout.features * e.layout.length()) as u64;
         let from = match e.source {
             Source::Kernel(k) => (rects[k].x + exits[k], rects[k].y),
-            Source::Input(_) => (0, e.to.first().map_or(0, |k| rects[*k].y)),
+            Source::Input(_) | Source::Stored(..) => (0, e.to.first().map_or(0, |k| rects[*k].y)),
         };
         for &k in &e.to {
             sum += volume * (from.0.abs_diff(rects[k].x) + from.1.abs_diff(rects[k].y)) as u64;

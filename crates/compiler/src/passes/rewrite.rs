@@ -84,6 +84,7 @@ pub fn run(graph: &Graph, machine: &Machine, options: &Options) -> Result<Plan, 
         narrow: machine.link.bits / options.ty.bits() == 1,
         plan: Plan {
             name: graph.name.clone(),
+            stage_name: String::new(),
             ty: options.ty,
             items: options.items,
             kernels: Vec::new(),

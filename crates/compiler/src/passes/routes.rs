@@ -276,7 +276,7 @@ fn net(plan: &Plan, mesh: &Mesh, edge: &Edge, lane: usize, leaves: bool, volume:
             let ports = exit.from.iter().map(|(p, _)| *p).collect();
             Some(((at.x + exit.at.0, at.y + exit.at.1), ports))
         }
-        Source::Input(_) => None,
+        Source::Input(_) | Source::Stored(..) => None,
     };
     let (mut entries, mut doors) = (Vec::new(), BTreeMap::new());
     for &k in &edge.to {
@@ -374,6 +374,7 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
     for (i, e) in plan.edges.iter().enumerate() {
         let from = match e.source {
             Source::Input(_) => "input".to_string(),
+            Source::Stored(stage, _) => format!("stage {stage}"),
             Source::Kernel(k) => plan.kernels[k].name.clone(),
         };
         let mut to: Vec<String> = e.to.iter().map(|k| plan.kernels[*k].name.clone()).collect();

@@ -22,7 +22,7 @@ const CODE: usize = 40;
 /// Which input is kept, and for how many items at best.
 fn kept(c: &Context) -> (usize, usize) {
     let input = if c.slack[1] > c.slack[0] { 1 } else { 0 };
-    let wanted = (c.slack[input] + 1).clamp(1, c.items.max(1));
+    let wanted = c.slack[input].clamp(1, c.items.max(1));
     (input, wanted.min(c.machine.pe.move_queue as usize))
 }
 
@@ -40,9 +40,25 @@ impl BinaryKernel {
         (1..=kept(c).1).rev().find(fits).unwrap_or(1)
     }
 
-    fn cycles(&self, c: &Context, features: usize) -> u64 {
+    fn cycles(&self, c: &Context, width: u32, height: u32) -> u64 {
+        let (features, l) = (
+            local::widest(c, Split::Features, width, height),
+            c.output.length(),
+        );
         let passes = if self.relu { 3 } else { 2 };
-        (passes * c.move_slots(features, c.output.length()) + 60).max(c.stream_cycles())
+        // both inputs share the links from the first PE of a lane on
+        let lanes = local::lanes(c);
+        let own = if width == 1 { features } else { 0 };
+        let beyond = (c.inputs[0].features / lanes).saturating_sub(own);
+        let work = (passes * c.move_slots(features, l) + 60).max(2 * c.move_slots(beyond, l));
+        work.max(c.stream_cycles())
+    }
+
+    /// Cycles of a rectangle, after whether it lacks SRAM: for the items at best, and for one.
+    fn rank(&self, c: &Context, width: u32, height: u32) -> (bool, bool, u64) {
+        let features = local::widest(c, Split::Features, width, height);
+        let lacks = |depth| self.bytes(c, features, depth) > c.machine.pe.sram_bytes as u64;
+        (lacks(1), lacks(kept(c).1), self.cycles(c, width, height))
     }
 }
 
@@ -56,16 +72,20 @@ impl Implementation for BinaryKernel {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Features, width, height, |pes| {
-            let features = local::widest(c, Split::Features, pes);
-            (self.cycles(c, features), self.bytes(c, features, kept(c).1))
-        })
+        // one column is best for the links; more are for what needs the SRAM
+        let lanes = local::lanes(c) as u32;
+        let most = (c.inputs[0].features as u32 / lanes).max(1);
+        let rows = (1..=(height / lanes).clamp(1, most)).map(|r| r * lanes);
+        let wide = (2..=width).map(|w| (w, height.clamp(lanes, most.div_ceil(w).saturating_mul(lanes))));
+        let all = rows.map(|h| (1, h)).chain(wide);
+        all.min_by_key(|(w, h)| (self.rank(c, *w, *h), w * h))
+            .unwrap_or((1, lanes))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let features = local::widest(c, Split::Features, width * height);
+        let features = local::widest(c, Split::Features, width, height);
         Some(Estimate {
-            cycles: self.cycles(c, features),
+            cycles: self.cycles(c, width, height),
             bytes: self.bytes(c, features, self.depth(c, features)),
             // the first PE has as many features as any
             fullest: (0, 0),
@@ -87,10 +107,10 @@ impl Implementation for BinaryKernel {
         let end = Val::Imm(buffer + slot * depth as i64);
         k.a.task("main", Trigger::Start);
         k.a.memory(0, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], c.wide());
-        k.a.input(1, c.input_colors[early], c.ty, &shape);
+        k.a.input(1, c.input_colors[early][0], c.ty, &shape);
         k.a.memory(2, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], c.wide());
-        k.a.input(3, c.input_colors[1 - early], c.ty, &shape);
-        k.a.output(4, c.output_color, c.ty, &shape, true);
+        k.a.input(3, c.input_colors[1 - early][0], c.ty, &shape);
+        k.a.output(4, c.output_colors[0], c.ty, &shape, true);
         if self.relu {
             let result = k.a.buffer("result", slot as u32, 16);
             k.a.memory(5, c.ty, Val::Imm(result), &shape, &[per_pitch, 1], c.wide());
@@ -126,7 +146,13 @@ impl Implementation for BinaryKernel {
         k.a.emit(Instr::Set(1, Val::Imm(buffer)));
         k.a.bind(inside);
         if self.relu {
-            k.a.map(Op::Max, 4, Operand::Desc(5), Some(Operand::Imm(0.0)), Count::Other);
+            k.a.map(
+                Op::Max,
+                4,
+                Operand::Desc(5),
+                Some(Operand::Imm(0.0)),
+                Count::Other,
+            );
         }
         k.finish(item, vec![Vec::new(); (width * height) as usize])
     }

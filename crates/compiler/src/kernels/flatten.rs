@@ -9,9 +9,9 @@ fn direct(c: &Context) -> bool {
     c.per_wavelet() == 1 || c.output.length() == 1
 }
 
-fn cost(c: &Context, pes: u32) -> (u64, u64) {
+fn cost(c: &Context, width: u32, height: u32) -> (u64, u64) {
     let (input, output) = (&c.inputs[0], &c.output);
-    let channels = local::widest(c, Split::Features, pes);
+    let channels = local::widest(c, Split::Features, width, height);
     let times = output.features / input.features.max(1);
     let turned = (channels * input.length()) as u64;
     let mut cycles = c.move_slots(channels, input.length()) + turned + 60;
@@ -33,11 +33,11 @@ impl Implementation for FlattenKernel {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Features, width, height, |pes| cost(c, pes))
+        local::fit(c, Split::Features, width, height, |w, h| cost(c, w, h))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let (cycles, bytes) = cost(c, width * height);
+        let (cycles, bytes) = cost(c, width, height);
         Some(Estimate {
             cycles,
             bytes,
@@ -63,16 +63,16 @@ impl Implementation for FlattenKernel {
         let turned = [channels, imm(p), imm(n)];
         k.a.task("main", Trigger::Start);
         k.a.memory(0, c.ty, imm(x), &[channels, imm(n * p)], &[ex, 1], c.wide());
-        k.a.input(1, c.input_colors[0], c.ty, &[channels, imm(n * p)]);
+        k.a.input(1, c.input_colors[0][0], c.ty, &[channels, imm(n * p)]);
         k.a.memory(2, c.ty, imm(x), &turned, &[ex, 1, p], true);
         if direct(c) {
-            k.a.output(3, c.output_color, c.ty, &turned, true);
+            k.a.output(3, c.output_colors[0], c.ty, &turned, true);
         } else {
             let y = k.a.buffer("y", most * (p * pitch_y) as u32, 16);
             let features = k.number("features", |from, to| (to - from) as i64 * p);
             k.a.memory(3, c.ty, imm(y), &turned, &[p * ey, ey, 1], true);
             k.a.memory(4, c.ty, imm(y), &[features, imm(n)], &[ey, 1], c.wide());
-            k.a.output(5, c.output_color, c.ty, &[features, imm(n)], true);
+            k.a.output(5, c.output_colors[0], c.ty, &[features, imm(n)], true);
         }
         let item = k.begin_items();
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);

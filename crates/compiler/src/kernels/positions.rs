@@ -72,10 +72,10 @@ impl Items {
         let (imm, reg) = (Val::Imm, Val::Reg);
         let shape = [imm(f), positions];
         k.a.memory(0, Ty::F32, imm(x), &shape, &[self.pitch / 4, 1], true);
-        k.a.input(1, c.input_colors[0], c.ty, &shape);
+        k.a.input(1, c.input_colors[0][0], c.ty, &shape);
         k.a.memory(ITEM, Ty::F32, imm(x), &shape, &[self.pitch / 4, 1], true);
         k.a.memory(ROW, Ty::F32, imm(x), &[positions], &[1], true);
-        k.a.output(OUT, c.output_color, c.ty, &[positions], true);
+        k.a.output(OUT, c.output_colors[0], c.ty, &[positions], true);
         // r1 this item, r2 the place of the next, r3 elements that must be there
         k.a.emit(Instr::Set(1, imm(x)));
         k.a.emit(Instr::Set(2, imm(other)));

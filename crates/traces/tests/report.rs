@@ -146,7 +146,11 @@ fn times_and_energy_by_hand() {
             first_output: 1000 - 200 - 25 - 7,
             interval: Some(50.0),
             total: 1000,
-            stages: vec![],
+            stages: vec![StageCycles {
+                change: 0,
+                load: 100,
+                total: 1000,
+            }],
         }
     );
     assert_eq!(run.kernels[0].cycles, (1100 - 10) - (100 + 20) + 1);

@@ -90,18 +90,25 @@ impl MixKernel<'_> {
         term.taps.iter().map(|t| term.hits(t) as u64).sum::<u64>().max(1)
     }
 
-    /// Columns for each lane of each input: one, and the others to where a column has most to do.
+    /// Columns for each lane of each input: as many as hold its features in half of their SRAM, and the others to where a column has most
+    /// to do.
     fn allot(&self, c: &Context, width: usize) -> Option<Vec<(usize, usize, usize)>> {
         // term, lane, columns
+        let features = |t: usize| self.mix.terms[t].k / c.inputs[t].lanes;
+        let least = |t: usize| {
+            let bytes = features(t) as u64 * Context::pitch(c.ty, c.inputs[t].length()) as u64;
+            (bytes.div_ceil(c.machine.pe.sram_bytes as u64 / 2) as usize).clamp(1, features(t))
+        };
         let mut all: Vec<(usize, usize, usize)> = (0..self.mix.terms.len())
-            .flat_map(|t| (0..c.inputs[t].lanes).map(move |lane| (t, lane, 1)))
+            .flat_map(|t| (0..c.inputs[t].lanes).map(move |lane| (t, lane)))
+            .map(|(t, lane)| (t, lane, least(t)))
             .collect();
-        if width < all.len() {
+        let needed = all.iter().map(|a| a.2).sum::<usize>();
+        if width < needed {
             return None;
         }
-        let features = |t: usize| self.mix.terms[t].k / c.inputs[t].lanes;
         let load = |t: usize, n: usize| features(t).div_ceil(n) as u64 * Self::work(&self.mix.terms[t]);
-        for _ in all.len()..width {
+        for _ in needed..width {
             let open = all.iter_mut().enumerate().filter(|(_, (t, _, n))| *n < features(*t));
             match open.max_by_key(|(i, (t, _, n))| (load(*t, *n), usize::MAX - i)) {
                 Some((_, lane)) => lane.2 += 1,

@@ -88,6 +88,11 @@ pub(crate) fn rectangles<K: PartialEq + Clone>(
     all
 }
 
+/// The last part of a stream's name, for names of tables.
+fn label(stream: &str) -> String {
+    stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
+}
+
 /// A filter's numbers: first, count, period, in wavelets.
 type Pass = (u64, u64, u64);
 
@@ -290,11 +295,6 @@ pub(super) fn collect(
             .map(|(p, n)| (p, Expr::Const(n)))
             .collect(),
     }
-}
-
-/// The last part of a stream's name, for names of tables.
-fn label(stream: &str) -> String {
-    stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
 }
 
 /// A column's part in the sum along a row.

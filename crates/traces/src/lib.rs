@@ -6,6 +6,7 @@ pub mod count;
 pub mod format;
 pub mod gap;
 pub mod map;
+pub mod plots;
 pub mod report;
 pub mod table;
 

@@ -64,6 +64,9 @@ struct Page<B: DrawingBackend> {
     area: DrawingArea<B, Shift>,
     /// Pixels of the file for one of the picture.
     scale: i32,
+    /// How much lower a line of text must be drawn for its small letters to be half above the point, in sizes of the font: an SVG's
+    /// reader does that itself, plotters' pixels sit on a baseline that is too high.
+    lower: f64,
 }
 
 impl<B: DrawingBackend> Page<B> {
@@ -82,11 +85,16 @@ fn render(drawing: &impl Drawing) -> Result<Plot, PlotError> {
     register()?;
     let (width, height) = drawing.size();
     let mut svg = String::new();
-    draw_on(drawing, SVGBackend::with_string(&mut svg, (width, height)), 1)?;
+    draw_on(
+        drawing,
+        SVGBackend::with_string(&mut svg, (width, height)),
+        1,
+        0.0,
+    )?;
     let (width, height) = (width * PNG_SCALE, height * PNG_SCALE);
     let mut pixels = vec![255; width as usize * height as usize * 3];
     let backend = BitMapBackend::with_buffer(&mut pixels, (width, height));
-    draw_on(drawing, backend, PNG_SCALE as i32)?;
+    draw_on(drawing, backend, PNG_SCALE as i32, 0.14)?;
     let mut png = Vec::new();
     let mut encoder = png::Encoder::new(&mut png, width, height);
     encoder.set_color(png::ColorType::Rgb);
@@ -97,10 +105,15 @@ fn render(drawing: &impl Drawing) -> Result<Plot, PlotError> {
     Ok(Plot { svg, png })
 }
 
-fn draw_on<B: DrawingBackend>(drawing: &impl Drawing, backend: B, scale: i32) -> Result<(), PlotError> {
+fn draw_on<B: DrawingBackend>(
+    drawing: &impl Drawing,
+    backend: B,
+    scale: i32,
+    lower: f64,
+) -> Result<(), PlotError> {
     let area = backend.into_drawing_area();
     area.fill(&WHITE).map_err(PlotError::new)?;
-    let page = Page { area, scale };
+    let page = Page { area, scale, lower };
     drawing.draw(&page)?;
     page.area.present().map_err(PlotError::new)
 }
@@ -206,9 +219,13 @@ fn write<B: DrawingBackend>(
     let text = TextStyle::from(font)
         .color(&style.colour)
         .pos(Pos::new(style.across, style.down));
-    page.area
-        .draw_text(words, &text, page.at(at))
-        .map_err(PlotError::new)
+    let (x, y) = page.at(at);
+    let lower = (style.size * page.scale as f64 * page.lower).round() as i32;
+    let at = match style.standing {
+        true => (x + lower, y),
+        false => (x, y + lower),
+    };
+    page.area.draw_text(words, &text, at).map_err(PlotError::new)
 }
 
 fn fill<B: DrawingBackend>(

@@ -247,7 +247,9 @@ fn figures(report: &Report, runs: &[&Run]) -> Vec<Row> {
         if let [one] = &comparisons[..] {
             remark += &format!(" (theoretical {})", ratio(one.theoretical_speedup));
         }
-        row("speed-up", &remark, &|r| over(dense.cycles.total, r.cycles.total));
+        row("speed-up", remark.trim(), &|r| {
+            over(dense.cycles.total, r.cycles.total)
+        });
         row("  with load", "", &|r| {
             over(
                 dense.cycles.load + dense.cycles.total,

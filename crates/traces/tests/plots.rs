@@ -137,6 +137,19 @@ fn meshes_of_every_shape() {
 }
 
 #[test]
+fn kernels_that_lie_on_one_another_are_not_named() {
+    let m = machine("small", 16, 16);
+    let mut kernels = vec![
+        kernel("first", "matmul", 0, 0, 16, 16),
+        kernel("second", "matmul", 0, 0, 16, 12),
+    ];
+    kernels[1].stage = 1;
+    let [heat, _] = draw_both("stages", &two(&m, &kernels));
+    assert!(heat.svg.contains("2 stages, one after another"));
+    assert!(!heat.svg.contains("second"));
+}
+
+#[test]
 fn hundreds_of_kernels_are_cut_to_those_that_work_longest() {
     let m = machine("large", 100, 300);
     let [_, bars] = draw_both("hundreds", &two(&m, &many(300, 100, 300)));

@@ -13,6 +13,8 @@ const LEVELS: usize = 64;
 /// A panel is drawn within this many pixels, and not much smaller than the second.
 const PANEL: (i32, i32) = (576, 640);
 const LEAST: (i32, i32) = (120, 48);
+/// Least height of the colour bar.
+const SCALE: i32 = 150;
 /// Largest side of a cell.
 const LARGEST: i32 = 24;
 /// Cells in which nothing was multiplied.
@@ -24,6 +26,8 @@ const TOP: i32 = 132;
 const BAR: i32 = 120;
 /// Below a panel: ticks and the axis' title.
 const AXIS: i32 = 52;
+/// A page may be as wide as this for its legend's sake.
+const WIDE: i32 = 1100;
 /// Size of the letters of labels, and how small they may become.
 const LABELS: [f64; 3] = [13.0, 11.5, 10.0];
 
@@ -144,13 +148,17 @@ impl Panel<'_> {
         )
     }
 
-    /// Pixels of a PE's left or top edge.
+    /// Pixels of a PE's left and top edge. The mesh ends where the last cells do, though these may have fewer PEs.
     fn at(&self, x: u32, y: u32) -> (i32, i32) {
-        let pixels = |n: u32, cell: i32| (n as f64 / self.grid.side as f64 * cell as f64).round() as i32;
+        let machine = &self.run.machine;
         let (w, h) = self.size();
+        let pixels = |n: u32, of: u32, cell: i32, end: i32| {
+            let at = (n as f64 / self.grid.side as f64 * cell as f64).round() as i32;
+            if n >= of { end } else { at }
+        };
         (
-            self.x + pixels(x, self.cell.0).min(w),
-            TOP + pixels(y, self.cell.1).min(h),
+            self.x + pixels(x, machine.width, self.cell.0, w),
+            TOP + pixels(y, machine.height, self.cell.1, h),
         )
     }
 
@@ -168,8 +176,10 @@ struct Heat<'a> {
     names: Vec<&'a str>,
     /// Whether some name has no room in its rectangle, so that numbers and a legend are needed.
     numbered: bool,
-    /// Whether kernels of several stages lie on one another.
+    /// Stages of the run that has the most.
     stages: usize,
+    /// Whether kernels are named: those of several stages may lie on one another, and so would their labels.
+    labelled: bool,
     width: i32,
     height: i32,
     /// Left end of the colour bar.
@@ -219,25 +229,37 @@ impl<'a> Heat<'a> {
             .map(|k| k.stage as usize + 1)
             .max()
             .unwrap_or(0);
+        let labelled = runs.iter().all(|r| {
+            let kernels = &r.run.kernels;
+            let on = |i: usize| kernels[..i].iter().any(|k| k.region.overlaps(&kernels[i].region));
+            !(0..kernels.len()).any(on)
+        });
         let room = |p: &Panel, k: &crate::report::Kernel| place(p.corners(&k.region), &k.name).is_some();
-        let numbered = panels.iter().any(|p| p.run.kernels.iter().any(|k| !room(p, k)));
+        let numbered = labelled && panels.iter().any(|p| p.run.kernels.iter().any(|k| !room(p, k)));
         let bar = x - LEFT + 36;
         let width = (bar + BAR)
             .max(Style::new(20.0).width(&title) + LEFT + 24)
             .max(560);
-        let tallest = panels.iter().map(|p| p.size().1).max().unwrap_or(0);
+        let tallest = panels.iter().map(|p| p.size().1).fold(SCALE, i32::max);
         let below = TOP + tallest + AXIS + 24;
         let words = |i: usize| format!("{}  {}", i + 1, names[i]);
         let widest = (0..names.len())
             .map(|i| Style::new(13.0).width(&words(i)) + 24)
             .max()
             .unwrap_or(0);
-        let entries = if numbered {
-            flow(&vec![widest; names.len()], width - LEFT - 24)
+        let width = if numbered {
+            width.max((widest * names.len() as i32 + 48).min(WIDE))
         } else {
-            Vec::new()
+            width
         };
-        let lines = entries.last().map_or(0, |e| e.1 + 1);
+        // read downwards, column by column
+        let count = if numbered { names.len() } else { 0 };
+        let columns = ((width - 48) / widest.max(1)).max(1) as usize;
+        let lines = count.div_ceil(columns).max(1);
+        let entries: Vec<(i32, i32)> = (0..count)
+            .map(|i| (widest * (i / lines) as i32, (i % lines) as i32))
+            .collect();
+        let lines = if numbered { lines as i32 } else { 0 };
         let top = panels.iter().map(|p| p.grid.largest()).fold(0.0, f64::max);
         Heat {
             title,
@@ -246,6 +268,7 @@ impl<'a> Heat<'a> {
             names,
             numbered,
             stages,
+            labelled,
             width,
             height: below + 20 * lines + if lines > 0 { 12 } else { 0 },
             bar,
@@ -282,8 +305,7 @@ impl<'a> Heat<'a> {
             frame(page, a, b, INK)?;
         }
         frame(page, (p.x, TOP), (p.x + w, TOP + h), FAINT)?;
-        // kernels of several stages lie on one another, and so would their labels
-        if self.stages == 1 {
+        if self.labelled {
             for k in &p.run.kernels {
                 let corners = p.corners(&k.region);
                 if let Some((words, label)) = self
@@ -291,7 +313,11 @@ impl<'a> Heat<'a> {
                     .into_iter()
                     .find_map(|words| place(corners, &words).map(|at| (words, at)))
                 {
-                    fill(page, label.from, label.to, WHITE.mix(0.78))?;
+                    // what is small shall still be seen behind its label
+                    let area = |a: (i32, i32), b: (i32, i32)| (b.0 - a.0) * (b.1 - a.1);
+                    let small = 3 * area(label.from, label.to) > area(corners.0, corners.1);
+                    let opacity = if small { 0.55 } else { 0.78 };
+                    fill(page, label.from, label.to, WHITE.mix(opacity))?;
                     write(page, label.centre, label.style, &words)?;
                 }
             }
@@ -327,7 +353,7 @@ impl<'a> Heat<'a> {
     }
 
     fn bar<B: DrawingBackend>(&self, page: &Page<B>) -> Result<(), PlotError> {
-        let height = self.panels.iter().map(|p| p.size().1).max().unwrap_or(0);
+        let height = self.panels.iter().map(|p| p.size().1).fold(SCALE, i32::max);
         let (x, y) = (self.bar, TOP);
         for i in 0..LEVELS as i32 {
             let at = |i: i32| y + height - height * i / LEVELS as i32;

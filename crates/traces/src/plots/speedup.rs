@@ -151,16 +151,16 @@ fn mark<B: DrawingBackend>(page: &Page<B>, mark: Mark, points: &[(i32, i32)]) ->
         Mark::Total(colour) => {
             line(page, points, colour.stroke_width(2))?;
             points.iter().try_for_each(|p| {
-                let disc = Circle::new(page.at(*p), 5 * page.scale, colour.filled());
+                let disc = Circle::new(page.at(*p), 4 * page.scale, colour.filled());
                 page.area.draw(&disc).map_err(PlotError::new)
             })
         }
         Mark::WithLoad(colour) => {
             line(page, points, colour.stroke_width(1))?;
-            points.iter().try_for_each(|(x, y)| {
-                fill(page, (x - 4, y - 4), (x + 4, y + 4), WHITE)?;
-                frame(page, (x - 4, y - 4), (x + 4, y + 4), colour)
-            })
+            // around a disc, not on it, where both are at one place
+            points
+                .iter()
+                .try_for_each(|(x, y)| frame(page, (x - 6, y - 6), (x + 6, y + 6), colour))
         }
         Mark::Theory => dashes(page, points),
     }

@@ -44,6 +44,8 @@ const LINE: f64 = 1.24;
 const WIDER: f64 = 1.12;
 /// A PNG has this many times the pixels of the SVG's page, across and down: letters of few pixels are hard to read.
 const PNG_SCALE: u32 = 2;
+/// Left and right of everything.
+const MARGIN: i32 = 24;
 /// Text.
 const INK: RGBColor = RGBColor(0x11, 0x11, 0x11);
 /// Text of less weight, and axes.
@@ -219,13 +221,15 @@ fn write<B: DrawingBackend>(
     let text = TextStyle::from(font)
         .color(&style.colour)
         .pos(Pos::new(style.across, style.down));
+    // XML 1.0 has no control characters, and a font no letters for them
+    let words = words.replace(char::is_control, "\u{fffd}");
     let (x, y) = page.at(at);
     let lower = (style.size * page.scale as f64 * page.lower).round() as i32;
     let at = match style.standing {
         true => (x + lower, y),
         false => (x, y + lower),
     };
-    page.area.draw_text(words, &text, at).map_err(PlotError::new)
+    page.area.draw_text(&words, &text, at).map_err(PlotError::new)
 }
 
 fn fill<B: DrawingBackend>(
@@ -269,16 +273,24 @@ fn line<B: DrawingBackend>(
         .map_err(PlotError::new)
 }
 
-/// The title and up to two lines below it.
+/// The title and up to two lines below it, on a page of this width.
 fn heading<B: DrawingBackend>(
     page: &Page<B>,
-    x: i32,
+    width: i32,
     title: &str,
     below: &[String],
 ) -> Result<(), PlotError> {
-    write(page, (x, 26), Style::new(20.0), title)?;
+    let room = width - 2 * MARGIN;
+    let style = Style::new(20.0);
+    write(page, (MARGIN, 26), style, &style.elided(title, room))?;
+    let style = Style::new(14.0).faint();
     for (i, words) in below.iter().enumerate() {
-        write(page, (x, 52 + 20 * i as i32), Style::new(14.0).faint(), words)?;
+        write(
+            page,
+            (MARGIN, 52 + 20 * i as i32),
+            style,
+            &style.elided(words, room),
+        )?;
     }
     Ok(())
 }

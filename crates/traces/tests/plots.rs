@@ -137,6 +137,22 @@ fn meshes_of_every_shape() {
 }
 
 #[test]
+fn names_of_any_length_and_letters_stay_on_the_page() {
+    let m = machine(&"m".repeat(300), 6, 4);
+    let long = "n".repeat(2000);
+    let kernels = [
+        kernel("a<b>&\"c\"\u{1}\n", "matmul", 0, 0, 3, 4),
+        kernel(&long, "matmul", 3, 0, 3, 4),
+    ];
+    for plot in draw_both("names", &two(&m, &kernels)) {
+        assert!(!plot.svg.contains("<b>") && !plot.svg.contains('\u{1}'));
+        assert!(!plot.svg.contains(&long) && plot.svg.contains("nnn…nnn"));
+        let width: u32 = plot.svg[12..].split('"').next().unwrap().parse().unwrap();
+        assert!(width < 1600, "{width}");
+    }
+}
+
+#[test]
 fn kernels_that_lie_on_one_another_are_not_named() {
     let m = machine("small", 16, 16);
     let mut kernels = vec![

@@ -145,10 +145,10 @@ impl<'a> Bars<'a> {
         if all > rows.len() {
             below[0] += &format!("; the {} of {all} kernels that work longest", rows.len());
         }
-        let left = 24 + widest + 62;
+        let left = MARGIN + widest + 62;
         let width = left + WIDTH + 40;
         let widths = CLASSES.map(|(name, _)| style.width(name) + 32);
-        let legend = flow(&widths, width - 48);
+        let legend = flow(&widths, width - 2 * MARGIN);
         let lines = legend.last().map_or(0, |e| e.1 + 1);
         Bars {
             title: format!("{model} on {machine}: where the cycles went"),
@@ -180,10 +180,10 @@ impl Drawing for Bars<'_> {
     }
 
     fn draw<B: DrawingBackend>(&self, page: &Page<B>) -> Result<(), PlotError> {
-        heading(page, 24, &self.title, &self.below)?;
+        heading(page, self.width, &self.title, &self.below)?;
         let style = Style::new(13.0);
         for ((x, row), (name, colour)) in self.legend.iter().zip(CLASSES) {
-            let (x, y) = (24 + x, 100 + 22 * row);
+            let (x, y) = (MARGIN + x, 100 + 22 * row);
             fill(page, (x, y - 7), (x + 14, y + 7), colour)?;
             write(page, (x + 20, y), style, name)?;
         }

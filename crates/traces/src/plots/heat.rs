@@ -28,6 +28,8 @@ const BAR: i32 = 120;
 const AXIS: i32 = 52;
 /// A page may be as wide as this for its legend's sake.
 const WIDE: i32 = 1100;
+/// Most pixels of an entry of the legend.
+const ENTRY: i32 = 320;
 /// Size of the letters of labels, and how small they may become.
 const LABELS: [f64; 3] = [13.0, 11.5, 10.0];
 
@@ -238,23 +240,23 @@ impl<'a> Heat<'a> {
         let numbered = labelled && panels.iter().any(|p| p.run.kernels.iter().any(|k| !room(p, k)));
         let bar = x - LEFT + 36;
         let width = (bar + BAR)
-            .max(Style::new(20.0).width(&title) + LEFT + 24)
+            .max(Style::new(20.0).width(&title).min(WIDE) + 2 * MARGIN)
             .max(560);
         let tallest = panels.iter().map(|p| p.size().1).fold(SCALE, i32::max);
         let below = TOP + tallest + AXIS + 24;
         let words = |i: usize| format!("{}  {}", i + 1, names[i]);
         let widest = (0..names.len())
-            .map(|i| Style::new(13.0).width(&words(i)) + 24)
+            .map(|i| Style::new(13.0).width(&words(i)).min(ENTRY) + 24)
             .max()
             .unwrap_or(0);
         let width = if numbered {
-            width.max((widest * names.len() as i32 + 48).min(WIDE))
+            width.max((widest * names.len() as i32 + 2 * MARGIN).min(WIDE))
         } else {
             width
         };
         // read downwards, column by column
         let count = if numbered { names.len() } else { 0 };
-        let columns = ((width - 48) / widest.max(1)).max(1) as usize;
+        let columns = ((width - 2 * MARGIN) / widest.max(1)).max(1) as usize;
         let lines = count.div_ceil(columns).max(1);
         let entries: Vec<(i32, i32)> = (0..count)
             .map(|i| (widest * (i / lines) as i32, (i % lines) as i32))
@@ -393,14 +395,15 @@ impl Drawing for Heat<'_> {
         if self.stages > 1 {
             below += &format!("; {} stages, one after another", self.stages);
         }
-        heading(page, 24, &self.title, &[below])?;
+        heading(page, self.width, &self.title, &[below])?;
         for p in &self.panels {
             self.panel(page, p)?;
         }
         self.bar(page)?;
         for (i, ((x, row), name)) in self.entries.iter().zip(&self.names).enumerate() {
-            let words = format!("{}  {name}", i + 1);
-            write(page, (24 + x, self.below + 20 * row), Style::new(13.0), &words)?;
+            let style = Style::new(13.0);
+            let words = style.elided(&format!("{}  {name}", i + 1), ENTRY);
+            write(page, (MARGIN + x, self.below + 20 * row), style, &words)?;
         }
         Ok(())
     }

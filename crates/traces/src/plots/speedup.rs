@@ -109,9 +109,9 @@ impl<'a> Chart<'a> {
         ));
         let widths: Vec<i32> = entries
             .iter()
-            .map(|e| Style::new(13.0).width(&e.1) + 66)
+            .map(|e| Style::new(13.0).width(&e.1) + 72)
             .collect();
-        let legend = flow(&widths, SIZE.0 - 48);
+        let legend = flow(&widths, SIZE.0 - 2 * MARGIN);
         let rows = legend.last().map_or(0, |e| e.1 + 1);
         let all = || lines.iter().flatten();
         let top = all()
@@ -180,11 +180,11 @@ impl Drawing for Chart<'_> {
     }
 
     fn draw<B: DrawingBackend>(&self, page: &Page<B>) -> Result<(), PlotError> {
-        heading(page, 24, &self.title, &self.below)?;
+        heading(page, SIZE.0, &self.title, &self.below)?;
         for ((x, row), (kind, words)) in self.legend.iter().zip(&self.entries) {
-            let (x, y) = (24 + x, 84 + 22 * row);
+            let (x, y) = (MARGIN + x, 84 + 22 * row);
             mark(page, *kind, &[(x, y), (x + 36, y)])?;
-            write(page, (x + 46, y), Style::new(13.0), words)?;
+            write(page, (x + 52, y), Style::new(13.0), words)?;
         }
         let (right, bottom) = (SIZE.0 - RIGHT, SIZE.1 - BOTTOM);
         let small = Style::new(12.0).faint();

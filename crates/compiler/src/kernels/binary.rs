@@ -11,6 +11,11 @@ pub(super) struct BinaryKernel {
     pub relu: bool,
 }
 
+/// The microthread of results comes first: the stream of all PEs waits for it.
+const RESULT: u8 = 1;
+/// The microthread that takes in what is kept.
+const TAKE: u8 = 2;
+
 /// Instructions without those that begin to keep an item.
 const CODE: usize = 40;
 
@@ -35,9 +40,25 @@ impl BinaryKernel {
         (1..=kept(c).1).rev().find(fits).unwrap_or(1)
     }
 
-    fn cycles(&self, c: &Context, features: usize) -> u64 {
+    fn cycles(&self, c: &Context, width: u32, height: u32) -> u64 {
+        let (features, l) = (
+            local::widest(c, Split::Features, width, height),
+            c.output.length(),
+        );
         let passes = if self.relu { 3 } else { 2 };
-        (passes * c.move_slots(features, c.output.length()) + 60).max(c.stream_cycles())
+        // both inputs share the links from the first PE of a lane on
+        let lanes = local::lanes(c);
+        let own = if width == 1 { features } else { 0 };
+        let beyond = (c.inputs[0].features / lanes).saturating_sub(own);
+        let work = (passes * c.move_slots(features, l) + 60).max(2 * c.move_slots(beyond, l));
+        work.max(c.stream_cycles())
+    }
+
+    /// Cycles of a rectangle, after whether it lacks SRAM: for the items at best, and for one.
+    fn rank(&self, c: &Context, width: u32, height: u32) -> (bool, bool, u64) {
+        let features = local::widest(c, Split::Features, width, height);
+        let lacks = |depth| self.bytes(c, features, depth) > c.machine.pe.sram_bytes as u64;
+        (lacks(1), lacks(kept(c).1), self.cycles(c, width, height))
     }
 }
 
@@ -51,16 +72,20 @@ impl Implementation for BinaryKernel {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Features, width, height, |pes| {
-            let features = local::widest(c, Split::Features, pes);
-            (self.cycles(c, features), self.bytes(c, features, kept(c).1))
-        })
+        // one column is best for the links; more are for what needs the SRAM
+        let lanes = local::lanes(c) as u32;
+        let most = (c.inputs[0].features as u32 / lanes).max(1);
+        let rows = (1..=(height / lanes).clamp(1, most)).map(|r| r * lanes);
+        let wide = (2..=width).map(|w| (w, height.clamp(lanes, most.div_ceil(w).saturating_mul(lanes))));
+        let all = rows.map(|h| (1, h)).chain(wide);
+        all.min_by_key(|(w, h)| (self.rank(c, *w, *h), w * h))
+            .unwrap_or((1, lanes))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let features = local::widest(c, Split::Features, width * height);
+        let features = local::widest(c, Split::Features, width, height);
         Some(Estimate {
-            cycles: self.cycles(c, features),
+            cycles: self.cycles(c, width, height),
             bytes: self.bytes(c, features, self.depth(c, features)),
             // the first PE has as many features as any
             fullest: (0, 0),
@@ -92,7 +117,7 @@ impl Implementation for BinaryKernel {
         }
         // r1: where the current item is kept, and then a later one; r3: items still to take in; r4: elements that must be there
         for _ in 0..depth {
-            k.a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            k.a.start(TAKE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
             k.a.emit(Instr::Advance(0, Val::Imm(slot)));
         }
         k.a.emit(Instr::Set(1, Val::Imm(buffer)));
@@ -102,16 +127,17 @@ impl Implementation for BinaryKernel {
         // all elements of the item must be there, as its place is used again
         k.a.emit(Instr::Mul(5, features, Val::Imm(l as i64)));
         k.a.emit(Instr::Add(4, reg(4), reg(5)));
-        k.a.emit(Instr::Wait(1, Some(reg(4))));
+        k.a.emit(Instr::Wait(TAKE, Some(reg(4))));
         k.a.emit(Instr::Base(2, reg(1)));
         let op = if self.multiply { Op::Mul } else { Op::Add };
         let result = if self.relu { 5 } else { 4 };
         let (late, early) = (Operand::Desc(3), Some(Operand::Desc(2)));
-        k.a.map(op, result, late, early, Count::Other);
+        k.a.start(RESULT, op, result, late, early, Count::Other);
+        k.a.emit(Instr::Wait(RESULT, None));
         let none = k.a.label("none");
         k.a.branch(Cond::Eq, reg(3), Val::Imm(0), none);
         k.a.emit(Instr::Base(0, reg(1)));
-        k.a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        k.a.start(TAKE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         k.a.emit(Instr::Sub(3, reg(3), Val::Imm(1)));
         k.a.bind(none);
         k.a.emit(Instr::Add(1, reg(1), Val::Imm(slot)));
@@ -120,7 +146,13 @@ impl Implementation for BinaryKernel {
         k.a.emit(Instr::Set(1, Val::Imm(buffer)));
         k.a.bind(inside);
         if self.relu {
-            k.a.map(Op::Max, 4, Operand::Desc(5), Some(Operand::Imm(0.0)), Count::Other);
+            k.a.map(
+                Op::Max,
+                4,
+                Operand::Desc(5),
+                Some(Operand::Imm(0.0)),
+                Count::Other,
+            );
         }
         k.finish(item, vec![Vec::new(); (width * height) as usize])
     }

@@ -49,17 +49,21 @@ impl DepthwiseKernel<'_> {
     /// Where results begin, and the cycles of an output feature's products.
     fn phase(&self, c: &Context) -> (u32, u64) {
         let products = |t: &Tap| {
-            let lanes = if t.strides[1] * t.steps[1] == 1 { c.multiply_lanes() as usize } else { 1 };
+            let lanes = if t.strides[1] * t.steps[1] == 1 {
+                c.multiply_lanes() as usize
+            } else {
+                1
+            };
             let steps = t.rows * self.0.samples * t.columns.div_ceil(lanes);
             (4 * t.y as i64, c.ty.bytes() as i64 * t.x as i64, steps as u64)
         };
         phase(c.machine, &self.0.taps.iter().map(products).collect::<Vec<_>>())
     }
 
-    fn cost(&self, c: &Context, pes: u32) -> (u64, u64) {
+    fn cost(&self, c: &Context, width: u32, height: u32) -> (u64, u64) {
         let linear = self.0;
         let cost = &c.machine.pe.cost;
-        let fi = local::widest(c, Split::Features, pes);
+        let fi = local::widest(c, Split::Features, width, height);
         let fo = fi * self.multiplier();
         let (li, lo) = (c.inputs[0].length(), c.output.length());
         // instructions of a tap, and products of all its features
@@ -72,10 +76,15 @@ impl DepthwiseKernel<'_> {
         let each = linear.taps.len() * (lists + fixed);
         let products = fo as u64 * self.phase(c).1 + each as u64;
         let moved = c.move_slots(fi, li) + 2 * c.move_slots(fo, lo);
-        let data = fi as u64 * Context::pitch(c.ty, li) as u64 + fo as u64 * Context::pitch(Ty::F32, lo) as u64;
+        let data =
+            fi as u64 * Context::pitch(c.ty, li) as u64 + fo as u64 * Context::pitch(Ty::F32, lo) as u64;
         let entry = c.ty.bytes() as usize + if linear.sparse { 2 } else { 0 };
         let weights = bias_bytes(fo) + fo * linear.taps.len() * entry;
-        let lists = if linear.sparse { 2 * linear.taps.len() + 8 } else { 4 };
+        let lists = if linear.sparse {
+            2 * linear.taps.len() + 8
+        } else {
+            4
+        };
         let code = 24 + linear.taps.len() * if linear.sparse { 9 } else { 5 * instructions + 2 };
         (
             (products + moved + 60).max(c.stream_cycles()),
@@ -99,11 +108,11 @@ impl Implementation for DepthwiseKernel<'_> {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Features, width, height, |pes| self.cost(c, pes))
+        local::fit(c, Split::Features, width, height, |w, h| self.cost(c, w, h))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let (cycles, bytes) = self.cost(c, width * height);
+        let (cycles, bytes) = self.cost(c, width, height);
         Some(Estimate {
             cycles,
             bytes,
@@ -122,21 +131,18 @@ impl Implementation for DepthwiseKernel<'_> {
         let mi = self.multiplier() as i64;
         let most = k.widest();
         let bias = bias_bytes(most * mi as usize);
-        let images: Vec<_> = k
-            .shares
-            .iter()
-            .map(|s| self.image(c, bias, *s))
-            .collect();
+        let images: Vec<_> = k.shares.iter().map(|share| self.image(c, bias, *share)).collect();
         let x = k.a.buffer("x", most as u32 * pitch_x as u32, 0);
-        let y = k.a.buffer("y", (most as i64 * mi * pitch_y) as u32, self.phase(c).0);
+        let y =
+            k.a.buffer("y", (most as i64 * mi * pitch_y) as u32, self.phase(c).0);
         let bytes = images.iter().map(|i| i.0.len() * 4).max().unwrap_or(0);
         let weights = k.a.buffer("weights", bytes as u32, 0);
         let first = weights + bias as i64;
         let inputs = k.share("inputs");
         let outputs = k.number("outputs", |from, to| (to - from) as i64 * mi);
-        let of = |value: &dyn Fn(&(Vec<u32>, usize)) -> i64| images.iter().map(value).collect::<Vec<i64>>();
-        let words = k.each("words", &of(&|i| i.0.len() as i64));
-        let values = k.each("values", &of(&|i| weights + i.1 as i64));
+        let words: Vec<i64> = images.iter().map(|i| i.0.len() as i64).collect();
+        let values: Vec<i64> = images.iter().map(|i| weights + i.1 as i64).collect();
+        let (words, values) = (k.each("words", &words), k.each("values", &values));
         let imm = |n: usize| Val::Imm(n as i64);
         let reg = Val::Reg;
         k.a.task("main", Trigger::Start);
@@ -169,14 +175,7 @@ impl Implementation for DepthwiseKernel<'_> {
             if linear.sparse {
                 let shape = [imm(linear.samples), imm(tap.rows), imm(tap.columns)];
                 k.a.memory(5, Ty::F32, Val::Imm(y_at), &shape, &[sy, row_y, column_y], true);
-                k.a.memory(
-                    6,
-                    c.ty,
-                    Val::Imm(x_at),
-                    &shape,
-                    &[sx, row, column],
-                    true,
-                );
+                k.a.memory(6, c.ty, Val::Imm(x_at), &shape, &[sx, row, column], true);
                 k.a.emit(Instr::Load(Word::U16, 6, reg(10), Val::Imm(0)));
                 k.a.emit(Instr::Add(10, reg(10), Val::Imm(2)));
                 k.a.emit(Instr::Vector(Vector::Axpy {

@@ -17,27 +17,44 @@ const INTEGER: (f32, i64) = (8_388_608.0, 0x4b00_0000);
 struct Cut {
     /// First row of each column, and the end.
     rows: Vec<usize>,
-    /// First feature of each row, and the end.
-    features: Vec<usize>,
+    /// Features of each row: first, and last + 1.
+    features: Vec<(usize, usize)>,
 }
 
 impl EmbeddingKernel<'_> {
-    fn cut(&self, width: u32, height: u32) -> Cut {
+    fn cut(&self, c: &Context, width: u32, height: u32) -> Cut {
+        let lanes = c.output.lanes;
+        let of = |lane: usize| {
+            let rows = lane_row(lane + 1, lanes, height) - lane_row(lane, lanes, height);
+            let (first, last) = c.output.lane(lane);
+            let starts = balanced(last - first, rows as usize);
+            (0..rows as usize).map(move |r| (first + starts[r], first + starts[r + 1]))
+        };
         Cut {
             rows: balanced(self.0.rows, width as usize),
-            features: balanced(self.0.width, height as usize),
+            features: (0..lanes).flat_map(of).collect(),
         }
+    }
+
+    /// Features of the rows that have most.
+    fn widest(&self, c: &Context, height: u32) -> usize {
+        let lanes = c.output.lanes;
+        (self.0.width / lanes).div_ceil((height as usize / lanes).max(1))
     }
 
     /// Bytes between two features of what is added to positions.
     fn start_pitch(&self, c: &Context) -> usize {
-        if self.0.start.is_some() { Context::pitch(c.ty, c.output.length()) as usize } else { 0 }
+        if self.0.start.is_some() {
+            Context::pitch(c.ty, c.output.length()) as usize
+        } else {
+            0
+        }
     }
 
     fn cost(&self, c: &Context, width: u32, height: u32) -> (u64, u64) {
         let n = c.output.length() as u64;
         let rows = self.0.rows.div_ceil(width as usize) as u64;
-        let features = self.0.width.div_ceil(height as usize) as u64;
+        let features = self.widest(c, height) as u64;
         let cost = &c.machine.pe.cost;
         let skip = (cost.load + 4 * cost.add + 2 * cost.branch) as u64;
         let copy = (cost.multiply + 3 * cost.add + cost.branch + cost.issue) as u64 + features;
@@ -45,12 +62,8 @@ impl EmbeddingKernel<'_> {
         let cycles = n * (2 + skip) + n.div_ceil(width as u64) * copy + 2 * sums + 60;
         let y = features * Context::pitch(Ty::F32, n as usize) as u64;
         let words = (rows * features * c.ty.bytes() as u64).next_multiple_of(4);
-        let bytes = words
-            + features * self.start_pitch(c) as u64
-            + y
-            + 4 * n
-            + 32
-            + code_bytes(c.machine, 46);
+        let bytes =
+            words + features * self.start_pitch(c) as u64 + y + 4 * n + 32 + code_bytes(c.machine, 46);
         (cycles.max(c.stream_cycles()), bytes)
     }
 
@@ -58,7 +71,7 @@ impl EmbeddingKernel<'_> {
     fn image(&self, c: &Context, cut: &Cut, x: usize, y: usize) -> Vec<u32> {
         let (table, n) = (self.0, c.output.length());
         let order = c.output.order.as_deref();
-        let features: Vec<usize> = (cut.features[y]..cut.features[y + 1])
+        let features: Vec<usize> = (cut.features[y].0..cut.features[y].1)
             .map(|f| order.map_or(f, |o| o[f]))
             .collect();
         let mut words = Vec::new();
@@ -77,11 +90,21 @@ impl EmbeddingKernel<'_> {
         words
     }
 
-    /// The code of the columns with one part in the sums.
-    fn block(&self, name: &str, c: &Context, cut: &Cut, role: Role, at: Lattice, images: &[Vec<u32>]) -> Block {
+    /// The code of the columns with one part in the sums, in rows of one lane where that matters.
+    #[allow(clippy::too_many_arguments)] // what distinguishes blocks
+    fn block(
+        &self,
+        name: &str,
+        c: &Context,
+        cut: &Cut,
+        role: Role,
+        lane: usize,
+        at: Lattice,
+        images: &[Vec<u32>],
+    ) -> Block {
         let n = c.output.length() as i64;
         let width = cut.rows.len() - 1;
-        let most = cut.features.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
+        let most = cut.features.iter().map(|(from, to)| to - from).max().unwrap_or(0);
         let ends = matches!(role, Role::Only | Role::Last(_));
         // the last column adds up, in f32
         let ty = if ends { Ty::F32 } else { c.ty };
@@ -95,20 +118,26 @@ impl EmbeddingKernel<'_> {
             .max();
         let weights = a.buffer("table", bytes.unwrap_or(0) as u32, 0);
         let number = |what: &str, f: &dyn Fn(usize, usize) -> i64| {
-            let label = format!("{name}.{}.{what}", at.x);
+            let label = format!("{name}.{}.{}.{what}", at.x, at.y);
             table(&label, at, |x, y| f(x as usize, y as usize))
         };
-        let words = a.param("words", number("words", &|x, y| images[y * width + x].len() as i64));
-        let of = |starts: &[usize], i: usize| (starts[i + 1] - starts[i]) as i64;
-        let features = a.param("features", number("features", &|_, y| of(&cut.features, y)));
-        let rows = a.param("rows", number("rows", &|x, _| of(&cut.rows, x)));
+        let words = a.param(
+            "words",
+            number("words", &|x, y| images[y * width + x].len() as i64),
+        );
+        let share = |y: usize| (cut.features[y].1 - cut.features[y].0) as i64;
+        let features = a.param("features", number("features", &|_, y| share(y)));
+        let rows = a.param(
+            "rows",
+            number("rows", &|x, _| (cut.rows[x + 1] - cut.rows[x]) as i64),
+        );
         let first = a.param("first", number("first", &|x, _| INTEGER.1 + cut.rows[x] as i64));
         let row_bytes = a.param(
             "row.bytes",
-            number("row.bytes", &|_, y| of(&cut.features, y) * c.ty.bytes() as i64),
+            number("row.bytes", &|_, y| share(y) * c.ty.bytes() as i64),
         );
         let before = if ends { self.start_pitch(c) as i64 } else { 0 };
-        let rows_at = a.param("rows.at", number("rows.at", &|_, y| weights + of(&cut.features, y) * before));
+        let rows_at = a.param("rows.at", number("rows.at", &|_, y| weights + share(y) * before));
         let (imm, reg) = (Val::Imm, Val::Reg);
         a.task("main", Trigger::Start);
         load_weights(&mut a, words, weights);
@@ -130,16 +159,26 @@ impl EmbeddingKernel<'_> {
         match role {
             Role::First => a.output(7, colors::REDUCE[0], c.ty, &all, false),
             Role::Middle(parity) => a.output(7, colors::REDUCE[parity], c.ty, &all, false),
-            Role::Only | Role::Last(_) => a.output(7, c.output_colors[0], c.ty, &all, true),
+            Role::Only | Role::Last(_) => a.output(7, c.output_colors[lane], c.ty, &all, true),
         }
         let receive = |a: &mut Assembler| a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         receive(&mut a);
         a.emit(Instr::Set(0, imm(c.items as i64)));
         let item = a.here("item");
-        let start = if started { Operand::Desc(3) } else { Operand::Imm(0.0) };
+        let start = if started {
+            Operand::Desc(3)
+        } else {
+            Operand::Imm(0.0)
+        };
         a.map(Op::Mov, 2, start, None, Count::None);
         a.emit(Instr::Wait(1, None));
-        a.map(Op::Add, 0, Operand::Desc(0), Some(Operand::Imm(INTEGER.0)), Count::Other);
+        a.map(
+            Op::Add,
+            0,
+            Operand::Desc(0),
+            Some(Operand::Imm(INTEGER.0)),
+            Count::Other,
+        );
         // r1 id, r2 its token's results, r3 tokens left, r4 row
         a.emit(Instr::Set(1, imm(ids)));
         a.emit(Instr::Set(2, imm(y)));
@@ -170,7 +209,13 @@ impl EmbeddingKernel<'_> {
         a.bind(last);
         match role {
             Role::Only | Role::First => a.map(Op::Mov, 7, Operand::Desc(2), None, Count::None),
-            _ => a.map(Op::Add, 7, Operand::Desc(6), Some(Operand::Desc(2)), Count::Reduce),
+            _ => a.map(
+                Op::Add,
+                7,
+                Operand::Desc(6),
+                Some(Operand::Desc(2)),
+                Count::Reduce,
+            ),
         }
         a.emit(Instr::Sub(0, reg(0), imm(1)));
         a.branch(Cond::Ne, reg(0), imm(0), item);
@@ -189,17 +234,24 @@ impl Implementation for EmbeddingKernel<'_> {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        let h = fewest(self.0.width, height);
+        let lanes = c.output.lanes as u32;
+        let h = fewest(self.0.width / lanes as usize, height / lanes) * lanes;
         // as few columns as bring no loss
         let widths = (1..=fewest(self.0.rows, width)).filter(|w| fewest(self.0.rows, *w) == *w);
         let costs: Vec<_> = widths.map(|w| (w, self.cost(c, w, h))).collect();
         let fits = |(_, (_, bytes)): &&(u32, (u64, u64))| *bytes <= c.machine.pe.sram_bytes as u64;
-        let best = costs.iter().filter(fits).min_by_key(|(w, (cycles, _))| (*cycles, *w));
+        let best = costs
+            .iter()
+            .filter(fits)
+            .min_by_key(|(w, (cycles, _))| (*cycles, *w));
         (best.or(costs.last()).map_or(1, |(w, _)| *w), h)
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        if width as usize > self.0.rows || height as usize > self.0.width {
+        if width as usize > self.0.rows
+            || height as usize > self.0.width
+            || (height as usize) < c.output.lanes
+        {
             return None;
         }
         let (cycles, bytes) = self.cost(c, width, height);
@@ -216,7 +268,7 @@ impl Implementation for EmbeddingKernel<'_> {
     }
 
     fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
-        let cut = self.cut(width, height);
+        let cut = self.cut(c, width, height);
         let (w, h) = (width as usize, height as usize);
         let mut region = region(name, width, height);
         let images: Vec<Vec<u32>> = (0..h)
@@ -226,12 +278,25 @@ impl Implementation for EmbeddingKernel<'_> {
         let parts = vec![Some(Part::Features(0, 1)); w * h];
         let stream = format!("{name}: input 0");
         let per = per_wavelet(c.machine, Ty::F32);
-        let color = c.input_colors[0][0];
-        let entry = distribute(&mut region, &stream, color, &c.inputs[0], 0, per, (0, 0), &parts);
+        let (layout, color) = (&c.inputs[0], c.input_colors[0][0]);
+        let entry = distribute(&mut region, &stream, color, layout, 0, per, (0, 0), &parts);
         sums_along_rows(&mut region, name);
         let stream = format!("{name}: output");
-        let color = c.output_colors[0];
-        let exit = collect(&mut region, &stream, color, 0..height, width - 1, |x, _| x + 1 == width);
+        let lanes = c.output.lanes;
+        let rows = |lane: usize| lane_row(lane, lanes, height)..lane_row(lane + 1, lanes, height);
+        let sends = |x: u32, _: u32| x + 1 == width;
+        let exits = (0..lanes)
+            .map(|lane| {
+                collect(
+                    &mut region,
+                    &stream,
+                    c.output_colors[lane],
+                    rows(lane),
+                    width - 1,
+                    sends,
+                )
+            })
+            .collect();
         // columns with one part in the sums share their code
         let mut groups: Vec<(Role, Vec<u32>)> = Vec::new();
         for x in 0..width {
@@ -242,20 +307,31 @@ impl Implementation for EmbeddingKernel<'_> {
             }
         }
         for (role, columns) in groups {
-            let at = Lattice {
-                x: columns[0],
-                y: 0,
-                nx: columns.len() as u32,
-                ny: height,
-                dx: columns.get(1).map_or(1, |second| second - columns[0]),
-                dy: 1,
+            // only the last column knows lanes
+            let parts = if matches!(role, Role::Only | Role::Last(_)) {
+                lanes
+            } else {
+                1
             };
-            region.blocks.push(self.block(name, c, &cut, role, at, &images));
+            for part in 0..parts {
+                let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
+                let at = Lattice {
+                    x: columns[0],
+                    y: from,
+                    nx: columns.len() as u32,
+                    ny: to - from,
+                    dx: columns.get(1).map_or(1, |second| second - columns[0]),
+                    dy: 1,
+                };
+                region
+                    .blocks
+                    .push(self.block(name, c, &cut, role, part, at, &images));
+            }
         }
         let gives = (0..height)
             .map(|y| Give {
                 at: (width - 1, y),
-                features: (cut.features[y as usize], cut.features[y as usize + 1]),
+                features: cut.features[y as usize],
                 positions: vec![(0, c.output.length())],
             })
             .collect();
@@ -263,7 +339,7 @@ impl Implementation for EmbeddingKernel<'_> {
             region,
             weights: images,
             entries: vec![vec![entry]],
-            exits: vec![exit],
+            exits,
             gives,
         }
     }

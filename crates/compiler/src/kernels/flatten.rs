@@ -9,9 +9,9 @@ fn direct(c: &Context) -> bool {
     c.per_wavelet() == 1 || c.output.length() == 1
 }
 
-fn cost(c: &Context, pes: u32) -> (u64, u64) {
+fn cost(c: &Context, width: u32, height: u32) -> (u64, u64) {
     let (input, output) = (&c.inputs[0], &c.output);
-    let channels = local::widest(c, Split::Features, pes);
+    let channels = local::widest(c, Split::Features, width, height);
     let times = output.features / input.features.max(1);
     let turned = (channels * input.length()) as u64;
     let mut cycles = c.move_slots(channels, input.length()) + turned + 60;
@@ -33,11 +33,11 @@ impl Implementation for FlattenKernel {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Features, width, height, |pes| cost(c, pes))
+        local::fit(c, Split::Features, width, height, |w, h| cost(c, w, h))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let (cycles, bytes) = cost(c, width * height);
+        let (cycles, bytes) = cost(c, width, height);
         Some(Estimate {
             cycles,
             bytes,

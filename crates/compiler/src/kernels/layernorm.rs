@@ -20,17 +20,15 @@ fn items(c: &Context, positions: usize) -> Items {
     Items::new(c, positions, other)
 }
 
-fn cost(c: &Context, pes: u32) -> (u64, u64) {
-    let positions = local::widest(c, Split::Positions, pes);
+fn cost(c: &Context, width: u32, height: u32) -> (u64, u64) {
+    let positions = local::widest(c, Split::Positions, width, height);
     let (f, m) = (c.inputs[0].features as u64, positions as u64);
     let machine = c.machine;
     let port = machine.pe.sram.port_bits / 32;
     let wide = machine.pe.lanes.f32_simple.min(port) as u64;
     // the squares' sum has three sources in SRAM (M9)
     let squares = 2 * m.div_ceil(machine.pe.lanes.f32.min(port) as u64);
-    let work = f * (4 * m.div_ceil(wide) + squares)
-        + m * machine.pe.special.rsqrt as u64
-        + 180;
+    let work = f * (4 * m.div_ceil(wide) + squares) + m * machine.pe.special.rsqrt as u64 + 180;
     let items = items(c, positions);
     (items.cycles(c, positions, work), items.bytes)
 }
@@ -45,11 +43,11 @@ impl Implementation for LayerNormKernel<'_> {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Positions, width, height, |pes| cost(c, pes))
+        local::fit(c, Split::Positions, width, height, |w, h| cost(c, w, h))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let (cycles, bytes) = cost(c, width * height);
+        let (cycles, bytes) = cost(c, width, height);
         Some(Estimate {
             cycles,
             bytes,

@@ -26,7 +26,7 @@ pub(super) struct Local<'a, 'c> {
 }
 
 /// The most lanes of any of the kernel's streams: rows are divided into as many groups, so that a PE's share is of one lane.
-fn lanes(c: &Context) -> usize {
+pub(super) fn lanes(c: &Context) -> usize {
     let all = c.inputs.iter().chain([&c.output]);
     all.map(|l| l.lanes).max().unwrap_or(1)
 }
@@ -55,14 +55,14 @@ fn shares(c: &Context, split: Split, width: u32, height: u32) -> Vec<(usize, usi
     }
 }
 
-/// The part of a rectangle that a local kernel uses: whole rows, and as few PEs as bring no loss; a kernel that works on features needs a
-/// row for each lane. `cost` gives cycles and SRAM bytes for a number of PEs; neither grows with it.
+/// The part of a rectangle that a local kernel uses: as few PEs as bring no loss, in whole rows. A kernel that works on features needs a
+/// row for each lane. `cost` gives cycles and SRAM bytes of a rectangle; neither grows with it.
 pub(super) fn fit(
     c: &Context,
     split: Split,
     width: u32,
     height: u32,
-    cost: impl Fn(u32) -> (u64, u64),
+    cost: impl Fn(u32, u32) -> (u64, u64),
 ) -> (u32, u32) {
     let lanes = match split {
         Split::Features => lanes(c) as u32,
@@ -72,13 +72,21 @@ pub(super) fn fit(
         Split::Features => c.inputs[0].features / lanes as usize,
         Split::Positions => c.inputs[0].length().div_ceil(c.per_wavelet() as usize),
     };
-    // of one lane
+    // a lane's part for so many PEs
     let rows = (height / lanes).max(1);
+    let shape = |pes: u32| {
+        let w = pes.div_ceil(rows).min(width);
+        (w, pes.div_ceil(w) * lanes)
+    };
+    let cost = |pes: u32| {
+        let (w, h) = shape(pes);
+        cost(w, h)
+    };
     let most = fewest(total, width.saturating_mul(rows));
-    let best = cost(most * lanes);
+    let best = cost(most);
     let sram = (c.machine.pe.sram_bytes as u64).max(best.1);
     let enough = |pes: u32| {
-        let (cycles, bytes) = cost(pes * lanes);
+        let (cycles, bytes) = cost(pes);
         cycles <= best.0 && bytes <= sram
     };
     let (mut low, mut high) = (1, most);
@@ -90,22 +98,13 @@ pub(super) fn fit(
             low = middle + 1;
         }
     }
-    let w = high.div_ceil(rows).min(width);
-    (w, high.div_ceil(w) * lanes)
+    shape(high)
 }
 
-/// The largest share of a PE, of so many: features or positions of the first input.
-pub(super) fn widest(c: &Context, split: Split, pes: u32) -> usize {
-    match split {
-        Split::Features => {
-            let lanes = lanes(c);
-            (c.inputs[0].features / lanes).div_ceil((pes as usize / lanes).max(1))
-        }
-        Split::Positions => {
-            let (unit, length) = (c.per_wavelet() as usize, c.inputs[0].length());
-            (length.div_ceil(unit).div_ceil(pes as usize) * unit).min(length)
-        }
-    }
+/// The largest share of a PE: features or positions of the first input.
+pub(super) fn widest(c: &Context, split: Split, width: u32, height: u32) -> usize {
+    let all = shares(c, split, width, height);
+    all.into_iter().map(|(from, to)| to - from).max().unwrap_or(0)
 }
 
 impl<'a, 'c> Local<'a, 'c> {
@@ -142,7 +141,9 @@ impl<'a, 'c> Local<'a, 'c> {
     pub fn each(&mut self, what: &str, values: &[i64]) -> Val {
         let w = self.width;
         let at = Lattice::rect(0, 0, w, self.height);
-        let table = table(&format!("{}.{what}", self.name), at, |x, y| values[(y * w + x) as usize]);
+        let table = table(&format!("{}.{what}", self.name), at, |x, y| {
+            values[(y * w + x) as usize]
+        });
         self.a.param(what, table)
     }
 
@@ -165,17 +166,22 @@ impl<'a, 'c> Local<'a, 'c> {
         self.a.emit(Instr::Halt);
         let (c, w, h) = (self.c, self.width, self.height);
         let mut region = region(&self.name, w, h);
+        let block = self.a.finish(Lattice::rect(0, 0, w, h));
         let groups = match self.split {
             Split::Features => lanes(c),
             Split::Positions => 1,
         };
-        let block = self.a.finish(Lattice::rect(0, 0, w, h));
         let mut blocks: Vec<Block> = Vec::new();
         for group in 0..groups {
             let (from, to) = (lane_row(group, groups, h), lane_row(group + 1, groups, h));
             let mut own = block.clone();
             own.recolor(|color| {
-                for (layout, colors) in c.inputs.iter().zip(&c.input_colors).chain([(&c.output, &c.output_colors)]) {
+                for (layout, colors) in c
+                    .inputs
+                    .iter()
+                    .zip(&c.input_colors)
+                    .chain([(&c.output, &c.output_colors)])
+                {
                     if colors[0] == color {
                         return colors[group * layout.lanes / groups];
                     }
@@ -184,15 +190,23 @@ impl<'a, 'c> Local<'a, 'c> {
             });
             // the PEs with a share: whole rows, and a part of the next one
             let shares = &self.shares[(from * w) as usize..(to * w) as usize];
-            let active = shares.iter().filter(|(a, b)| a < b).count() as u32;
+            let active = shares.iter().filter(|(from, to)| from < to).count() as u32;
             let (rows, rest) = (active / w, active % w);
-            for at in [Lattice::rect(0, from, w, rows), Lattice::rect(0, from + rows, rest, 1)] {
-                // groups of one code are one block
-                match blocks.last_mut() {
-                    _ if at.nx * at.ny == 0 => {}
-                    Some(last) if last.code == own.code && last.at.nx == w && at.nx == w => last.at.ny += at.ny,
-                    _ => blocks.push(Block { at, ..own.clone() }),
+            let whole = Lattice::rect(0, from, w, rows);
+            match blocks.last_mut() {
+                // rows of one code are one block
+                Some(last) if last.code == own.code && (last.at.nx, last.at.y + last.at.ny) == (w, from) => {
+                    last.at.ny += rows;
                 }
+                _ if rows > 0 => blocks.push(Block {
+                    at: whole,
+                    ..own.clone()
+                }),
+                _ => {}
+            }
+            if rest > 0 {
+                let at = Lattice::rect(0, from + rows, rest, 1);
+                blocks.push(Block { at, ..own });
             }
         }
         region.blocks = blocks;
@@ -211,7 +225,16 @@ impl<'a, 'c> Local<'a, 'c> {
             let stream = format!("{}: input {i}", self.name);
             let lanes = (0..input.lanes).map(|lane| {
                 let (entry, color) = ((0, lane_row(lane, input.lanes, h)), c.input_colors[i][lane]);
-                distribute(&mut region, &stream, color, input, lane, c.per_wavelet(), entry, &parts)
+                distribute(
+                    &mut region,
+                    &stream,
+                    color,
+                    input,
+                    lane,
+                    c.per_wavelet(),
+                    entry,
+                    &parts,
+                )
             });
             entries.push(lanes.collect());
         }

@@ -193,7 +193,9 @@ impl Context<'_> {
     /// Cycles that the longest of the kernel's streams takes.
     pub fn stream_cycles(&self) -> u64 {
         let all = self.inputs.iter().chain([&self.output]);
-        all.map(|l| self.move_slots(l.features / l.lanes, l.length())).max().unwrap_or(0)
+        all.map(|l| self.move_slots(l.features / l.lanes, l.length()))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Lanes of a multiply-add.

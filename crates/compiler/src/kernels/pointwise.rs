@@ -82,7 +82,8 @@ impl Function {
             }
             Function::Gelu { tanh: false } => {
                 // max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2, with erfc(a) = (1 + c1 a + ...)^-16; in f32 within 8e-7
-                let c = |i: usize| Number((ERF[i] * std::f64::consts::FRAC_1_SQRT_2.powi(i as i32 + 1)) as f32);
+                let c =
+                    |i: usize| Number((ERF[i] * std::f64::consts::FRAC_1_SQRT_2.powi(i as i32 + 1)) as f32);
                 let mut steps = vec![
                     Step(Op::Mul, A, X, Some(Number(-1.0))),
                     Step(Op::Max, A, A, Some(X)),
@@ -139,7 +140,11 @@ impl PointwiseKernel<'_> {
             Context::pitch(c.ty, l) as u64,
             (self.temporaries(c.ty) as i64 * Context::pitch(Ty::F32, l)) as u64,
         );
-        let weights = if matches!(self.0, Function::Affine { .. }) { 2 * constants(features) } else { 0 };
+        let weights = if matches!(self.0, Function::Affine { .. }) {
+            2 * constants(features)
+        } else {
+            0
+        };
         let fixed = weights as u64 + code_bytes(c.machine, 66 + self.0.steps(c.ty).0.len());
         let room = (c.machine.pe.sram_bytes as u64).saturating_sub(fixed);
         // small slots, but an instruction of many elements hides its own cost; in all, two shares
@@ -161,8 +166,8 @@ impl PointwiseKernel<'_> {
         }
     }
 
-    fn cost(&self, c: &Context, pes: u32) -> (u64, u64) {
-        let n = local::widest(c, Split::Features, pes);
+    fn cost(&self, c: &Context, width: u32, height: u32) -> (u64, u64) {
+        let n = local::widest(c, Split::Features, width, height);
         let l = c.inputs[0].length();
         if matches!(self.0, Function::Relu) {
             return (c.stream_cycles() + 20, code_bytes(c.machine, 8));
@@ -171,14 +176,14 @@ impl PointwiseKernel<'_> {
         let (steps, _) = self.0.steps(c.ty);
         let machine = c.machine;
         let wide = (machine.pe.sram.port_bits / 32) as u64;
-        let width = (machine.pe.lanes.f32_simple as u64).min(wide);
+        let step = (machine.pe.lanes.f32_simple as u64).min(wide);
         // slots for a feature
         let each = |s: &Step| match s.0 {
             Op::Exp => (l as u64) * machine.pe.special.exp as u64,
             Op::Rsqrt => (l as u64) * machine.pe.special.rsqrt as u64,
             // both sources in one bank
-            _ if s.3 == Some(s.2) => 2 * (l as u64).div_ceil(width),
-            _ => (l as u64).div_ceil(width),
+            _ if s.3 == Some(s.2) => 2 * (l as u64).div_ceil(step),
+            _ => (l as u64).div_ceil(step),
         };
         let feature = steps.iter().map(each).sum::<u64>() + 2 * c.move_slots(1, l);
         let cost = &machine.pe.cost;
@@ -186,7 +191,8 @@ impl PointwiseKernel<'_> {
         let busy = n as u64 * feature + n.div_ceil(ring.chunk) as u64 * chunk;
         // what a PE can not do before its turn to send, the PEs do one after another
         let held = (ring.chunk * (ring.waiting + 1)).min(n);
-        let in_turn = pes as u64 * (busy * (n - held) as u64) / n.max(1) as u64;
+        let in_turn =
+            (width * height) as u64 / local::lanes(c) as u64 * (busy * (n - held) as u64) / n.max(1) as u64;
         (busy.max(in_turn).max(c.stream_cycles()), ring.bytes)
     }
 
@@ -199,7 +205,13 @@ impl PointwiseKernel<'_> {
         k.a.input(0, c.input_colors[0][0], c.ty, &shape);
         k.a.output(1, c.output_colors[0], c.ty, &shape, true);
         let item = k.begin_items();
-        k.a.map(Op::Max, 1, Operand::Desc(0), Some(Operand::Imm(0.0)), Count::Other);
+        k.a.map(
+            Op::Max,
+            1,
+            Operand::Desc(0),
+            Some(Operand::Imm(0.0)),
+            Count::Other,
+        );
         k.finish(item, vec![Vec::new(); pes])
     }
 
@@ -235,17 +247,19 @@ impl Implementation for PointwiseKernel<'_> {
     fn about(&self) -> &'static str {
         match self.0 {
             Function::Relu => "ReLU on passing wavelets, where no kernel before it could take it in",
-            Function::Gelu { .. } => "GELU, by tanh or the error function: each PE works on its own features, in a ring of slots",
+            Function::Gelu { .. } => {
+                "GELU, by tanh or the error function: each PE works on its own features, in a ring of slots"
+            }
             Function::Affine { .. } => "scale and shift by feature (a batch norm that could not be folded)",
         }
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Features, width, height, |pes| self.cost(c, pes))
+        local::fit(c, Split::Features, width, height, |w, h| self.cost(c, w, h))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let (cycles, bytes) = self.cost(c, width * height);
+        let (cycles, bytes) = self.cost(c, width, height);
         Some(Estimate {
             cycles,
             bytes,
@@ -265,11 +279,7 @@ impl Implementation for PointwiseKernel<'_> {
         let most = k.widest();
         let ring = self.ring(c, most);
         let (chunk, slot) = (ring.chunk as i64, ring.chunk as i64 * pitch_x);
-        let images: Vec<Vec<u32>> = k
-            .shares
-            .iter()
-            .map(|s| self.image(c, most, *s))
-            .collect();
+        let images: Vec<Vec<u32>> = k.shares.iter().map(|share| self.image(c, most, *share)).collect();
         // slots and the two buffers of intermediate results begin in different banks (M9)
         let slots = k.a.buffer("slots", (slot * ring.slots as i64) as u32, 0);
         let end = Val::Imm(slots + slot * ring.slots as i64);
@@ -281,7 +291,10 @@ impl Implementation for PointwiseKernel<'_> {
         let scales = k.a.buffer("constants", bytes as u32, 0);
         let shifts = scales + constants(most) as i64;
         let share = k.share("features");
-        let words = k.each("words", &images.iter().map(|i| i.len() as i64).collect::<Vec<_>>());
+        let words = k.each(
+            "words",
+            &images.iter().map(|i| i.len() as i64).collect::<Vec<_>>(),
+        );
         let imm = Val::Imm;
         let reg = Val::Reg;
         let affine = matches!(self.0, Function::Affine { .. });
@@ -382,7 +395,11 @@ impl Implementation for PointwiseKernel<'_> {
         a.bind(whole);
         a.output(7, c.output_colors[0], c.ty, &shape, true);
         a.bind(send);
-        let count = if last == Op::Mov { Count::None } else { Count::Other };
+        let count = if last == Op::Mov {
+            Count::None
+        } else {
+            Count::Other
+        };
         a.start(SEND, last, 7, Operand::Desc(2), with.map(operand), count);
         // a slot is free once it has left
         let (wait, over) = (a.label("wait"), a.label("over"));

@@ -80,7 +80,10 @@ impl PoolKernel<'_> {
                 strides_x: [wi, 1],
             }
         };
-        positions.map(by_position).filter(|i| i.shape.0 * i.shape.1 > 0).collect()
+        positions
+            .map(by_position)
+            .filter(|i| i.shape.0 * i.shape.1 > 0)
+            .collect()
     }
 
     /// Work that is the same for all rectangles.
@@ -96,18 +99,25 @@ impl PoolKernel<'_> {
         Work {
             phase: phase(c.machine, &instructions),
             instructions: instructions.len(),
-            scales: if self.0.max { 0 } else { self.scales().err().map_or(0, |s| s.len()) },
+            scales: if self.0.max {
+                0
+            } else {
+                self.scales().err().map_or(0, |s| s.len())
+            },
         }
     }
 
-    fn cost(&self, c: &Context, work: &Work, pes: u32) -> (u64, u64) {
-        let f = local::widest(c, Split::Features, pes);
+    fn cost(&self, c: &Context, work: &Work, width: u32, height: u32) -> (u64, u64) {
+        let f = local::widest(c, Split::Features, width, height);
         let (li, lo) = (c.inputs[0].length(), c.output.length());
         let cost = &c.machine.pe.cost;
         let each = (2 * cost.descriptor + cost.issue) as u64;
         let mut cycles = f as u64 * work.phase.1 + work.instructions as u64 * each + 60;
         cycles += c.move_slots(f, li) + 2 * c.move_slots(f, lo);
-        let (x, y) = (Context::pitch(c.ty, li) as u64, Context::pitch(Ty::F32, lo) as u64);
+        let (x, y) = (
+            Context::pitch(c.ty, li) as u64,
+            Context::pitch(Ty::F32, lo) as u64,
+        );
         let bytes = f as u64 * (x + y) + 4 * work.scales as u64;
         (
             cycles.max(c.stream_cycles()),
@@ -147,11 +157,13 @@ impl Implementation for PoolKernel<'_> {
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
         let work = self.work(c);
-        local::fit(c, Split::Features, width, height, |pes| self.cost(c, &work, pes))
+        local::fit(c, Split::Features, width, height, |w, h| {
+            self.cost(c, &work, w, h)
+        })
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let (cycles, bytes) = self.cost(c, &self.work(c), width * height);
+        let (cycles, bytes) = self.cost(c, &self.work(c), width, height);
         Some(Estimate {
             cycles,
             bytes,
@@ -202,7 +214,14 @@ impl Implementation for PoolKernel<'_> {
             let [row_y, column_y] = i.strides_y.map(|s| s as i64);
             let [row_x, column_x] = i.strides_x.map(|s| s as i64);
             let (y_at, x_at) = (y + 4 * i.y as i64, x + element * i.x as i64);
-            k.a.memory(4, Ty::F32, Val::Imm(y_at), &shape, &[ey, sy, row_y, column_y], true);
+            k.a.memory(
+                4,
+                Ty::F32,
+                Val::Imm(y_at),
+                &shape,
+                &[ey, sy, row_y, column_y],
+                true,
+            );
             k.a.memory(5, c.ty, Val::Imm(x_at), &shape, &[ex, sx, row_x, column_x], true);
             k.a.map(op, 4, Operand::Desc(4), Some(Operand::Desc(5)), Count::Other);
         }

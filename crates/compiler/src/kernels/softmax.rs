@@ -11,8 +11,8 @@ fn items(c: &Context, positions: usize) -> Items {
     Items::new(c, positions, other)
 }
 
-fn cost(c: &Context, pes: u32) -> (u64, u64) {
-    let positions = local::widest(c, Split::Positions, pes);
+fn cost(c: &Context, width: u32, height: u32) -> (u64, u64) {
+    let positions = local::widest(c, Split::Positions, width, height);
     let (f, m) = (c.inputs[0].features as u64, positions as u64);
     let machine = c.machine;
     let wide = (machine.pe.lanes.f32_simple).min(machine.pe.sram.port_bits / 32) as u64;
@@ -33,11 +33,11 @@ impl Implementation for SoftmaxKernel {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        local::fit(c, Split::Positions, width, height, |pes| cost(c, pes))
+        local::fit(c, Split::Positions, width, height, |w, h| cost(c, w, h))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
-        let (cycles, bytes) = cost(c, width * height);
+        let (cycles, bytes) = cost(c, width, height);
         Some(Estimate {
             cycles,
             bytes,
@@ -64,7 +64,13 @@ impl Implementation for SoftmaxKernel {
         k.a.memory(all_sum, Ty::F32, Val::Imm(total), &block, &[0, 1], true);
         let (x, of) = (Operand::Desc(ITEM), Operand::Desc);
         let a = &mut k.a;
-        a.map(Op::Mov, largest, Operand::Imm(f32::NEG_INFINITY), None, Count::None);
+        a.map(
+            Op::Mov,
+            largest,
+            Operand::Imm(f32::NEG_INFINITY),
+            None,
+            Count::None,
+        );
         a.map(Op::Max, all_largest, of(all_largest), Some(x), Count::Other);
         a.map(Op::Sub, ITEM, x, Some(of(all_largest)), Count::Other);
         a.map(Op::Exp, ITEM, x, None, Count::Other);
@@ -72,6 +78,12 @@ impl Implementation for SoftmaxKernel {
         a.map(Op::Add, all_sum, of(all_sum), Some(x), Count::Other);
         a.map(Op::Div, sum, Operand::Imm(1.0), Some(of(sum)), Count::Other);
         let scaled = (Op::Mul, Some(of(sum)));
-        items.finish(k, item, scaled, |_| {}, vec![Vec::new(); (width * height) as usize])
+        items.finish(
+            k,
+            item,
+            scaled,
+            |_| {},
+            vec![Vec::new(); (width * height) as usize],
+        )
     }
 }

@@ -69,7 +69,8 @@ pub(crate) fn rectangles<K: PartialEq + Clone>(
             if taken[at(x, y)] {
                 continue;
             }
-            let same = |x: u32, y: u32, taken: &[bool]| !taken[at(x, y)] && keys[at(x, y)].as_ref() == Some(k);
+            let same =
+                |x: u32, y: u32, taken: &[bool]| !taken[at(x, y)] && keys[at(x, y)].as_ref() == Some(k);
             let mut nx = 1;
             while x + nx < width && same(x + nx, y, &taken) {
                 nx += 1;
@@ -188,7 +189,12 @@ pub(super) fn distribute(
         let hull = arm.map_or(whole, |(hull, _)| hull);
         let on = arm.is_some_and(|(_, n)| y.abs_diff(entry.1) < n).then_some(None);
         let ramp = part(x, y).map(|p| pass(p, hull));
-        [(Port::Ramp, ramp), (far, on), (Port::East, None), (Port::West, None)]
+        [
+            (Port::Ramp, ramp),
+            (far, on),
+            (Port::East, None),
+            (Port::West, None),
+        ]
     };
     let key = |x: u32, y: u32| {
         let shape = outputs(x, y).map(|(port, o)| (port, o.map(|f| f.is_some())));

@@ -33,8 +33,16 @@ struct Done {
     interval: Option<u64>,
 }
 
-const INPUTS: Color = colors::STREAMS;
-const OUTPUT: Color = colors::STREAMS + 4;
+/// Most lanes of a stream.
+const LANES: usize = 4;
+
+fn input_color(input: usize, lane: usize) -> Color {
+    colors::STREAMS + (input * LANES + lane) as Color
+}
+
+fn output_color(lane: usize) -> Color {
+    input_color(2, lane)
+}
 
 fn machine(sets: &[String]) -> Machine {
     let text = include_str!("../../../../machines/small.toml");
@@ -66,14 +74,23 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
         ty: case.ty,
         items: case.items,
         inputs: case.inputs.clone(),
-        input_colors: (0..case.inputs.len()).map(|i| INPUTS + i as Color).collect(),
+        input_colors: (0..case.inputs.len())
+            .map(|i| (0..LANES).map(|lane| input_color(i, lane)).collect())
+            .collect(),
         slack: case.slack.clone(),
         output: case.output.clone(),
-        output_color: OUTPUT,
+        output_colors: (0..LANES).map(output_color).collect(),
     };
     let kernel = of(&case.kind);
     let (w, h) = kernel.fit(&c, case.area.0, case.area.1);
-    if w > case.area.0 || h > case.area.1 || w == 0 || h == 0 {
+    let lanes = case
+        .inputs
+        .iter()
+        .chain([&case.output])
+        .map(|l| l.lanes as u32)
+        .max()
+        .unwrap_or(1);
+    if w > case.area.0 || h > case.area.1.max(lanes) || w == 0 || h == 0 {
         return Err(format!("{w} x {h} PEs of {:?}", case.area));
     }
     let estimate = kernel.estimate(&c, w, h).ok_or("no estimate")?;
@@ -81,7 +98,12 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
         return Ok(None);
     }
     let mut emitted = kernel.emit("k", &c, w, h);
-    let fullest = emitted.region.blocks.iter().map(|b| memory::bytes(b, &machine)).max();
+    let fullest = emitted
+        .region
+        .blocks
+        .iter()
+        .map(|b| memory::bytes(b, &machine))
+        .max();
     if fullest > Some(estimate.bytes) {
         return Err(format!("{fullest:?} bytes of SRAM, not {}", estimate.bytes));
     }
@@ -89,21 +111,58 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
     (machine.mesh.width, machine.mesh.height) = (w, h + 1);
     let region = &mut emitted.region;
     region.y = 1;
-    let way = route(INPUTS + 1, "input 1", Lattice::rect(0, 0, 1, 1), vec![position(Port::West, &[Port::South], 1)]);
+    // the second input comes from there, if it has one lane
+    let from_above = |input: usize| input == 1 && case.inputs[1].lanes == 1;
+    let way = position(Port::West, &[Port::South], 1);
+    let way = route(input_color(1, 0), "input 1", Lattice::rect(0, 0, 1, 1), vec![way]);
     let above = Region {
-        routes: if case.inputs.len() > 1 { vec![way] } else { Vec::new() },
+        routes: if case.inputs.len() > 1 && from_above(1) {
+            vec![way]
+        } else {
+            Vec::new()
+        },
         ..super::region("above", w, 1)
     };
-    for i in 0..case.inputs.len() {
-        let entry = region.routes.iter_mut().find(|r| {
-            r.color == INPUTS + i as Color && (r.at.x, r.at.y) == (0, 0) && r.positions[0].input == Port::Ramp
-        });
-        entry.ok_or("an input without an entry")?.positions[0].input = [Port::West, Port::North][i];
+    for (i, entries) in emitted.entries.iter().enumerate() {
+        if entries.len() != case.inputs[i].lanes {
+            return Err(format!("{} entries of input {i}", entries.len()));
+        }
+        for (lane, entry) in entries.iter().enumerate() {
+            let route = region.routes.iter_mut().find(|r| {
+                r.color == input_color(i, lane)
+                    && (r.at.x, r.at.y) == *entry
+                    && r.positions[0].input == Port::Ramp
+            });
+            let port = if from_above(i) { Port::North } else { Port::West };
+            route.ok_or("an input without an entry")?.positions[0].input = port;
+        }
     }
-    let (port, side) = if emitted.exit.at.0 == 0 { (Port::West, Side::West) } else { (Port::East, Side::East) };
-    let positions = emitted.exit.from.iter().map(|(from, hold)| position(*from, &[port], hold.clone()));
-    let at = Lattice::rect(emitted.exit.at.0, 0, 1, 1);
-    region.routes.push(route(OUTPUT, "output", at, positions.collect()));
+    let per = per_wavelet(&machine, case.ty);
+    let each =
+        case.output.features / case.output.lanes * (case.output.length() as u64).div_ceil(per) as usize;
+    let mut drains = Vec::new();
+    for (lane, exit) in emitted.exits.iter().enumerate() {
+        let (port, side) = if exit.at.0 == 0 {
+            (Port::West, Side::West)
+        } else {
+            (Port::East, Side::East)
+        };
+        let positions = exit
+            .from
+            .iter()
+            .map(|(from, hold)| position(*from, &[port], hold.clone()));
+        let at = Lattice::rect(exit.at.0, exit.at.1, 1, 1);
+        region
+            .routes
+            .push(route(output_color(lane), "output", at, positions.collect()));
+        drains.push(Drain {
+            name: format!("output {lane}"),
+            side,
+            row: exit.at.1 + 1,
+            color: output_color(lane),
+            wavelets: (each * case.items) as u64,
+        });
+    }
     // each row's weights come along the row
     let mut feeds = Vec::new();
     let per_word = per_wavelet(&machine, Ty::F32) as usize;
@@ -116,8 +175,16 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
             let all = [(Port::Ramp, own), (Port::East, beyond)];
             let used: Vec<_> = all.iter().filter(|(_, n)| *n > 0).collect();
             if !used.is_empty() {
-                let positions = used.iter().map(|(to, n)| position(Port::West, &[*to], *n)).collect();
-                region.routes.push(route(colors::LOAD, "weights", Lattice::rect(x as u32, y, 1, 1), positions));
+                let positions = used
+                    .iter()
+                    .map(|(to, n)| position(Port::West, &[*to], *n))
+                    .collect();
+                region.routes.push(route(
+                    colors::LOAD,
+                    "weights",
+                    Lattice::rect(x as u32, y, 1, 1),
+                    positions,
+                ));
             }
             let values: Vec<f32> = words[x].iter().map(|w| f32::from_bits(*w)).collect();
             for chunk in values.chunks(per_word) {
@@ -141,66 +208,82 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
             row: y + 1,
             color: colors::LOAD,
             epoch: 0,
-            data: Arc::new(data),
+            data: FeedData::Host(Arc::new(data)),
         });
     }
-    let input_ty = if matches!(case.kind, Kind::Embedding(_)) { Ty::F32 } else { case.ty };
-    for item in 0..case.items {
-        for i in 0..case.inputs.len() {
-            let layout = &case.inputs[i];
+    let input_ty = if matches!(case.kind, Kind::Embedding(_)) {
+        Ty::F32
+    } else {
+        case.ty
+    };
+    // of two inputs that share channels, the one that is kept comes first
+    let mut order: Vec<usize> = (0..case.inputs.len()).collect();
+    order.sort_by_key(|i| std::cmp::Reverse(case.slack[*i]));
+    for (item, &i) in (0..case.items).flat_map(|item| order.iter().map(move |i| (item, i))) {
+        let layout = &case.inputs[i];
+        for (lane, entry) in emitted.entries[i].iter().enumerate() {
             let mut data = Vec::new();
-            for place in 0..layout.features {
+            let (from, to) = layout.lane(lane);
+            for place in from..to {
                 let values: Vec<f32> = (0..layout.length())
                     .map(|p| inputs[i][item][layout.index(place, p)])
                     .collect();
-                wavelets(&values, input_ty, per_wavelet(&machine, input_ty) as usize, &mut data);
+                wavelets(
+                    &values,
+                    input_ty,
+                    per_wavelet(&machine, input_ty) as usize,
+                    &mut data,
+                );
             }
             feeds.push(Feed {
                 name: format!("input {i}"),
                 side: Side::West,
-                row: 1 - i as u32,
-                color: INPUTS + i as Color,
+                row: if from_above(i) { 0 } else { entry.1 + 1 },
+                color: input_color(i, lane),
                 epoch: 1,
-                data: Arc::new(data),
+                data: FeedData::Host(Arc::new(data)),
             });
         }
     }
-    let per = per_wavelet(&machine, case.ty);
-    let each = case.output.features * (case.output.length() as u64).div_ceil(per) as usize;
     let program = Program {
         name: "alone".into(),
-        priority: colors::REDUCE.to_vec(),
-        regions: vec![emitted.region, above],
-        feeds,
-        drains: vec![Drain {
-            name: "output".into(),
-            side,
-            row: 1,
-            color: OUTPUT,
-            wavelets: (each * case.items) as u64,
+        stages: vec![Stage {
+            name: String::new(),
+            priority: colors::REDUCE.to_vec(),
+            regions: vec![emitted.region, above],
+            feeds,
+            drains,
         }],
     };
     verify::verify(&program, &machine).map_err(|v| format!("{v:?}"))?;
     let outcome = engine::run(&program, &machine, &Options::default()).map_err(|e| e.to_string())?;
-    let landed = &outcome.drains[0];
-    let mut outputs = Vec::new();
-    for item in landed.chunks(each) {
-        let size = case.output.features * case.output.length();
-        let elements = item.iter().flat_map(|l| {
-            (0..l.wavelet.elements as u32).map(move |i| from_bits(case.ty, l.wavelet.bits, i))
-        });
-        let stream: Vec<f32> = elements.collect();
-        if stream.len() != size {
-            return Err(format!("{} elements, not {size}", stream.len()));
+    let size = case.output.features * case.output.length();
+    let mut outputs = vec![vec![0.0; size]; case.items];
+    for (lane, landed) in outcome.drains.iter().enumerate() {
+        let first = case.output.lane(lane).0;
+        for (tensor, item) in outputs.iter_mut().zip(landed.chunks(each)) {
+            let elements = item.iter().flat_map(|l| {
+                (0..l.wavelet.elements as u32).map(move |i| from_bits(case.ty, l.wavelet.bits, i))
+            });
+            let stream: Vec<f32> = elements.collect();
+            if stream.len() * case.output.lanes != size {
+                return Err(format!("{} elements on a lane of {size}", stream.len()));
+            }
+            for (i, v) in stream.into_iter().enumerate() {
+                let (feature, position) = (first + i / case.output.length(), i % case.output.length());
+                tensor[case.output.index(feature, position)] = v;
+            }
         }
-        let mut tensor = vec![0.0; size];
-        for (i, v) in stream.into_iter().enumerate() {
-            tensor[case.output.index(i / case.output.length(), i % case.output.length())] = v;
-        }
-        outputs.push(tensor);
     }
     let interval = (case.items > 1).then(|| {
-        let last = |i: usize| landed[(i + 1) * each - 1].cycle;
+        let last = |item: usize| {
+            outcome
+                .drains
+                .iter()
+                .map(|d| d[(item + 1) * each - 1].cycle)
+                .max()
+                .unwrap_or(0)
+        };
         (last(case.items - 1) - last(0)) / (case.items as u64 - 1)
     });
     Ok(Some(Done {
@@ -239,7 +322,10 @@ fn numbers(seed: u64, n: usize) -> Vec<f32> {
 
 /// Numbers as they are in the machine's type.
 fn rounded(values: Vec<f32>, ty: Ty) -> Vec<f32> {
-    values.into_iter().map(|v| from_bits(ty, to_bits(ty, v), 0)).collect()
+    values
+        .into_iter()
+        .map(|v| from_bits(ty, to_bits(ty, v), 0))
+        .collect()
 }
 
 /// A shape [outer, features, inner] with, sometimes, its features in another order.
@@ -251,7 +337,22 @@ fn layout(outer: usize, features: usize, inner: usize, shuffled: bool) -> Layout
         features,
         inner,
         order: shuffled.then(|| Arc::new(order)),
+        lanes: 1,
     }
+}
+
+/// A layout on at most so many lanes.
+fn on_lanes(l: Layout, lanes: usize) -> Layout {
+    let lanes = if l.features.is_multiple_of(lanes) {
+        lanes
+    } else {
+        1
+    };
+    Layout { lanes, ..l }
+}
+
+fn lanes() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(1usize), Just(2), Just(4)]
 }
 
 fn gcd(a: usize, b: usize) -> usize {
@@ -307,11 +408,14 @@ fn layer_norm(x: &[f64], norm: &Norm) -> Vec<f64> {
     x.iter().enumerate().map(of).collect()
 }
 
+/// What a kernel computes, in f64.
+type Reference = Box<dyn Fn(&[f32]) -> Vec<f64>>;
+
 /// A kernel of one input of its output's shape, with what it computes.
-fn same_shape(which: usize, x: &Layout, seed: u64) -> (Kind, Box<dyn Fn(&[f32]) -> Vec<f64>>) {
+fn same_shape(which: usize, x: &Layout, seed: u64) -> (Kind, Reference) {
     let l = x.clone();
     let each = |f: fn(f64) -> f64| {
-        Box::new(move |x: &[f32]| x.iter().map(|v| f(*v as f64)).collect()) as Box<dyn Fn(&[f32]) -> Vec<f64>>
+        Box::new(move |x: &[f32]| x.iter().map(|v| f(*v as f64)).collect()) as Reference
     };
     let (scale, shift) = (
         Arc::new(numbers(seed + 7, l.features)),
@@ -319,8 +423,14 @@ fn same_shape(which: usize, x: &Layout, seed: u64) -> (Kind, Box<dyn Fn(&[f32]) 
     );
     match which {
         0 => (Kind::Pointwise(Function::Relu), each(|v| v.max(0.0))),
-        1 => (Kind::Pointwise(Function::Gelu { tanh: true }), each(|v| gelu(v, true))),
-        2 => (Kind::Pointwise(Function::Gelu { tanh: false }), each(|v| gelu(v, false))),
+        1 => (
+            Kind::Pointwise(Function::Gelu { tanh: true }),
+            each(|v| gelu(v, true)),
+        ),
+        2 => (
+            Kind::Pointwise(Function::Gelu { tanh: false }),
+            each(|v| gelu(v, false)),
+        ),
         3 | 4 => {
             let relu = which == 4;
             let function = Function::Affine {
@@ -354,7 +464,14 @@ fn same_shape(which: usize, x: &Layout, seed: u64) -> (Kind, Box<dyn Fn(&[f32]) 
 }
 
 fn settings() -> impl Strategy<Value = Vec<String>> {
-    let sets = (1u32..4, prop::bool::ANY, 1u32..3, 1u32..9, prop::bool::ANY, prop::bool::ANY);
+    let sets = (
+        1u32..4,
+        prop::bool::ANY,
+        1u32..3,
+        1u32..9,
+        prop::bool::ANY,
+        prop::bool::ANY,
+    );
     sets.prop_map(|(depth, wide, simple, queue, first, small)| {
         vec![
             format!("router.queue_depth={depth}"),
@@ -379,7 +496,9 @@ fn area() -> impl Strategy<Value = (u32, u32)> {
 
 /// Inputs by item.
 fn items(seed: u64, n: usize, items: usize, ty: Ty) -> Vec<Vec<f32>> {
-    (0..items).map(|i| rounded(numbers(seed + 100 + i as u64, n), ty)).collect()
+    (0..items)
+        .map(|i| rounded(numbers(seed + 100 + i as u64, n), ty))
+        .collect()
 }
 
 /// Runs a case and compares; does not count if it is refused.
@@ -399,20 +518,23 @@ proptest! {
 
     #[test]
     fn functions_softmax_and_norms(which in 0usize..7, outer in 1usize..4, features in 1usize..24, inner in 1usize..9, shuffled: bool,
-                                   ty in ty(), items_n in 1usize..4, area in area(), sets in settings(), seed in 0u64..1000) {
+                                   lanes in (lanes(), lanes()), ty in ty(), items_n in 1usize..4, area in area(), sets in settings(), seed in 0u64..1000) {
         let l = layout(outer, features, inner, shuffled);
         let (kind, of) = same_shape(which, &l, seed);
+        // what works on positions has streams of one lane
+        let lanes = if which < 5 { lanes } else { (1, 1) };
         let x = items(seed, features * l.length(), items_n, ty);
         let want = x.iter().map(|x| of(x)).collect();
         // a norm of one feature is its shift alone, whatever the noise
         prop_assume!(which != 6 || features > 1);
-        let case = Case { kind, ty, inputs: vec![l.clone()], output: l, slack: vec![1], items: items_n, area, sets };
+        let inputs = vec![on_lanes(l.clone(), lanes.0)];
+        let case = Case { kind, ty, inputs, output: on_lanes(l, lanes.1), slack: vec![1], items: items_n, area, sets };
         check(&case, vec![x], want)?;
     }
 
     #[test]
     fn binary(multiply: bool, relu: bool, outer in 1usize..4, features in 1usize..24, inner in 1usize..9, ty in ty(), items_n in 1usize..6,
-              slack in (1usize..5, 1usize..5), area in area(), sets in settings(), seed in 0u64..1000) {
+              lanes in (lanes(), lanes(), lanes()), slack in (1usize..5, 1usize..5), area in area(), sets in settings(), seed in 0u64..1000) {
         let l = layout(outer, features, inner, false);
         let (x, z) = (items(seed, features * l.length(), items_n, ty), items(seed + 50, features * l.length(), items_n, ty));
         let of = |(x, z): (&f32, &f32)| {
@@ -421,7 +543,8 @@ proptest! {
         };
         let want = x.iter().zip(&z).map(|(x, z)| x.iter().zip(z).map(of).collect()).collect();
         let case = Case {
-            kind: Kind::Binary { multiply, relu }, ty, inputs: vec![l.clone(), l.clone()], output: l,
+            kind: Kind::Binary { multiply, relu }, ty,
+            inputs: vec![on_lanes(l.clone(), lanes.0), on_lanes(l.clone(), lanes.1)], output: on_lanes(l, lanes.2),
             slack: vec![slack.0, slack.1], items: items_n, area, sets,
         };
         check(&case, vec![x, z], want)?;
@@ -442,7 +565,7 @@ proptest! {
     #[test]
     fn windows(which in 0usize..3, sparse: bool, relu: bool, outer in 1usize..3, features in 1usize..10, size in [2usize..8, 2usize..8],
                kernel in [1usize..4, 1usize..4], strides in [1usize..3, 1usize..3], pads in [0usize..2, 0usize..2, 0usize..2, 0usize..2],
-               zeros in [1usize..3, 1usize..3], multiplier in 1usize..4, shuffled: bool, counted: bool, ty in ty(), items_n in 1usize..4,
+               zeros in [1usize..3, 1usize..3], multiplier in 1usize..4, lanes in (lanes(), lanes()), shuffled: bool, counted: bool, ty in ty(), items_n in 1usize..4,
                area in area(), sets in settings(), seed in 0u64..1000) {
         let pads = [0, 1, 2, 3].map(|i| pads[i].min(kernel[i % 2] - 1));
         let zeros = if which == 2 { zeros } else { [1, 1] };
@@ -493,16 +616,19 @@ proptest! {
         let want: Vec<Vec<f64>> = values.iter().map(of).collect();
         // a window wholly in the padding has no largest element
         prop_assume!(want.iter().flatten().all(|v| v.is_finite()));
+        // a PE's share of inputs gives outputs of one lane
+        let given = if features.is_multiple_of(lanes.1) { lanes.1 } else { 1 };
+        let (x, y) = (on_lanes(x, lanes.0), on_lanes(y, given));
         let case = Case { kind, ty, inputs: vec![x], output: y, slack: vec![1], items: items_n, area, sets };
         check(&case, vec![values], want)?;
     }
 
     #[test]
     fn embedding(rows in 1usize..40, width in 1usize..20, samples in 1usize..3, tokens in 1usize..9, started: bool, shuffled: bool,
-                 stray: bool, ty in ty(), items_n in 1usize..4, area in area(), sets in settings(), seed in 0u64..1000) {
+                 stray: bool, lanes in lanes(), ty in ty(), items_n in 1usize..4, area in area(), sets in settings(), seed in 0u64..1000) {
         let n = samples * tokens;
-        let x = Layout { outer: n, features: 1, inner: 1, order: None };
-        let y = layout(n, width, 1, shuffled);
+        let x = layout(n, 1, 1, false);
+        let y = on_lanes(layout(n, width, 1, shuffled), lanes);
         let values = rounded(numbers(seed, rows * width), ty);
         let start = started.then(|| rounded(numbers(seed + 1, n * width), ty));
         let ids: Vec<Vec<f32>> = (0..items_n)
@@ -536,7 +662,10 @@ proptest! {
 /// GELU where exp and powers leave the range of f32: no NaN, and the identity or zero.
 #[test]
 fn gelu_far_out() {
-    let values: Vec<f32> = [0.0, -0.0, 1e-30, 5.0, -5.0, 9.0, -9.0, 20.0, -20.0, 88.9, -88.9, 1e4, -1e4, 1e10, -1e10, 1e-4].to_vec();
+    let values: Vec<f32> = [
+        0.0, -0.0, 1e-30, 5.0, -5.0, 9.0, -9.0, 20.0, -20.0, 88.9, -88.9, 1e4, -1e4, 1e10, -1e10, 1e-4,
+    ]
+    .to_vec();
     for tanh in [true, false] {
         let l = layout(1, 4, 4, false);
         let case = Case {
@@ -564,18 +693,36 @@ fn estimates_are_near() {
     let mut table = String::new();
     let mut bad = Vec::new();
     let mut one = |name: &str, case: Case, inputs: Vec<Vec<Vec<f32>>>| {
-        let done = run(&case, &inputs).unwrap_or_else(|e| panic!("{name}: {e}")).expect("it fits");
+        let done = run(&case, &inputs)
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .expect("it fits");
         let (expected, measured) = (done.estimate.cycles, done.interval.expect("several items"));
-        table += &format!("{name:<44} {:>2}x{:<2} {expected:>7} {measured:>7}\n", done.rect.0, done.rect.1);
+        table += &format!(
+            "{name:<44} {:>2}x{:<2} {expected:>7} {measured:>7}\n",
+            done.rect.0, done.rect.1
+        );
         if expected * 3 < measured * 2 || expected * 2 > measured * 3 {
             bad.push(name.to_string());
         }
     };
-    let shapes = [(1, 64, 64, (8, 4)), (1, 64, 64, (1, 1)), (16, 128, 1, (4, 4)), (1, 16, 256, (2, 2))];
+    let shapes = [
+        (1, 64, 64, (8, 4)),
+        (1, 64, 64, (1, 1)),
+        (16, 128, 1, (4, 4)),
+        (1, 16, 256, (2, 2)),
+    ];
     for (outer, features, inner, area) in shapes {
         let l = layout(outer, features, inner, false);
         let size = features * l.length();
-        let names = ["relu", "gelu tanh", "gelu", "affine", "affine, relu", "softmax", "layernorm"];
+        let names = [
+            "relu",
+            "gelu tanh",
+            "gelu",
+            "affine",
+            "affine, relu",
+            "softmax",
+            "layernorm",
+        ];
         for (which, name) in names.into_iter().enumerate() {
             let (kind, _) = same_shape(which, &l, 1);
             let case = Case {
@@ -596,7 +743,18 @@ fn estimates_are_near() {
         }
     }
     for (outer, features, size, area) in [(1, 16, 16, (4, 4)), (2, 32, 8, (1, 4)), (1, 9, 12, (2, 2))] {
-        for (which, name) in ["maxpool", "avgpool", "depthwise", "depthwise, lists", "flatten", "add", "add, relu"].into_iter().enumerate() {
+        for (which, name) in [
+            "maxpool",
+            "avgpool",
+            "depthwise",
+            "depthwise, lists",
+            "flatten",
+            "add",
+            "add, relu",
+        ]
+        .into_iter()
+        .enumerate()
+        {
             let plane = size * size;
             let (kernel, pads) = ([3, 3], [1, 1, 1, 1]);
             let (input, output) = ((size, size), (size, size));
@@ -635,7 +793,10 @@ fn estimates_are_near() {
                     sparse,
                 }))
             };
-            let binary = |relu: bool| Kind::Binary { multiply: false, relu };
+            let binary = |relu: bool| Kind::Binary {
+                multiply: false,
+                relu,
+            };
             let kind = match which {
                 0 | 1 => pool(which == 0),
                 2 | 3 => depthwise(which == 3),
@@ -654,33 +815,44 @@ fn estimates_are_near() {
                 sets: Vec::new(),
             };
             let values = vec![items(3, features * l.length(), 5, Ty::F32); inputs];
-            one(&format!("{name} [{outer}, {features}, {size}, {size}] of {area:?}"), case, values);
+            one(
+                &format!("{name} [{outer}, {features}, {size}, {size}] of {area:?}"),
+                case,
+                values,
+            );
         }
     }
-    for (tokens, rows, width, area) in [(64, 256, 128, (4, 8)), (64, 65, 64, (2, 2)), (128, 256, 256, (8, 16))] {
+    for (tokens, rows, width, area) in [
+        (64, 256, 128, (4, 8)),
+        (64, 65, 64, (2, 2)),
+        (128, 256, 256, (8, 16)),
+    ] {
         let table = Table {
             rows,
             width,
             values: Arc::new(numbers(1, rows * width)),
             start: Some(Arc::new(numbers(2, tokens * width))),
         };
-        let ids = |i: usize| (0..tokens).map(|t| ((t * 37 + i * 11) % rows) as f32).collect::<Vec<_>>();
+        let ids = |i: usize| {
+            (0..tokens)
+                .map(|t| ((t * 37 + i * 11) % rows) as f32)
+                .collect::<Vec<_>>()
+        };
         let case = Case {
             kind: Kind::Embedding(Arc::new(table)),
             ty: Ty::F32,
-            inputs: vec![Layout {
-                outer: tokens,
-                features: 1,
-                inner: 1,
-                order: None,
-            }],
+            inputs: vec![layout(tokens, 1, 1, false)],
             output: layout(tokens, width, 1, false),
             slack: vec![1],
             items: 5,
             area,
             sets: Vec::new(),
         };
-        one(&format!("embedding {tokens} of [{rows}, {width}] of {area:?}"), case, vec![(0..5).map(ids).collect()]);
+        one(
+            &format!("embedding {tokens} of [{rows}, {width}] of {area:?}"),
+            case,
+            vec![(0..5).map(ids).collect()],
+        );
     }
     println!("{table}");
     assert!(bad.is_empty(), "more than a third off: {bad:?}\n{table}");

@@ -41,7 +41,9 @@ fn gives(kind: &Kind, lanes: usize) -> bool {
         // each position's PE has all features
         Kind::Softmax | Kind::LayerNorm(_) => lanes == 1,
         Kind::Attention(a) => a.heads.is_multiple_of(lanes),
-        Kind::Flatten | Kind::Embedding(_) => lanes == 1,
+        // a PE's share of inputs gives outputs of one lane
+        Kind::Depthwise(d) => d.k.is_multiple_of(lanes),
+        Kind::Flatten => lanes == 1,
         _ => true,
     }
 }

@@ -40,6 +40,10 @@ pub type Expected = Vec<Vec<Option<Vec<f64>>>>;
 pub struct Finished {
     /// Its figures.
     pub run: Run,
+    /// Executed multiply-adds of each PE, row by row; too many for a report, but a plot shows them.
+    pub multiply_adds: Vec<u64>,
+    /// Multiply-adds that one step can do for the type of the run.
+    pub lanes: u32,
     /// The outputs: name, shape of one item, all items.
     pub outputs: Vec<(String, Vec<usize>, Vec<f32>)>,
     /// The program that ran.
@@ -159,8 +163,15 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         .expected
         .map(|expected| compare(job, &compiled, &outcome, expected, &outputs, &mut errors));
     let run = figures(job, &compiled, &outcome, comparison, wall_seconds)?;
+    let multiply_adds = outcome
+        .pes
+        .iter()
+        .map(|pe| pe.operations[0] + pe.operations[1])
+        .collect();
     Ok(Finished {
         run,
+        multiply_adds,
+        lanes: lanes(job),
         outputs,
         compiled,
         errors,
@@ -239,6 +250,12 @@ pub fn kernels_alone(
     Ok(all)
 }
 
+/// Multiply-adds that one step can do.
+fn lanes(job: &Job) -> u32 {
+    let dtype = if job.options.ty == Ty::F32 { "f32" } else { "f16" };
+    multiply_add_lanes(job.machine, dtype, false).unwrap_or(1)
+}
+
 fn figures(
     job: &Job,
     compiled: &Compiled,
@@ -285,13 +302,12 @@ fn figures(
         .iter()
         .flat_map(|o| o.drains.iter().map(|d| compiled.program.drain_index(o.stage, *d)))
         .collect();
-    let dtype = if job.options.ty == Ty::F32 { "f32" } else { "f16" };
     let input = RunInput {
         name: job.name,
         machine: job.machine,
         engine: "reference",
         sparsity: job.sparsity,
-        lanes: multiply_add_lanes(job.machine, dtype, false).unwrap_or(1),
+        lanes: lanes(job),
         pes_in_use: pes.len() as u64,
         kernels: &kernels,
         output_drains: &drains,

@@ -7,7 +7,7 @@ use meshloom::arrays;
 use meshloom::simulate::difference;
 use meshloom_traces::report::Report;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const MLP: &str = "mlp:layers=64-32-10 --sparsity 0.75 --batch 4";
@@ -115,26 +115,39 @@ fn the_report_has_every_documented_key_and_no_other() {
     );
 }
 
+/// The files of a folder by name.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let all = std::fs::read_dir(folder).expect("the folder");
+    all.map(|f| {
+        let path = f.expect("a file").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        (name, std::fs::read(&path).expect("the file"))
+    })
+    .collect()
+}
+
 #[test]
 fn files_of_two_runs_are_equal_but_for_wall_time() {
     let tmp = folder("files");
     let run = |name: &str| {
         let out = tmp.join(name);
         meshloom(&format!("run {MLP} --out {}", out.display())).ok();
-        let mut names: Vec<String> = std::fs::read_dir(&out)
-            .expect("the folder")
-            .map(|f| f.expect("a file").file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        assert_eq!(names, ["outputs.npz", "placement.svg", "report.json"]);
-        names
-            .iter()
-            .map(|n| std::fs::read(out.join(n)).expect("the file"))
-            .collect::<Vec<_>>()
+        files(&out)
     };
     let (a, b) = (run("a"), run("b"));
-    assert!(a[0] == b[0], "outputs.npz");
-    assert!(a[1] == b[1], "placement.svg");
+    let names: Vec<&str> = a.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "cycles.png",
+            "cycles.svg",
+            "outputs.npz",
+            "placement.svg",
+            "report.json",
+            "utilisation.png",
+            "utilisation.svg"
+        ]
+    );
     let timeless = |bytes: &[u8]| {
         let text = String::from_utf8(bytes.to_vec()).expect("text");
         text.lines()
@@ -142,8 +155,13 @@ fn files_of_two_runs_are_equal_but_for_wall_time() {
             .collect::<Vec<_>>()
             .join("\n")
     };
-    assert_eq!(timeless(&a[2]), timeless(&b[2]));
-    settled().bind(|| insta::assert_snapshot!("report_json", String::from_utf8_lossy(&a[2])));
+    for name in names {
+        match name {
+            "report.json" => assert_eq!(timeless(&a[name]), timeless(&b[name])),
+            _ => assert!(a[name] == b[name], "{name}"),
+        }
+    }
+    settled().bind(|| insta::assert_snapshot!("report_json", String::from_utf8_lossy(&a["report.json"])));
     // written over, not mixed with what was there
     meshloom(&format!(
         "run mlp:layers=4-3 --batch 1 --out {}",
@@ -158,6 +176,51 @@ fn files_of_two_runs_are_equal_but_for_wall_time() {
             .collect::<Vec<_>>(),
         [vec![1, 3]]
     );
+}
+
+#[test]
+fn several_sparsities_are_one_table_and_one_plot() {
+    let out = folder("sparsities");
+    let line = "run mlp:layers=64-32-10 --batch 4 --set mesh.width=12 --set mesh.height=8";
+    let table = meshloom(&format!(
+        "{line} --sparsity 0,0.5,0.75,0.9 --out {}",
+        out.display()
+    ))
+    .ok();
+    settled().bind(|| insta::assert_snapshot!(table));
+    let written = files(&out);
+    let text = |name: &str| String::from_utf8_lossy(&written[name]).into_owned();
+    let report: Report = serde_json::from_str(&text("report.json")).expect("a report");
+    let points: Vec<f64> = report.comparisons.iter().map(|c| c.sparsity).collect();
+    assert_eq!(points, [0.0, 0.5, 0.75, 0.9]);
+    // at 0 % nothing is masked: there is no run without skipping beside it
+    assert_eq!(report.runs.len(), 1 + 1 + 3 * 2);
+    assert_eq!(report.comparisons[0].theoretical_speedup, 1.0);
+    for s in ["0%", "50%", "75%", "90%"] {
+        assert!(
+            text("speedup.svg").contains(&format!("\n{s}\n")),
+            "{s} at the axis"
+        );
+    }
+    for name in ["utilisation", "cycles", "speedup"] {
+        assert!(
+            written[&format!("{name}.png")].starts_with(b"\x89PNG"),
+            "{name}.png"
+        );
+        assert!(
+            text(&format!("{name}.svg")).contains(">\nmlp on small"),
+            "{name}.svg"
+        );
+    }
+    // the plot of other runs does not stay beside this report
+    meshloom(&format!("{line} --sparsity 0.5 --out {}", out.display())).ok();
+    let again = files(&out);
+    assert!(
+        again
+            .keys()
+            .all(|name| !name.starts_with("speedup.") && !name.starts_with('.'))
+    );
+    assert_eq!(again.len(), written.len() - 2);
 }
 
 #[test]

@@ -88,6 +88,7 @@ fn settings() {
             "--sparsity -0.1",
             "--sparsity nan",
             "--sparsity 0.5,2",
+            "--sparsity 0.5,0,0.5",
             "--sparsity half",
             "--sparsity 0.5 --mask existing",
             "--mask smallest",

@@ -215,12 +215,17 @@ impl Common {
         })
     }
 
-    /// The sparsities above 0 that are to be run; `existing` stands for the share of zeros in the file.
+    /// The sparsities that are to be run, 0 only where it is asked for; `existing` stands for the share of zeros in the file.
     pub fn sparsities(&self, model: &Model) -> Result<Vec<f64>, Error> {
-        for s in &self.sparsity {
+        for (i, s) in self.sparsity.iter().enumerate() {
             if !(0.0..1.0).contains(s) {
                 return Err(Error::Input(format!(
                     "--sparsity {s}: expected at least 0 and below 1, for example 0.75"
+                )));
+            }
+            if self.sparsity[..i].contains(s) {
+                return Err(Error::Input(format!(
+                    "--sparsity {s} is there twice; expected each value once"
                 )));
             }
         }
@@ -234,7 +239,7 @@ impl Common {
         if self.sparsity.is_empty() && zeros > 0.1 {
             return Ok(vec![zeros]);
         }
-        Ok(self.sparsity.iter().copied().filter(|s| *s > 0.0).collect())
+        Ok(self.sparsity.clone())
     }
 
     /// The mask that goes with [`Common::sparsities`].

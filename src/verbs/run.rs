@@ -10,7 +10,7 @@ use meshloom_models::{Graph, sparsity::sparsify};
 use meshloom_simulator::Machine;
 use meshloom_traces::map::{MeshMap, Placed, svg};
 use meshloom_traces::report::{Model as ReportModel, Report, RunName};
-use meshloom_traces::table;
+use meshloom_traces::{plots, table};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,8 @@ pub struct Arguments {
     /// Also run every kernel alone on the evaluator's inputs, and list the largest error of each.
     #[arg(long, conflicts_with = "no_check")]
     check_kernels: bool,
-    /// Write report.json, outputs.npz and placement.svg to this folder.
+    /// Write report.json, outputs.npz, placement.svg and plots (utilisation, cycles, and with several sparsities speedup; .svg and
+    /// .png) to this folder.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print the report as JSON instead of the table.
@@ -107,13 +108,16 @@ pub fn run(a: Arguments) -> Result<(), Error> {
             index: 0,
         });
         for (index, (sparsity, graph)) in sparsities.iter().zip(&graphs).enumerate() {
-            planned.push(Planned {
-                name: RunName::SparseNoSkip,
-                sparsity: *sparsity,
-                machine,
-                graph,
-                index: index + 1,
-            });
+            // at 0 % there is nothing to skip: without skipping it is the dense run, with it the sparse kernels at their worst
+            if *sparsity > 0.0 {
+                planned.push(Planned {
+                    name: RunName::SparseNoSkip,
+                    sparsity: *sparsity,
+                    machine,
+                    graph,
+                    index: index + 1,
+                });
+            }
             // a machine that does not skip zero weights has no run in which they are skipped
             if machine.skip.zero_weights {
                 planned.push(Planned {
@@ -298,8 +302,18 @@ fn departures(report: &Report, tolerance: f64) -> Result<(), Error> {
     Ok(())
 }
 
-/// The files of `--out`.
-const FILES: [&str; 3] = ["report.json", "outputs.npz", "placement.svg"];
+/// The files of `--out`. Those of a plot that the runs give no points for are not written, and one left from before is removed.
+const FILES: [&str; 9] = [
+    "report.json",
+    "outputs.npz",
+    "placement.svg",
+    "utilisation.svg",
+    "utilisation.png",
+    "cycles.svg",
+    "cycles.png",
+    "speedup.svg",
+    "speedup.png",
+];
 
 /// Refuses a folder that can't be made or written to, before anything long begins.
 fn refuse_out(out: &Path) -> Result<(), Error> {
@@ -367,17 +381,73 @@ fn write_all(
             })
             .collect(),
     };
-    let written = std::fs::write(aside(FILES[0]), report.to_json())
-        .map_err(bad)
-        .and_then(|()| arrays::write(&aside(FILES[1]), &outputs))
-        .and_then(|()| std::fs::write(aside(FILES[2]), svg(&map)).map_err(bad))
+    let mut texts = vec![
+        ("report.json", report.to_json().into_bytes()),
+        ("placement.svg", svg(&map).into_bytes()),
+    ];
+    for (svg, png, plot) in draw(report, finished)? {
+        texts.push((svg, plot.svg.into_bytes()));
+        texts.push((png, plot.png));
+    }
+    let written = texts
+        .iter()
+        .try_for_each(|(name, bytes)| std::fs::write(aside(name), bytes).map_err(bad))
+        .and_then(|()| arrays::write(&aside("outputs.npz"), &outputs))
         .and_then(|()| {
-            FILES
-                .iter()
-                .try_for_each(|f| std::fs::rename(aside(f), out.join(f)).map_err(bad))
+            FILES.iter().try_for_each(|f| {
+                let to = out.join(f);
+                if *f == "outputs.npz" || texts.iter().any(|(name, _)| name == f) {
+                    std::fs::rename(aside(f), to).map_err(bad)
+                } else if to.exists() {
+                    // of another command's runs: it would contradict the report beside it
+                    std::fs::remove_file(to).map_err(bad)
+                } else {
+                    Ok(())
+                }
+            })
         });
     if written.is_err() {
         FILES.iter().for_each(|f| drop(std::fs::remove_file(aside(f))));
     }
     written
+}
+
+/// The plots of a report, each with the names of its files. Those of the mesh and of the kernels show the last machine, as
+/// placement.svg does: its dense run beside the last one with sparse weights.
+fn draw(
+    report: &Report,
+    finished: &[Finished],
+) -> Result<Vec<(&'static str, &'static str, plots::Plot)>, Error> {
+    let internal = |e: plots::PlotError| Error::Internal(e.to_string());
+    let last = finished.last().expect("at least one run");
+    let same = finished.iter().filter(|f| f.run.machine == last.run.machine);
+    let mut shown: Vec<&Finished> = same.filter(|f| f.run.name == RunName::Dense).take(1).collect();
+    if last.run.name != RunName::Dense {
+        shown.push(last);
+    }
+    let uses: Vec<plots::MeshUse> = shown
+        .iter()
+        .map(|f| plots::MeshUse {
+            run: &f.run,
+            multiply_adds: &f.multiply_adds,
+            lanes: f.lanes,
+        })
+        .collect();
+    let runs: Vec<_> = shown.iter().map(|f| &f.run).collect();
+    let mut all = vec![
+        (
+            "utilisation.svg",
+            "utilisation.png",
+            plots::utilisation(&report.model.name, &uses).map_err(internal)?,
+        ),
+        (
+            "cycles.svg",
+            "cycles.png",
+            plots::cycles(&report.model.name, &runs).map_err(internal)?,
+        ),
+    ];
+    if let Some(plot) = plots::speedup(report).map_err(internal)? {
+        all.push(("speedup.svg", "speedup.png", plot));
+    }
+    Ok(all)
 }

@@ -1,11 +1,13 @@
 //! What happened in a run. An engine's counters become the figures of a [`Report`] ([`count`]), whose sums are checked
-//! ([`report`]); the report is shown as a table ([`table`]), and the mesh as a picture ([`map`]). `docs/report.md` gives
+//! ([`report`]); the report is shown as a table ([`table`]) and as plots
+//! ([`plots`]), and the mesh as a picture ([`map`]). `docs/report.md` gives
 //! every figure its one definition and its unit. This crate does no input or output.
 
 pub mod count;
 pub mod format;
 pub mod gap;
 pub mod map;
+pub mod plots;
 pub mod report;
 pub mod table;
 

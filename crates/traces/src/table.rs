@@ -10,8 +10,11 @@ use crate::report::{Comparison, Kernel, Report, Run, RunName, compare};
 
 /// Kernels listed as the slowest.
 const SLOWEST: usize = 3;
-/// Columns between two columns of numbers.
+/// Columns between two columns of numbers, and where there are many.
 const SPACE: usize = 3;
+const NARROW: usize = 2;
+/// Of more runs than this the heads stand in two lines, and remarks below the table, so that it stays readable.
+const FEW: usize = 3;
 /// Columns at which a sentence is folded, if the table is narrower.
 const FOLD: usize = 100;
 
@@ -77,16 +80,14 @@ struct Block<'a> {
     label: usize,
     /// Width of each column of numbers.
     columns: Vec<usize>,
+    /// Blanks between two of them.
+    space: usize,
 }
 
 impl<'a> Block<'a> {
     fn new(report: &Report, runs: &'a [&'a Run]) -> Block<'a> {
-        let heads = Row {
-            label: "",
-            cells: runs.iter().map(|r| title(r)).collect(),
-            remark: String::new(),
-        };
-        let mut rows = vec![heads];
+        let many = runs.len() > FEW;
+        let mut rows = heads(runs, many);
         rows.extend(figures(report, runs));
         let label = rows.iter().map(|r| r.label.len()).max().unwrap_or(0);
         let width = |i: usize| rows.iter().map(|r| chars(&r.cells[i])).max().unwrap_or(0);
@@ -96,11 +97,30 @@ impl<'a> Block<'a> {
             rows,
             label,
             columns,
+            space: if many { NARROW } else { SPACE },
         }
     }
 
     fn width(&self) -> usize {
-        self.label + self.columns.iter().map(|c| SPACE + c).sum::<usize>()
+        self.label + self.columns.iter().map(|c| self.space + c).sum::<usize>()
+    }
+
+    /// The rows' remarks, where they stand below them.
+    fn notes(&self) -> Option<String> {
+        let (mut notes, mut above) = (Vec::new(), "");
+        for row in &self.rows {
+            let part = row.label.trim_start();
+            let name = if part.len() < row.label.len() {
+                format!("{above}, {part}")
+            } else {
+                above = part;
+                part.to_string()
+            };
+            if !row.remark.is_empty() {
+                notes.push(format!("{name}: {}", row.remark));
+            }
+        }
+        (self.runs.len() > FEW && !notes.is_empty()).then(|| notes.join("; "))
     }
 
     fn write(&self, report: &Report, label: usize, width: usize, out: &mut String) {
@@ -116,14 +136,17 @@ impl<'a> Block<'a> {
         for row in &self.rows {
             let mut line = format!("{:label$}", row.label);
             for (cell, column) in row.cells.iter().zip(&self.columns) {
-                let w = SPACE + column;
+                let w = self.space + column;
                 line += &format!("{cell:>w$}");
             }
-            if !row.remark.is_empty() {
+            if self.runs.len() <= FEW && !row.remark.is_empty() {
                 line += &format!("   {}", row.remark);
             }
             *out += line.trim_end();
             out.push('\n');
+        }
+        if let Some(notes) = self.notes() {
+            *out += &folded("notes", &notes, label, width);
         }
         let Some(last) = self
             .runs
@@ -146,6 +169,28 @@ impl<'a> Block<'a> {
             *out += &folded(name, &kernel_sentence(kernel), label, width);
         }
     }
+}
+
+/// The heads of the columns: a run's title, or where there are many its sparsity and below it whether zeros are skipped.
+fn heads(runs: &[&Run], many: bool) -> Vec<Row> {
+    let row = |label, cell: &dyn Fn(&Run) -> String| Row {
+        label,
+        cells: runs.iter().map(|r| cell(r)).collect(),
+        remark: String::new(),
+    };
+    if !many {
+        return vec![row("", &title)];
+    }
+    let zeros = |r: &Run| match r.name {
+        RunName::Dense => "",
+        RunName::SparseNoSkip => "no skip",
+        RunName::Sparse => "skip",
+    };
+    let share = |r: &Run| match r.name {
+        RunName::Dense => "dense".into(),
+        _ => sparsity(r.sparsity),
+    };
+    vec![row("sparsity", &share), row("  zeros", &|r| zeros(r).into())]
 }
 
 /// The rows of numbers.
@@ -198,17 +243,29 @@ fn figures(report: &Report, runs: &[&Run]) -> Vec<Row> {
                 .find(same)
                 .map(|c| ratio(c.theoretical_speedup))
         };
-        let remark = match &comparisons[..] {
-            [one] => format!("(theoretical {})", ratio(one.theoretical_speedup)),
-            _ => String::new(),
+        let many = runs.len() > FEW;
+        let fills = percent(dense.utilisation);
+        let mut remark = match many {
+            true => String::new(),
+            false => format!("over dense at {fills} utilisation"),
         };
-        row("speed-up", &remark, &|r| over(dense.cycles.total, r.cycles.total));
+        if let [one] = &comparisons[..] {
+            remark += &format!(" (theoretical {})", ratio(one.theoretical_speedup));
+        }
+        row("speed-up", remark.trim(), &|r| {
+            over(dense.cycles.total, r.cycles.total)
+        });
         row("  with load", "", &|r| {
             over(
                 dense.cycles.load + dense.cycles.total,
                 r.cycles.load + r.cycles.total,
             )
         });
+        if many {
+            row("  dense utilised", "utilisation of the dense run", &|_| {
+                fills.clone()
+            });
+        }
         if comparisons.len() > 1 {
             row("  theoretical", "dense over theoretical multiply-adds", &|r| {
                 or_dash(theoretical(r))

@@ -39,7 +39,7 @@ pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
 fn gives(kind: &Kind, lanes: usize) -> bool {
     match kind {
         // each position's PE has all features
-        Kind::Softmax | Kind::LayerNorm(_) => lanes == 1,
+        Kind::Softmax => lanes == 1,
         Kind::Attention(a) => a.heads.is_multiple_of(lanes),
         // a PE's share of inputs gives outputs of one lane
         Kind::Depthwise(d) => d.k.is_multiple_of(lanes),
@@ -51,7 +51,7 @@ fn gives(kind: &Kind, lanes: usize) -> bool {
 /// Whether a kernel can take an input on so many lanes.
 fn takes(kind: &Kind, lanes: usize) -> bool {
     match kind {
-        Kind::Softmax | Kind::LayerNorm(_) | Kind::Embedding(_) | Kind::Flatten => lanes == 1,
+        Kind::Softmax | Kind::Embedding(_) | Kind::Flatten => lanes == 1,
         Kind::Attention(a) => a.heads.is_multiple_of(lanes),
         _ => true,
     }

@@ -190,14 +190,7 @@ pub fn run(
             alone_fits(plan, machine, &mut costs, k, fixed)?;
         }
         match (fixed, options.placement) {
-            (Some((width, height)), _) => Some(vec![
-                Rect {
-                    width,
-                    height,
-                    ..whole
-                };
-                1
-            ]),
+            (Some((width, height)), _) => Some(vec![Rect { width, height, ..whole }; 1]),
             (None, Placement::Strips) => Some(strips(n as u32, machine)),
             (None, Placement::Work) => by_work(plan, machine, &mut costs, options.seed),
         }
@@ -273,11 +266,7 @@ fn alone_fits(
             what: format!("kernel {} ({op})", kernel.name),
             needs: "a rectangle with more columns or rows".into(),
             has: format!("{w}x{h} PEs on {}", machine.name),
-            helps: format!(
-                "--set mesh.width={} --set mesh.height={}",
-                (w + 1) * 2,
-                (h + 1) * 2
-            ),
+            helps: format!("--set mesh.width={} --set mesh.height={}", (w + 1) * 2, (h + 1) * 2),
         }),
     }
 }
@@ -288,10 +277,7 @@ fn by_work(plan: &Plan, machine: &Machine, costs: &mut Costs, seed: u64) -> Opti
     let sram = machine.pe.sram_bytes as u64;
     let whole = whole(machine);
     // shares to begin with: what a kernel would take in an equal part
-    let side = ((whole.width as f64 * whole.height as f64 / n as f64)
-        .sqrt()
-        .floor() as u32)
-        .max(1);
+    let side = ((whole.width as f64 * whole.height as f64 / n as f64).sqrt().floor() as u32).max(1);
     let share: Vec<f64> = (0..n)
         .map(|k| {
             let c = (0..whole.width.max(whole.height))

@@ -383,8 +383,10 @@ pub struct Emitted {
 pub struct Give {
     /// Column and row in the region.
     pub at: (u32, u32),
-    /// Places of its features in the stream: first, and last + 1.
+    /// Places of its features in the stream, modulo `period`: first, and last + 1.
     pub features: (usize, usize),
+    /// After how many places the PE's features come again; the stream's number of features if they lie together.
+    pub period: usize,
     /// Of each of them, the positions, in the order in which they are sent: first, and last + 1.
     pub positions: Vec<(usize, usize)>,
 }

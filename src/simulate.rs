@@ -8,7 +8,7 @@ use meshloom_simulator::engine::{self, Outcome};
 use meshloom_simulator::program::Ty;
 use meshloom_traces::count::{KernelRegion, RunInput, count_run, multiply_add_lanes};
 use meshloom_traces::report::{Operations, Outputs, Rect, Run, RunName};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -119,6 +119,7 @@ pub fn options(job: &Job) -> Options {
         ty: job.ty,
         items: job.items,
         skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights,
+        ..Options::default()
     }
 }
 
@@ -153,7 +154,7 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         .iter()
         .zip(job.graph.outputs())
         .map(|(o, id)| {
-            let (values, _) = o.values(&outcome.drains, job.ty, job.items);
+            let (values, _) = o.values(&compiled.program, &outcome.drains, job.items);
             (o.name.clone(), job.graph.tensor(*id).shape.clone(), values)
         })
         .collect();
@@ -201,7 +202,7 @@ fn compare(
     for p in &compiled.probes {
         let recorded = &outcome.probes[at..at + p.at.len()];
         at += p.at.len();
-        note(&p.name, &p.values(recorded, job.ty, job.items), p.tensor);
+        note(&p.name, &p.values(recorded, job.items), p.tensor);
     }
     for ((name, _, values), id) in outputs.iter().zip(job.graph.outputs()) {
         note(name, values, *id);
@@ -217,9 +218,12 @@ pub fn kernels_alone(
     options: &Options,
     expected: &Expected,
 ) -> Result<Vec<(String, f64)>, Error> {
-    let plan = &compiled.plan;
     let mut all = Vec::new();
-    for (i, kernel) in plan.kernels.iter().enumerate() {
+    let kernels = compiled.plans.iter().enumerate().flat_map(|(stage, plan)| {
+        let kernels = plan.kernels.iter().enumerate();
+        kernels.map(move |(i, kernel)| (stage, plan, i, kernel))
+    });
+    for (stage, plan, i, kernel) in kernels {
         let inputs: Vec<Vec<f32>> = kernel
             .inputs
             .iter()
@@ -230,9 +234,9 @@ pub fn kernels_alone(
                     .collect()
             })
             .collect();
-        let alone = compile_alone(compiled, i, machine, options, &inputs)?;
+        let alone = compile_alone(compiled, stage, i, machine, options, &inputs)?;
         let outcome = engine::run(&alone.program, machine, &engine::Options::default())?;
-        let (got, _) = alone.outputs[0].values(&outcome.drains, options.ty, options.items);
+        let (got, _) = alone.outputs[0].values(&alone.program, &outcome.drains, options.items);
         let (_, relative) = difference(&got, &all_items(expected, plan.edges[kernel.output].tensor));
         all.push((kernel.name.clone(), relative));
     }
@@ -246,16 +250,15 @@ fn figures(
     outputs: Option<Outputs>,
     wall_seconds: f64,
 ) -> Result<Run, Error> {
-    let plan = &compiled.plan;
-    let kernels: Vec<KernelRegion> = plan
-        .kernels
-        .iter()
-        .zip(&plan.places)
-        .zip(&plan.estimates)
-        .map(|((k, r), estimate)| KernelRegion {
+    let placed = compiled.plans.iter().enumerate().flat_map(|(stage, plan)| {
+        let kernels = plan.kernels.iter().zip(&plan.places).zip(&plan.estimates);
+        kernels.map(move |((k, r), estimate)| (stage, k, r, estimate))
+    });
+    let kernels: Vec<KernelRegion> = placed
+        .map(|(stage, k, r, estimate)| KernelRegion {
             name: k.name.clone(),
             op: kernels::of(&k.kind).op().into(),
-            stage: 0,
+            stage: stage as u32,
             rect: Rect {
                 x: r.x,
                 y: r.y,
@@ -269,15 +272,22 @@ fn figures(
     let items = job.items as u64;
     let operations = |mac: u64| Operations {
         mac: mac * items,
-        mac_act: 0,
+        mac_act: counts.mac_act * items,
         reduce: 0,
         other: counts.other * items,
     };
-    let blocks = || compiled.program.regions.iter().flat_map(|r| &r.blocks);
+    let blocks = || compiled.program.regions().flat_map(|r| &r.blocks);
+    // a PE that has code in several stages is one
+    let pes: HashSet<(u32, u32)> = compiled
+        .program
+        .regions()
+        .flat_map(|r| r.blocks.iter().map(move |b| (r, b)))
+        .flat_map(|(r, b)| b.at.places().map(move |(x, y)| (r.x + x, r.y + y)))
+        .collect();
     let drains: Vec<usize> = compiled
         .outputs
         .iter()
-        .flat_map(|o| o.ports.iter().map(|p| p.drain))
+        .flat_map(|o| o.drains.iter().map(|d| compiled.program.drain_index(o.stage, *d)))
         .collect();
     let dtype = if job.ty == Ty::F32 { "f32" } else { "f16" };
     let input = RunInput {
@@ -286,7 +296,7 @@ fn figures(
         engine: "reference",
         sparsity: job.sparsity,
         lanes: multiply_add_lanes(job.machine, dtype, false).unwrap_or(1),
-        pes_in_use: blocks().map(|b| b.at.nx as u64 * b.at.ny as u64).sum(),
+        pes_in_use: pes.len() as u64,
         kernels: &kernels,
         output_drains: &drains,
         items,

@@ -2,9 +2,9 @@
 
 use crate::error::Error;
 use meshloom_compiler::microbenchmarks::{self, Case, Clock, Kind, Point};
-use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{self, Options, Outcome};
 use meshloom_simulator::program::Program;
+use meshloom_simulator::{Machine, verify};
 use rayon::prelude::*;
 
 /// Runs a case on the reference engine, checks its results, and gives the point with its measured cycles.
@@ -14,7 +14,12 @@ pub fn measure(case: &Case, machine: &Machine) -> Result<Point, Error> {
             probes: case.probes.clone(),
             ..Options::default()
         };
-        Ok(engine::run(program, &case.machine(machine), &options)?)
+        let machine = case.machine(machine);
+        verify::verify(program, &machine).map_err(|all| {
+            let (name, parameters) = (&case.point.name, &case.point.parameters);
+            Error::Internal(format!("{name} ({parameters}): {}", all[0]))
+        })?;
+        Ok(engine::run(program, &machine, &options)?)
     };
     let outcome = run(&case.program)?;
     case.check(&outcome).map_err(Error::Internal)?;

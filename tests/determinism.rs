@@ -9,7 +9,7 @@ use common::{Model, comparable, residual, small, tiny};
 use meshloom::simulate::{self, Job};
 use meshloom_compiler::compile;
 use meshloom_models::{builders, flops, seeded_inputs};
-use meshloom_simulator::engine::{self, Options, Outcome, Probe, RunError, Visit};
+use meshloom_simulator::engine::{self, Landed, Options, Outcome, Probe, RunError, Visit};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine, Side, verify};
 use meshloom_traces::count::{CountError, RunInput, count_run};
@@ -18,7 +18,6 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// A colour that a PE may use, whether it arrives, and how many wavelets.
 type Stream = (Color, bool, u32);
@@ -37,17 +36,16 @@ fn classes_add_up(o: &Outcome) -> Result<(), String> {
     for (i, pe) in o.pes.iter().enumerate() {
         let sum: u64 = pe.classes.iter().sum();
         let load: u64 = pe.load_classes.iter().sum();
-        let loaded = o.epochs.get(1).map_or(0, |e| (*e).min(o.cycles));
+        let loaded = o.load_before(o.cycles);
         if sum != o.cycles {
             return Err(format!(
                 "PE number {i}: classes add up to {sum} of {} cycles",
                 o.cycles
             ));
         }
-        // an epoch that begins with the end has no cycle to be noticed in
-        if load != loaded && o.epochs.get(1).is_some_and(|e| *e < o.cycles) {
+        if load != loaded {
             return Err(format!(
-                "PE number {i}: classes before epoch 1 add up to {load} of {loaded} cycles"
+                "PE number {i}: classes in load add up to {load} of {loaded} cycles"
             ));
         }
     }
@@ -162,7 +160,7 @@ impl Choices<'_> {
     }
 }
 
-/// A machine with queues of any depth, few or many channels, and a program for it: trees of routes, code that sends and receives.
+/// A machine with queues of any depth, few or many channels, and a program of one to three stages for it.
 fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
     let c = &mut Choices { all, at: 0 };
     let (w, h) = (1 + c.below(5), 1 + c.below(4));
@@ -183,11 +181,58 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
         format!("edge.bits_per_second={}", 27.2e9 * channels as f64 + 9.1e9),
     ];
     let machine = small(&sets.iter().map(String::as_str).collect::<Vec<_>>());
-    let edge = machine.channels();
-    let mut program = Program {
-        name: "random".into(),
-        ..Program::default()
+    let mut stages: Vec<Stage> = Vec::new();
+    let mut probes = Vec::new();
+    let count = if c.one_in(3) { 2 + c.below(2) } else { 1 };
+    for number in 0..count {
+        // now and then the same again, all of it resident
+        let next = match stages.last() {
+            Some(before) if c.one_in(5) => before.clone(),
+            _ => {
+                let (stage, sent) = random_stage(c, &machine, &stages);
+                probes.extend(sent.into_iter().map(|p| Probe { stage: number, ..p }));
+                stage
+            }
+        };
+        stages.push(next);
+    }
+    let name = "random".into();
+    (machine, Program { name, stages }, probes)
+}
+
+/// Stage, drain and wavelets of all drains that get any.
+fn drained(stages: &[Stage]) -> Vec<(u32, u32, u32)> {
+    let of = |(s, stage): (usize, &Stage)| {
+        let drains = stage.drains.iter().enumerate();
+        let all = drains.map(move |(d, drain)| (s as u32, d as u32, drain.wavelets as u32));
+        all.collect::<Vec<_>>()
     };
+    let all = stages.iter().enumerate().flat_map(of);
+    all.filter(|d| d.2 > 0).collect()
+}
+
+/// Any spans of one of these.
+fn random_spans(c: &mut Choices, drained: &[(u32, u32, u32)]) -> Vec<Span> {
+    let (stage, drain, all) = drained[c.below(drained.len() as u32) as usize];
+    let first = c.below(all + 1);
+    let count = c.below(all - first + 1);
+    let span = |first, count, flag_every| Span {
+        stage,
+        drain,
+        first,
+        count,
+        flag_every,
+    };
+    let tail = span(first.into(), count.into(), c.below(4).into());
+    vec![span(0, first.into(), first.into()), tail]
+}
+
+/// A stage for the machine: trees of routes, code that sends and receives, feeds from the host and from the stages before.
+fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage, Vec<Probe>) {
+    let (w, h) = (machine.mesh.width, machine.mesh.height);
+    let edge = machine.channels();
+    let back = drained(before);
+    let mut stage = Stage::default();
     let mut region = Region {
         name: "r".into(),
         x: 0,
@@ -201,11 +246,12 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
     let mut may: BTreeMap<(u32, u32), Vec<Stream>> = BTreeMap::new();
     let streams = 1 + c.below(5);
     for color in 0..streams as Color {
-        let length = match c.below(6) {
+        let mut length = match c.below(6) {
             0 => 0,
             n => n * 3 + c.below(3),
         };
-        let from_edge = c.one_in(3);
+        let fed_back = !back.is_empty() && c.one_in(2);
+        let from_edge = fed_back || c.one_in(3);
         let (x, y) = if from_edge {
             let channel = &edge[c.below(edge.len() as u32) as usize];
             let port = if channel.side == Side::West {
@@ -213,20 +259,24 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
             } else {
                 Port::East
             };
-            let data = (0..length)
-                .map(|i| Wavelet {
+            let data = if fed_back {
+                FeedData::Drained(random_spans(c, &back))
+            } else {
+                let one = |i| Wavelet {
                     bits: (i as f32 + 0.5).to_bits() as u64,
                     elements: 1,
                     flag: c.one_in(3),
-                })
-                .collect();
-            program.feeds.push(Feed {
+                };
+                FeedData::from((0..length).map(one).collect::<Vec<_>>())
+            };
+            length = data.len() as u32;
+            stage.feeds.push(Feed {
                 name: "f".into(),
                 side: channel.side,
                 row: channel.row,
                 color,
                 epoch: c.below(2),
-                data: Arc::new(data),
+                data,
             });
             (
                 (if channel.side == Side::West { 0 } else { w - 1 }, port),
@@ -255,7 +305,7 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
                         if p != input && edge.iter().any(|c| c.side == side && c.row == y) && c.one_in(2) {
                             outputs.push(p);
                             let wavelets = if c.one_in(6) { c.below(20) } else { length };
-                            program.drains.push(Drain {
+                            stage.drains.push(Drain {
                                 name: "d".into(),
                                 side,
                                 row: y,
@@ -328,18 +378,23 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
         }
     }
     if c.one_in(2) {
-        program.priority = vec![(streams - 1) as Color];
+        stage.priority = vec![(streams - 1) as Color];
     }
     let mut probes = Vec::new();
     for ((x, y), ports) in may {
-        probes.extend(ports.iter().filter(|p| p.1).map(|p| Probe { x, y, color: p.0 }));
+        probes.extend(ports.iter().filter(|p| p.1).map(|p| Probe {
+            stage: 0,
+            x,
+            y,
+            color: p.0,
+        }));
         if c.one_in(12) {
             continue;
         }
         region.blocks.push(code(c, Lattice::rect(x, y, 1, 1), &ports));
     }
-    program.regions.push(region);
-    (machine, program, probes)
+    stage.regions.push(region);
+    (stage, probes)
 }
 
 /// Sends and receives in the main thread, in microthreads and in data tasks.
@@ -474,6 +529,55 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
     }
 }
 
+fn fed_back(feed: &Feed) -> bool {
+    !feed.data.is_empty() && matches!(feed.data, FeedData::Drained(_))
+}
+
+/// Behind an empty stage all of the program happens as before, only later (rule M2).
+fn begun_later(program: &Program, machine: &Machine, o: &Outcome) -> Result<(), String> {
+    let mut late = program.clone();
+    late.stages.insert(0, Stage::default());
+    for feed in late.stages.iter_mut().flat_map(|s| &mut s.feeds) {
+        if let FeedData::Drained(spans) = &mut feed.data {
+            spans.iter_mut().for_each(|s| s.stage += 1);
+        }
+    }
+    let late = engine::run(&late, machine, &Options::default()).map_err(|e| e.to_string())?;
+    let by = late.stages[1].begin;
+    let earlier = |l: &Landed| Landed {
+        cycle: l.cycle - by,
+        ..*l
+    };
+    let drains: Vec<Vec<Landed>> = late
+        .drains
+        .iter()
+        .map(|d| d.iter().map(earlier).collect())
+        .collect();
+    if drains != o.drains || late.cycles != o.cycles + by {
+        return Err(format!(
+            "begun {by} cycles later, {} became {}",
+            o.cycles, late.cycles
+        ));
+    }
+    for (a, b) in o.stages.iter().zip(&late.stages[1..]) {
+        let epochs = |e: &[u64], by| e.iter().map(|e| e - by).collect::<Vec<_>>();
+        let same = epochs(&a.epochs, 0) == epochs(&b.epochs, by)
+            && (a.begin + by, a.load_end + by, a.end + by) == (b.begin, b.load_end, b.end)
+            && a.pes.iter().zip(&b.pes).all(|(a, b)| {
+                (a.classes, a.load_classes, a.slots) == (b.classes, b.load_classes, b.slots)
+                    && a.first_busy.map(|c| c + by) == b.first_busy
+                    && a.last_write.map(|c| c + by) == b.last_write
+            });
+        if !same {
+            return Err(format!(
+                "a stage that began in {} differs {by} cycles later",
+                a.begin
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn random_programs_do_not_depend_on_the_visits() {
     let kinds = RefCell::new(BTreeMap::<&str, u32>::new());
@@ -500,7 +604,17 @@ fn random_programs_do_not_depend_on_the_visits() {
             let text = || meshloom_simulator::text::print(&program);
             match in_all_orders(&program, &machine, &options) {
                 Err(e) => return Err(TestCaseError::fail(format!("{e}\n{}", text()))),
-                Ok(Ok(_)) => "done",
+                Ok(Ok(o)) => {
+                    if let Err(e) = begun_later(&program, &machine, &o) {
+                        return Err(TestCaseError::fail(format!("{e}\n{}", text())));
+                    }
+                    match &o.stages[..] {
+                        [_] => "done",
+                        [_, later @ ..] if later.iter().all(|s| s.change.bytes == 0) => "done, all resident",
+                        _ if program.stages.iter().flat_map(|s| &s.feeds).any(fed_back) => "done, fed back",
+                        _ => "done, several stages",
+                    }
+                }
                 Ok(Err(RunError::Fault { .. })) => "fault",
                 Ok(Err(RunError::Deadlock { .. })) => "deadlock",
                 Ok(Err(RunError::LeftOver { .. })) => "left over",
@@ -513,7 +627,15 @@ fn random_programs_do_not_depend_on_the_visits() {
     let kinds = kinds.into_inner();
     println!("{kinds:?}");
     result.unwrap_or_else(|e| panic!("{e}"));
-    for kind in ["done", "fault", "deadlock", "left over"] {
+    for kind in [
+        "done",
+        "done, several stages",
+        "done, all resident",
+        "done, fed back",
+        "fault",
+        "deadlock",
+        "left over",
+    ] {
         assert!(
             kinds.get(kind).is_some_and(|n| *n >= 30),
             "too few that end in `{kind}`: {kinds:?}"

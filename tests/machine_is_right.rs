@@ -1,9 +1,9 @@
 //! The machine against numbers from outside: every microbenchmark's cycles on the reference engine, and its results, exactly.
 
 use meshloom_compiler::microbenchmarks::{self, Case, Clock, Point};
-use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{self, Options, Outcome, Visit};
 use meshloom_simulator::program::Program;
+use meshloom_simulator::{Machine, verify};
 
 fn machine() -> Machine {
     let file = "machines/small.toml";
@@ -17,8 +17,10 @@ fn run(case: &Case, program: &Program, machine: &Machine) -> Result<Outcome, Str
         probes: case.probes.clone(),
         ..Options::default()
     };
-    engine::run(program, &case.machine(machine), &options)
-        .map_err(|e| format!("{} ({}): {e}", case.point.name, case.point.parameters))
+    let machine = case.machine(machine);
+    let of = |e: &dyn std::fmt::Display| format!("{} ({}): {e}", case.point.name, case.point.parameters);
+    verify::verify(program, &machine).map_err(|all| of(&all[0]))?;
+    engine::run(program, &machine, &options).map_err(|e| of(&e))
 }
 
 /// Runs a case and checks its results.

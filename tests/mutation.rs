@@ -191,11 +191,11 @@ impl Breeder<'_> {
     /// Routes, their filters and holds.
     fn routes(&mut self) {
         let program = &self.compiled.program;
-        for (r, region) in program.regions.iter().enumerate() {
+        for (r, region) in program.stages[0].regions.iter().enumerate() {
             for (i, route) in region.routes.iter().enumerate() {
                 let name = format!("{} c{} ({}) route {i}", region.name, route.color, route.stream);
                 self.add("route dropped", name.clone(), None, |p| {
-                    drop(p.regions[r].routes.remove(i))
+                    drop(p.stages[0].regions[r].routes.remove(i))
                 });
                 for (k, position) in route.positions.iter().enumerate() {
                     let unused = if route
@@ -211,12 +211,13 @@ impl Breeder<'_> {
                     for o in 0..position.outputs.len() {
                         let what = format!("{name} position {k} without {:?}", position.outputs[o]);
                         self.add("output dropped", what, unused, |p| {
-                            p.regions[r].routes[i].positions[k].outputs.remove(o);
+                            p.stages[0].regions[r].routes[i].positions[k].outputs.remove(o);
                         });
                     }
                     let ways = Port::ALL.into_iter().filter(|q| *q != position.input).map(|q| {
-                        Box::new(move |p: &mut Program| p.regions[r].routes[i].positions[k].input = q)
-                            as Box<dyn FnOnce(&mut Program)>
+                        Box::new(move |p: &mut Program| {
+                            p.stages[0].regions[r].routes[i].positions[k].input = q
+                        }) as Box<dyn FnOnce(&mut Program)>
                     });
                     self.hardest(
                         "other input",
@@ -237,7 +238,7 @@ impl Breeder<'_> {
                     let over = (route.color == colors::LOAD && route.at.places().all(last))
                         .then_some(Surely("the last hold of a stream that comes once"));
                     self.add("hold", format!("{name} position {k}"), single.or(over), |p| {
-                        let hold = &mut p.regions[r].routes[i].positions[k].hold;
+                        let hold = &mut p.stages[0].regions[r].routes[i].positions[k].hold;
                         *hold = plus(hold, 1);
                     });
                     if route.positions.len() > 1 {
@@ -251,7 +252,7 @@ impl Breeder<'_> {
                                 single.or(over),
                                 |p| {
                                     let hold = at_place(&position.hold, region, place, 1);
-                                    p.regions[r].routes[i].positions[k].hold = hold;
+                                    p.stages[0].regions[r].routes[i].positions[k].hold = hold;
                                 },
                             );
                         }
@@ -266,27 +267,27 @@ impl Breeder<'_> {
                         .all(|p| nothing(&p))
                         .then_some(Surely("a filter that passes nothing"));
                     self.add("filter first", name.clone(), none, |p| {
-                        let e = &mut p.regions[r].routes[i].filters[f].first;
+                        let e = &mut p.stages[0].regions[r].routes[i].filters[f].first;
                         *e = plus(e, 1);
                     });
                     self.add("filter count", name.clone(), none, |p| {
-                        let e = &mut p.regions[r].routes[i].filters[f].count;
+                        let e = &mut p.stages[0].regions[r].routes[i].filters[f].count;
                         *e = less(e);
                     });
                     self.add("filter period", name.clone(), none, |p| {
-                        let e = &mut p.regions[r].routes[i].filters[f].period;
+                        let e = &mut p.stages[0].regions[r].routes[i].filters[f].period;
                         *e = plus(e, 1);
                     });
                     for place in route.at.places() {
                         let none = nothing(&place).then_some(Surely("a filter that passes nothing"));
                         let what = format!("{name} at {place:?}");
                         self.add("filter first of a PE", what.clone(), none, |p| {
-                            p.regions[r].routes[i].filters[f].first =
+                            p.stages[0].regions[r].routes[i].filters[f].first =
                                 at_place(&filter.first, region, place, 1);
                         });
                         if none.is_none() {
                             self.add("filter count of a PE", what, None, |p| {
-                                p.regions[r].routes[i].filters[f].count =
+                                p.stages[0].regions[r].routes[i].filters[f].count =
                                     at_place(&filter.count, region, place, -1);
                             });
                         }
@@ -299,7 +300,7 @@ impl Breeder<'_> {
     /// Descriptors, vector instructions and parameters.
     fn blocks(&mut self) {
         let program = &self.compiled.program;
-        for (r, region) in program.regions.iter().enumerate() {
+        for (r, region) in program.stages[0].regions.iter().enumerate() {
             for (b, block) in region.blocks.iter().enumerate() {
                 let places: Vec<_> = block.at.places().collect();
                 for (k, instr) in block.code.iter().enumerate() {
@@ -326,7 +327,7 @@ impl Breeder<'_> {
                         .or(self.alike(r, &places, &param.name))
                         .or(self.unread(r, &places).then_some(NOT_READ));
                     self.add("parameter", what.clone(), excuse.or(unused), |p| {
-                        let e = &mut p.regions[r].blocks[b].params[q].value;
+                        let e = &mut p.stages[0].regions[r].blocks[b].params[q].value;
                         *e = plus(e, 1);
                     });
                     for &place in &places {
@@ -342,7 +343,7 @@ impl Breeder<'_> {
                             format!("{what} at {place:?}"),
                             excuse.or(unused),
                             |p| {
-                                p.regions[r].blocks[b].params[q].value =
+                                p.stages[0].regions[r].blocks[b].params[q].value =
                                     at_place(&param.value, region, place, 1);
                             },
                         );
@@ -426,7 +427,7 @@ impl Breeder<'_> {
                 nothing.or(based).or(own).or(list).or(idle).or(unread),
                 |p| {
                     insert(
-                        &mut p.regions[r].blocks[b],
+                        &mut p.stages[0].regions[r].blocks[b],
                         k + 1,
                         Instr::Advance(n, Val::Imm(d.ty.bytes() as i64)),
                         false,
@@ -447,12 +448,15 @@ impl Breeder<'_> {
                     .or(idle)
                     .or(unread);
                 self.add("stride", format!("{what} stride {i}"), excuse, |p| {
-                    bump(&mut p.regions[r].blocks[b], k, 1, |i_| {
-                        match &mut descriptor(i_).place {
+                    bump(
+                        &mut p.stages[0].regions[r].blocks[b],
+                        k,
+                        1,
+                        |i_| match &mut descriptor(i_).place {
                             Place::Memory { strides, .. } => &mut strides[i],
                             _ => unreachable!("a memory descriptor"),
-                        }
-                    });
+                        },
+                    );
                 });
             }
         }
@@ -463,21 +467,23 @@ impl Breeder<'_> {
                 format!("{what} extent {i}"),
                 excuse.or(idle).or(unread),
                 |p| {
-                    bump(&mut p.regions[r].blocks[b], k, -1, |i_| {
+                    bump(&mut p.stages[0].regions[r].blocks[b], k, -1, |i_| {
                         &mut descriptor(i_).shape[i]
                     });
                 },
             );
         }
         self.add("type", what.into(), nothing.or(list).or(idle).or(unread), |p| {
-            let ty = &mut descriptor(&mut p.regions[r].blocks[b].code[k]).ty;
+            let ty = &mut descriptor(&mut p.stages[0].regions[r].blocks[b].code[k]).ty;
             *ty = if *ty == Ty::F32 { Ty::F16 } else { Ty::F32 };
         });
         if let Place::Out { color, flag: true } = d.place {
             let counted = places.iter().any(|at| self.counted(r, *at, color));
             let excuse = nothing.or((!counted).then_some(Surely("a flag that no switch counts")));
             self.add("flag", what.into(), excuse, |p| {
-                if let Place::Out { flag, .. } = &mut descriptor(&mut p.regions[r].blocks[b].code[k]).place {
+                if let Place::Out { flag, .. } =
+                    &mut descriptor(&mut p.stages[0].regions[r].blocks[b].code[k]).place
+                {
                     *flag = false;
                 }
             });
@@ -487,10 +493,13 @@ impl Breeder<'_> {
     /// Whether a flag that the core at a place of a region sends is counted by any switch on its way.
     fn counted(&self, r: usize, (x, y): (u32, u32), color: Color) -> bool {
         let program = &self.compiled.program;
-        let (x, y) = (program.regions[r].x + x, program.regions[r].y + y);
+        let (x, y) = (
+            program.stages[0].regions[r].x + x,
+            program.stages[0].regions[r].y + y,
+        );
         let mut to_see = vec![(x, y, Port::Ramp)];
         while let Some((x, y, from)) = to_see.pop() {
-            let here = program
+            let here = program.stages[0]
                 .regions
                 .iter()
                 .filter(|g| g.x <= x && x < g.x + g.width && g.y <= y && y < g.y + g.height)
@@ -707,7 +716,8 @@ impl Breeder<'_> {
                     what.into(),
                     empty.then_some(NO_ELEMENTS).or(first).or(idle).or(unread),
                     |p| {
-                        if let Vector::Map { op, .. } = vector(&mut p.regions[r].blocks[b].code[k]) {
+                        if let Vector::Map { op, .. } = vector(&mut p.stages[0].regions[r].blocks[b].code[k])
+                        {
                             *op = other;
                         }
                     },
@@ -751,7 +761,7 @@ impl Breeder<'_> {
                 for (name, by, pick) in fields {
                     let excuse = self.list_reason(r, places, t, name);
                     self.add("list", format!("{what} {name}"), excuse, |p| {
-                        bump(&mut p.regions[r].blocks[b], k, by, |i| pick(vector(i)))
+                        bump(&mut p.stages[0].regions[r].blocks[b], k, by, |i| pick(vector(i)))
                     });
                 }
                 let parts: [(&str, i64, ListField); 3] = [
@@ -780,9 +790,11 @@ impl Breeder<'_> {
                 for (name, by, pick) in parts {
                     let excuse = self.list_reason(r, places, t, name);
                     self.add("list", format!("{what} {name}"), excuse, |p| {
-                        bump(&mut p.regions[r].blocks[b], k, by, |i| match vector(i) {
-                            Vector::Axpy { list, .. } => pick(list),
-                            _ => unreachable!("an axpy"),
+                        bump(&mut p.stages[0].regions[r].blocks[b], k, by, |i| {
+                            match vector(i) {
+                                Vector::Axpy { list, .. } => pick(list),
+                                _ => unreachable!("an axpy"),
+                            }
                         });
                     });
                 }
@@ -792,7 +804,7 @@ impl Breeder<'_> {
 
     /// Words of weights as they enter.
     fn weights(&mut self) {
-        let program = &self.compiled.program;
+        let program = &self.compiled.program.stages[0];
         let plan = &self.compiled.plan;
         for (f, feed) in program
             .feeds
@@ -829,9 +841,10 @@ impl Breeder<'_> {
                             for (bit, excuse) in role.bits() {
                                 let idle = self.idle(e + 1, &[(column, row)]).then_some(NO_WEIGHTS);
                                 self.add(role.kind(), format!("{name} bit {bit}"), excuse.or(idle), |p| {
-                                    let mut data = p.feeds[f].data.to_vec();
+                                    let mut data =
+                                        p.stages[0].feeds[f].data.host().expect("weights").to_vec();
                                     data[at + k].bits ^= 1 << bit;
-                                    p.feeds[f].data = Arc::new(data);
+                                    p.stages[0].feeds[f].data = data.into();
                                 });
                             }
                         }
@@ -839,7 +852,7 @@ impl Breeder<'_> {
                     }
                 }
             }
-            assert_eq!(at, feed.data.len(), "the blocks of a feed");
+            assert_eq!(at as u64, feed.data.len(), "the blocks of a feed");
         }
     }
 }
@@ -1124,7 +1137,7 @@ fn nameless(program: &Program) -> Program {
     }
     let mut p = program.clone();
     p.name.clear();
-    for region in &mut p.regions {
+    for region in p.stages.iter_mut().flat_map(|s| &mut s.regions) {
         region.name.clear();
         for route in &mut region.routes {
             route.stream.clear();
@@ -1145,8 +1158,11 @@ fn nameless(program: &Program) -> Program {
             }
         }
     }
-    p.feeds.iter_mut().for_each(|f| f.name.clear());
-    p.drains.iter_mut().for_each(|d| d.name.clear());
+    for stage in &mut p.stages {
+        stage.name.clear();
+        stage.feeds.iter_mut().for_each(|f| f.name.clear());
+        stage.drains.iter_mut().for_each(|d| d.name.clear());
+    }
     p
 }
 

@@ -46,6 +46,7 @@ pub fn run(a: Arguments) -> Result<(), Error> {
             ty: a.common.dtype.ty(),
             items: inputs.items,
             skip_zeros,
+            ..Options::default()
         };
         let compiled = compile(&graph, &machine, &options, &inputs.arrays)?;
         print(&show(&compiled, &graph, &machine, &a.emit).unwrap_or_default())?;

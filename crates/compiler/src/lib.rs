@@ -12,7 +12,7 @@ use meshloom_simulator::engine::{Landed, Probe};
 use meshloom_simulator::numerics::from_bits;
 use meshloom_simulator::program::{Program, Ty, Wavelet};
 use meshloom_simulator::{Machine, text};
-use plan::{Give, Layout, Plan, Way};
+use plan::{Give, Layout, Plan};
 
 /// How rectangles are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -24,6 +24,18 @@ pub enum Placement {
     Strips,
 }
 
+/// How a model is cut into stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Stages {
+    /// One if everything fits, else as few as it takes.
+    #[default]
+    Auto,
+    /// One, or an error.
+    One,
+    /// A stage for each kernel, which has the whole mesh.
+    Layer,
+}
+
 /// How to compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -33,8 +45,12 @@ pub struct Options {
     pub items: usize,
     /// Zero weights are neither stored nor multiplied (rule M14); otherwise they are treated like all others.
     pub skip_zeros: bool,
+    /// How the model is cut into stages.
+    pub stages: Stages,
     /// How rectangles are chosen.
     pub placement: Placement,
+    /// Most parallel streams between two kernels: 1, 2 or 4.
+    pub lanes: usize,
     /// Seed of the search for rectangles.
     pub seed: u64,
 }
@@ -45,7 +61,9 @@ impl Default for Options {
             ty: Ty::F32,
             items: 1,
             skip_zeros: true,
+            stages: Stages::Auto,
             placement: Placement::Work,
+            lanes: 4,
             seed: 0,
         }
     }
@@ -84,14 +102,16 @@ pub enum CompileError {
 pub struct OutputPort {
     /// Its name.
     pub name: String,
-    /// The edge that carries it.
+    /// The stage that makes it.
+    pub stage: usize,
+    /// The edge of that stage's plan that carries it.
     pub edge: usize,
     /// How it travels.
     pub layout: Layout,
     /// Type of its elements.
     pub ty: Ty,
-    /// Index of the program's drain.
-    pub drain: usize,
+    /// The drain of each lane, among those of its stage.
+    pub drains: Vec<usize>,
 }
 
 /// Where to listen for a tensor between kernels: the PEs that send it, and what each sends.
@@ -116,11 +136,11 @@ pub struct TensorProbe {
 pub struct Compiled {
     /// The program for every PE.
     pub program: Program,
-    /// Kernels, edges and places that it came from.
-    pub plan: Plan,
+    /// Kernels, edges and places that it came from, stage by stage.
+    pub plans: Vec<Plan>,
     /// The graph's outputs.
     pub outputs: Vec<OutputPort>,
-    /// The kernels' results, in the kernels' order.
+    /// The kernels' results, stage by stage in the kernels' order.
     pub probes: Vec<TensorProbe>,
 }
 
@@ -132,19 +152,21 @@ pub fn compile(
     inputs: &[(String, Vec<f32>)],
 ) -> Result<Compiled, CompileError> {
     let plan = passes::rewrite::run(graph, machine, options)?;
-    finish(plan, machine, options, inputs, None)
+    let plans = passes::stages::run(&plan, machine, options)?;
+    finish(plans, &plan.outputs, &plan, machine, inputs)
 }
 
 /// One kernel of a compiled model as a program of its own, in a rectangle of the size that it has there. `inputs` holds, for each of the kernel's
 /// inputs, the items of that tensor (see [`Plan::edges`]).
 pub fn compile_alone(
     compiled: &Compiled,
+    stage: usize,
     kernel: usize,
     machine: &Machine,
     options: &Options,
     inputs: &[Vec<f32>],
 ) -> Result<Compiled, CompileError> {
-    let whole = &compiled.plan;
+    let whole = &compiled.plans[stage];
     let mut kept = whole.kernels[kernel].clone();
     let mut edges = Vec::new();
     for (i, u) in kept.inputs.iter_mut().enumerate() {
@@ -154,7 +176,7 @@ pub fn compile_alone(
             source: plan::Source::Input(i),
             axes,
             to: vec![0],
-            way: Way::default(),
+            ways: Vec::new(),
             ..old.clone()
         });
         u.edge = i;
@@ -171,7 +193,7 @@ pub fn compile_alone(
     edges.push(plan::Edge {
         source: plan::Source::Kernel(0),
         to: Vec::new(),
-        way: Way::default(),
+        ways: Vec::new(),
         ..result.clone()
     });
     let named: Vec<(String, Vec<f32>)> = edges
@@ -181,6 +203,7 @@ pub fn compile_alone(
         .collect();
     let plan = Plan {
         name: kept.name.clone(),
+        stage_name: String::new(),
         ty: whole.ty,
         items: options.items,
         kernels: vec![kept],
@@ -190,38 +213,68 @@ pub fn compile_alone(
         estimates: Vec::new(),
         regions: Vec::new(),
     };
-    finish(plan, machine, options, &named, Some((whole.places[kernel].width, whole.places[kernel].height)))
+    let size = (whole.places[kernel].width, whole.places[kernel].height);
+    let placed = passes::stages::place(&plan, machine, options, Some(size))?;
+    finish(vec![placed], &plan.outputs, &plan, machine, &named)
 }
 
-/// The passes after rewriting.
+/// The passes after placement. `outputs` are those of the whole model, `plan` before it was cut into stages.
 fn finish(
-    mut plan: Plan,
+    plans: Vec<Plan>,
+    outputs: &[(String, plan::Use)],
+    plan: &Plan,
     machine: &Machine,
-    options: &Options,
     inputs: &[(String, Vec<f32>)],
-    fixed: Option<(u32, u32)>,
 ) -> Result<Compiled, CompileError> {
-    passes::placement::run(&mut plan, machine, options, fixed)?;
-    passes::memory::run(&mut plan, machine)?;
-    passes::routes::run(&mut plan, machine)?;
-    let compiled = passes::emit::run(plan, machine, inputs)?;
-    passes::limits::run(&compiled.program, machine)?;
-    meshloom_simulator::verify::verify(&compiled.program, machine).map_err(|all| {
+    let mut program = Program {
+        name: plan.name.clone(),
+        stages: Vec::new(),
+    };
+    let (mut ports, mut probes) = (Vec::new(), Vec::new());
+    for (number, stage) in plans.iter().enumerate() {
+        let emission = passes::emit::run(stage, number, machine, inputs, &ports);
+        program.stages.push(emission.stage);
+        ports.push(emission.outputs);
+        probes.extend(emission.probes);
+    }
+    let found = |(name, u): &(String, plan::Use)| {
+        let edge = &plan.edges[u.edge].name;
+        let port = ports.iter().flatten().find(|p| p.name == *edge || p.name == *name);
+        port.map(|p| OutputPort {
+            name: name.clone(),
+            ..p.clone()
+        })
+    };
+    let outputs = outputs.iter().filter_map(found).collect();
+    passes::limits::run(&program, machine)?;
+    meshloom_simulator::verify::verify(&program, machine).map_err(|all| {
         CompileError::Invalid(all.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\n"))
     })?;
-    Ok(compiled)
+    Ok(Compiled {
+        program,
+        plans,
+        outputs,
+        probes,
+    })
 }
 
 /// The printed result of a pass of [`passes::PASSES`], or `None` for a name that is not one.
 pub fn show(compiled: &Compiled, graph: &Graph, machine: &Machine, pass: &str) -> Option<String> {
-    let plan = &compiled.plan;
+    let each = |show: &dyn Fn(&Plan) -> String| {
+        let several = compiled.plans.len() > 1 || pass == "stages";
+        let stages = compiled.plans.iter().enumerate().map(|(i, plan)| match several {
+            true => format!("stage {i}: {} kernels\n{}", plan.kernels.len(), show(plan)),
+            false => show(plan),
+        });
+        stages.collect::<String>()
+    };
     Some(match pass {
         "graph" => graph.to_text(),
-        "rewritten" => passes::rewrite::show(plan),
-        "stages" => passes::stages::show(plan, machine),
-        "placement" => passes::placement::show(plan, machine),
-        "routes" => passes::routes::show(plan, machine),
-        "memory" => passes::memory::show(plan, machine),
+        "rewritten" => each(&passes::rewrite::show),
+        "stages" => each(&|p| passes::stages::show(p, machine)),
+        "placement" => each(&|p| passes::placement::show(p, machine)),
+        "routes" => each(&|p| passes::routes::show(p, machine)),
+        "memory" => each(&|p| passes::memory::show(p, machine)),
         "program" => text::print(&compiled.program),
         _ => return None,
     })
@@ -257,19 +310,22 @@ impl TensorProbe {
 
 impl OutputPort {
     /// The output's items in row-major order, and the cycle at which each was complete, from what left.
-    pub fn values(&self, drains: &[Vec<Landed>], items: usize) -> (Vec<f32>, Vec<u64>) {
+    pub fn values(&self, program: &Program, drains: &[Vec<Landed>], items: usize) -> (Vec<f32>, Vec<u64>) {
         let l = &self.layout;
         let size = l.features * l.length();
         let mut out = vec![f32::NAN; items * size];
-        let landed = &drains[self.drain];
-        let each = (landed.len() / items.max(1)).max(1);
         let mut done = vec![0; items];
-        for (item, chunk) in landed.chunks(each).enumerate().take(items) {
-            done[item] = chunk.iter().map(|w| w.cycle).max().unwrap_or(0);
-            let values = unpack(chunk.iter().map(|w| w.wavelet), self.ty);
-            let places = (0..l.features).flat_map(|f| (0..l.length()).map(move |p| (f, p)));
-            for ((place, position), v) in places.zip(values) {
-                out[item * size + l.index(place, position)] = v;
+        for (lane, drain) in self.drains.iter().enumerate() {
+            let landed = &drains[program.drain_index(self.stage, *drain)];
+            let each = (landed.len() / items.max(1)).max(1);
+            let (from, to) = l.lane(lane);
+            for (item, chunk) in landed.chunks(each).enumerate().take(items) {
+                done[item] = done[item].max(chunk.iter().map(|w| w.cycle).max().unwrap_or(0));
+                let values = unpack(chunk.iter().map(|w| w.wavelet), self.ty);
+                let places = (from..to).flat_map(|f| (0..l.length()).map(move |p| (f, p)));
+                for ((place, position), v) in places.zip(values) {
+                    out[item * size + l.index(place, position)] = v;
+                }
             }
         }
         (out, done)

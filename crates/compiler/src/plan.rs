@@ -5,7 +5,8 @@ use meshloom_simulator::{Expr, Side};
 use meshloom_simulator::program::{Color, Port, Region, Ty};
 use std::sync::Arc;
 
-/// How a tensor travels: as a stream of its features, one after another, each as its elements at all other positions in row-major order.
+/// How a tensor travels: as a stream of its features, one after another, each as its elements at all other positions in row-major order;
+/// or as several such streams at once, its lanes.
 ///
 /// The tensor's shape is \[outer..., features, inner...\]; a feature has `length` = outer * inner elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Layout {
     pub inner: usize,
     /// The tensor's feature at each place of the stream; the same place if there is none.
     pub order: Option<Arc<Vec<usize>>>,
+    /// Parallel streams that carry it, each an equal share of the features, in order; set by the lanes pass.
+    pub lanes: usize,
 }
 
 impl Layout {
@@ -30,12 +33,14 @@ impl Layout {
                 features: shape[a],
                 inner: product(&shape[a + 1..]),
                 order: None,
+                lanes: 1,
             },
             None => Layout {
                 outer: product(shape),
                 features: 1,
                 inner: 1,
                 order: None,
+                lanes: 1,
             },
         }
     }
@@ -43,6 +48,12 @@ impl Layout {
     /// Elements of one feature.
     pub fn length(&self) -> usize {
         self.outer * self.inner
+    }
+
+    /// Places of a lane's features: first, and last + 1.
+    pub fn lane(&self, lane: usize) -> (usize, usize) {
+        let each = self.features / self.lanes;
+        (lane * each, (lane + 1) * each)
     }
 
     /// Row-major index in the tensor of the element at a place of the stream.
@@ -62,6 +73,7 @@ impl Layout {
             features: self.features * self.inner,
             inner: 1,
             order,
+            lanes: self.lanes,
         }
     }
 }
@@ -71,6 +83,8 @@ impl Layout {
 pub enum Source {
     /// The graph input of this index, fed at the edge of the wafer.
     Input(usize),
+    /// What left in an earlier stage: its number, and that of the plan's output. Memory outside kept it.
+    Stored(usize, usize),
     /// The kernel of this index.
     Kernel(usize),
 }
@@ -94,8 +108,8 @@ pub struct Edge {
     pub shape: Vec<usize>,
     /// Consumers.
     pub to: Vec<usize>,
-    /// Its colour and its way between kernels; set by the routing pass.
-    pub way: Way,
+    /// Colour and way of each lane; set by the routing pass.
+    pub ways: Vec<Way>,
 }
 
 /// A stream's way between rectangles: a tree from where it comes from to where it goes.
@@ -342,11 +356,13 @@ pub struct Rect {
     pub height: u32,
 }
 
-/// The model as kernels and edges, filled in pass by pass.
+/// The kernels of one stage (before the stages pass: the whole model) and the edges between them, filled in pass by pass.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The model's name.
     pub name: String,
+    /// The stage's name; empty if it is the only one.
+    pub stage_name: String,
     /// Element type of activations and weights.
     pub ty: Ty,
     /// Tensors that are sent through one after another.
@@ -355,7 +371,7 @@ pub struct Plan {
     pub kernels: Vec<Kernel>,
     /// Edges.
     pub edges: Vec<Edge>,
-    /// Graph outputs: name and edge as seen outside.
+    /// What leaves: graph outputs, and tensors that later stages read; name and edge as seen outside.
     pub outputs: Vec<(String, Use)>,
     /// Rectangles of the kernels; set by the placement pass.
     pub places: Vec<Rect>,
@@ -372,8 +388,10 @@ pub struct Emitted {
     pub region: Region,
     /// Weights of each PE as 32-bit words, row by row of the region; empty where it needs none.
     pub weights: Vec<Vec<u32>>,
-    /// Where the output leaves: column and row in the region, and the inputs of the switch there with their holds.
-    pub exit: Exit,
+    /// Where each lane of the output leaves.
+    pub exits: Vec<Exit>,
+    /// Where each lane of each input enters: column and row.
+    pub entries: Vec<Vec<(u32, u32)>>,
     /// What each PE gives of the output stream.
     pub gives: Vec<Give>,
 }
@@ -391,7 +409,7 @@ pub struct Give {
     pub positions: Vec<(usize, usize)>,
 }
 
-/// Where a kernel's output leaves its region.
+/// Where a lane of a kernel's output leaves its region.
 #[derive(Clone, Debug, Default)]
 pub struct Exit {
     /// Column and row in the region.

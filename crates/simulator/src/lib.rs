@@ -1,6 +1,7 @@
 //! The machine and what it does: its description, the PE program (the ISA) and the engines that execute it. This crate knows
 //! nothing of neural networks, and does no input or output.
 
+pub mod change;
 pub mod expr;
 pub mod machine;
 pub mod numerics;

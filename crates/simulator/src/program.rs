@@ -1,4 +1,5 @@
-//! The PE program (the ISA): regions of PEs, each with its routes and its code, and the streams at the wafer's edge.
+//! The PE program (the ISA): stages that follow one another, each with regions of PEs, their routes and code, and the streams at the
+//! wafer's edge.
 //! `docs/machine.md` says what each part means; `text` gives the readable form; `verify` what is refused.
 
 use crate::expr::Expr;
@@ -12,6 +13,15 @@ pub type Color = u8;
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Program {
     /// Name of the model; has no effect.
+    pub name: String,
+    /// What is on the mesh, one after another (rule M16); at least one.
+    pub stages: Vec<Stage>,
+}
+
+/// What is on the mesh together: rule M16 says what follows from one stage to the next.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Stage {
+    /// Name; has no effect. Empty in a program of one stage, as a rule.
     pub name: String,
     /// Colours from the highest priority to the lowest (rule M6); colours not listed follow by number.
     pub priority: Vec<Color>,
@@ -166,6 +176,31 @@ pub struct Block {
     pub code: Vec<Instr>,
 }
 
+impl Block {
+    /// Replaces the colours of all streams that the code takes from and sends to.
+    pub fn recolor(&mut self, color: impl Fn(Color) -> Color) {
+        for instr in &mut self.code {
+            match instr {
+                Instr::Desc(_, d) => match &mut d.place {
+                    Place::In(c) | Place::Out { color: c, .. } => *c = color(*c),
+                    Place::Memory { .. } => {}
+                },
+                Instr::Vector(Vector::Axpy { list, .. }) | Instr::Async(_, Vector::Axpy { list, .. }, _) => {
+                    if let List::Fabric { color: c, .. } = list {
+                        *c = color(*c);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for task in &mut self.tasks {
+            if let Trigger::Data(c) = &mut task.trigger {
+                *c = color(*c);
+            }
+        }
+    }
+}
+
 /// A named number that differs from PE to PE.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Param {
@@ -175,7 +210,7 @@ pub struct Param {
     pub value: Expr,
 }
 
-/// A named range of SRAM; all SRAM is zero at cycle 0.
+/// A named range of SRAM. All SRAM is zero at cycle 0, and a later stage finds in it what the stages before left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buffer {
     /// Name, unique in the block.
@@ -479,7 +514,61 @@ pub struct Feed {
     /// Feeds of epoch e + 1 start when all of epoch e have entered.
     pub epoch: u32,
     /// The wavelets.
-    pub data: Arc<Vec<Wavelet>>,
+    pub data: FeedData,
+}
+
+/// Where a feed's wavelets come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedData {
+    /// From the host: inputs and weights.
+    Host(Arc<Vec<Wavelet>>),
+    /// What left by drains of earlier stages, kept in memory outside: these spans one after another, bits as they left.
+    Drained(Vec<Span>),
+}
+
+/// Wavelets `first .. first + count` of a drain of an earlier stage, in the order in which they left. Their flags are those that this
+/// span sets, not those with which they left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The stage of the drain, from 0.
+    pub stage: u32,
+    /// The drain of that stage, from 0.
+    pub drain: u32,
+    /// The first wavelet.
+    pub first: u64,
+    /// Wavelets.
+    pub count: u64,
+    /// Each wavelet that completes so many of the span is flagged: the length of its blocks. 0 flags none; `count` flags the last.
+    pub flag_every: u64,
+}
+
+impl FeedData {
+    /// Wavelets in it.
+    pub fn len(&self) -> u64 {
+        match self {
+            FeedData::Host(data) => data.len() as u64,
+            FeedData::Drained(spans) => spans.iter().fold(0, |n, s| n.saturating_add(s.count)),
+        }
+    }
+
+    /// Whether nothing enters.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The wavelets that the host gives, if it does.
+    pub fn host(&self) -> Option<&Arc<Vec<Wavelet>>> {
+        match self {
+            FeedData::Host(data) => Some(data),
+            FeedData::Drained(_) => None,
+        }
+    }
+}
+
+impl From<Vec<Wavelet>> for FeedData {
+    fn from(data: Vec<Wavelet>) -> FeedData {
+        FeedData::Host(Arc::new(data))
+    }
 }
 
 /// What leaves through one channel on one colour.
@@ -509,6 +598,26 @@ pub struct Wavelet {
 }
 
 impl Program {
+    /// A program of one stage.
+    pub fn single(name: impl Into<String>, stage: Stage) -> Program {
+        Program {
+            name: name.into(),
+            stages: vec![stage],
+        }
+    }
+
+    /// The regions of all stages, in order.
+    pub fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.stages.iter().flat_map(|s| &s.regions)
+    }
+
+    /// The place of a stage's drain among the drains of all stages, which is that of its list in an outcome.
+    pub fn drain_index(&self, stage: usize, drain: usize) -> usize {
+        self.stages[..stage].iter().map(|s| s.drains.len()).sum::<usize>() + drain
+    }
+}
+
+impl Stage {
     /// The colours of `0..colors` from the highest priority to the lowest.
     pub fn priority_order(&self, colors: u32) -> Vec<Color> {
         let mut order: Vec<Color> = self

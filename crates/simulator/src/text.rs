@@ -5,12 +5,12 @@ mod parse;
 mod print;
 
 use crate::expr::{Axes, Expr, Table, fnv};
-use crate::program::{Block, Program, Region, Wavelet};
+use crate::program::{Block, FeedData, Program, Region, Wavelet};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use print::{instruction, instruction_in, lattice};
-pub(crate) use print::{name, port, side, span};
+pub(crate) use print::{name, port, side, span, stage_name};
 
 /// Tables of at most this many entries are printed in full.
 pub const INLINE_ENTRIES: usize = 32;
@@ -94,15 +94,19 @@ pub fn feed_hash(data: &[Wavelet]) -> u64 {
 pub fn data(program: &Program) -> DataStore {
     let mut store = DataStore::default();
     let mut seen = std::collections::HashSet::new();
-    for region in &program.regions {
+    for region in program.regions() {
         region_tables(region, &mut |t| {
             if t.values.len() > INLINE_ENTRIES && seen.insert(Arc::as_ptr(t)) {
                 store.add_table(t);
             }
         });
     }
-    for feed in program.feeds.iter().filter(|f| f.data.len() > INLINE_WAVELETS) {
-        store.add_feed(&feed.name, &feed.data);
+    for feed in program.stages.iter().flat_map(|s| &s.feeds) {
+        if let FeedData::Host(data) = &feed.data
+            && data.len() > INLINE_WAVELETS
+        {
+            store.add_feed(&feed.name, data);
+        }
     }
     store
 }

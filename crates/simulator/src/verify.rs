@@ -11,7 +11,7 @@ mod network;
 use crate::expr::{Axes, Expr, Table};
 use crate::machine::Machine;
 use crate::program::*;
-use crate::text::{MAX_DEPTH, expr_tables, instruction_in, name, span};
+use crate::text::{MAX_DEPTH, expr_tables, instruction_in, name, span, stage_name};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -59,20 +59,34 @@ impl fmt::Display for Violation {
 
 /// Checks a program against a machine; returns the first [`MAX_VIOLATIONS`] violations.
 pub fn verify(program: &Program, machine: &Machine) -> Result<(), Vec<Violation>> {
+    let none = Stage::default();
     let mut c = Check {
         program,
+        number: 0,
+        stage: program.stages.first().unwrap_or(&none),
         machine,
         found: vec![],
         ranges: HashMap::new(),
         tables: HashMap::new(),
         effort: EFFORT,
-        colors: vec![Use::default(); machine.router.colors as usize],
+        colors: vec![],
     };
-    c.priority();
-    c.regions();
-    c.edge();
-    if !c.full() {
-        c.network();
+    if program.stages.is_empty() {
+        let help = "give it a stage, an empty one if nothing is to run";
+        c.add("program", "M16", "it has no stage".into(), help);
+    }
+    for (number, stage) in program.stages.iter().enumerate() {
+        if c.full() {
+            break;
+        }
+        (c.number, c.stage) = (number, stage);
+        c.colors = vec![Use::default(); machine.router.colors as usize];
+        c.priority();
+        c.regions();
+        c.edge();
+        if !c.full() {
+            c.network();
+        }
     }
     if c.found.is_empty() { Ok(()) } else { Err(c.found) }
 }
@@ -89,6 +103,9 @@ struct Use {
 
 struct Check<'a> {
     program: &'a Program,
+    /// The stage that is looked at, and its number.
+    stage: &'a Stage,
+    number: usize,
     machine: &'a Machine,
     found: Vec<Violation>,
     /// Smallest and largest entry of the tables met.
@@ -112,8 +129,12 @@ impl<'a> Check<'a> {
         help: impl Into<String>,
     ) {
         if !self.full() {
+            let mut place = place.into();
+            if self.program.stages.len() > 1 {
+                place = format!("{}, {place}", stage_name(self.program, self.number));
+            }
             self.found.push(Violation {
-                place: place.into(),
+                place,
                 rule,
                 problem,
                 help: help.into(),
@@ -124,11 +145,11 @@ impl<'a> Check<'a> {
     // ---- places for messages
 
     fn region_place(&self, r: usize) -> String {
-        format!("region {}", name(&self.program.regions[r].name))
+        format!("region {}", name(&self.stage.regions[r].name))
     }
 
     fn route_place(&self, r: usize, i: usize) -> String {
-        let q = &self.program.regions[r].routes[i];
+        let q = &self.stage.regions[r].routes[i];
         format!(
             "{}, route {i} (c{} {:?}, {})",
             self.region_place(r),
@@ -142,12 +163,12 @@ impl<'a> Check<'a> {
         format!(
             "{}, block {i} ({})",
             self.region_place(r),
-            ranges(&self.program.regions[r].blocks[i].at)
+            ranges(&self.stage.regions[r].blocks[i].at)
         )
     }
 
     fn instr_place(&self, r: usize, b: usize, i: usize) -> String {
-        let text = instruction_in(&self.program.regions[r].blocks[b], i);
+        let text = instruction_in(&self.stage.regions[r].blocks[b], i);
         format!("{}, instruction {i} \"{text}\"", self.block_place(r, b))
     }
 
@@ -156,7 +177,7 @@ impl<'a> Check<'a> {
     fn priority(&mut self) {
         let colors = self.machine.router.colors;
         let mut seen = [false; 256];
-        for c in &self.program.priority {
+        for c in &self.stage.priority {
             if *c as u32 >= colors {
                 let problem = format!("c{c} does not exist");
                 self.add(
@@ -179,7 +200,7 @@ impl<'a> Check<'a> {
     fn regions(&mut self) {
         let (width, height) = (self.machine.mesh.width, self.machine.mesh.height);
         let mut blocks: Vec<(usize, usize)> = Vec::new();
-        for (r, region) in self.program.regions.iter().enumerate() {
+        for (r, region) in self.stage.regions.iter().enumerate() {
             if self.full() {
                 return;
             }
@@ -240,7 +261,7 @@ impl<'a> Check<'a> {
         let width = self.machine.mesh.width as usize;
         let mut owner = vec![0u32; width * self.machine.mesh.height as usize];
         for (k, &(r, b)) in blocks.iter().enumerate() {
-            let region = &self.program.regions[r];
+            let region = &self.stage.regions[r];
             for (x, y) in region.blocks[b].at.places() {
                 let (x, y) = (region.x + x, region.y + y);
                 let cell = &mut owner[y as usize * width + x as usize];

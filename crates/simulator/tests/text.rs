@@ -114,8 +114,8 @@ fn example() -> Program {
         elements: 1,
         flag,
     };
-    Program {
-        name: "example".into(),
+    let stage = Stage {
+        name: String::new(),
         priority: vec![6, 5],
         regions: vec![Region {
             name: "fc1".into(),
@@ -232,7 +232,7 @@ fn example() -> Program {
                 row: 2,
                 color: 5,
                 epoch: 1,
-                data: Arc::new((0..784).map(|i| wavelet(i, false)).collect()),
+                data: FeedData::Host(Arc::new((0..784).map(|i| wavelet(i, false)).collect())),
             },
             Feed {
                 name: "fc1.bias".into(),
@@ -240,7 +240,7 @@ fn example() -> Program {
                 row: 16,
                 color: 3,
                 epoch: 0,
-                data: Arc::new(vec![
+                data: FeedData::from(vec![
                     wavelet(0x3f80_0000, false),
                     Wavelet {
                         bits: 0x3c00_3c00,
@@ -258,7 +258,8 @@ fn example() -> Program {
             color: 6,
             wavelets: 10,
         }],
-    }
+    };
+    Program::single("example", stage)
 }
 
 fn assert_round_trip(p: &Program) {
@@ -292,9 +293,9 @@ fn generated_labels_move_with_the_code() {
         &DataStore::default(),
     )
     .unwrap();
-    assert_eq!(p.regions[0].blocks[0].code[2], Instr::Jump(1));
+    assert_eq!(p.stages[0].regions[0].blocks[0].code[2], Instr::Jump(1));
     let p = parse(&format!("{head}  jump @7\n"), &DataStore::default()).unwrap();
-    assert_eq!(p.regions[0].blocks[0].code[0], Instr::Jump(7));
+    assert_eq!(p.stages[0].regions[0].blocks[0].code[0], Instr::Jump(7));
 }
 
 #[test]
@@ -313,7 +314,7 @@ fn float_bits_survive() {
     ];
     for bits in floats {
         let mut p = example();
-        p.regions[0].blocks[0].code = vec![Instr::Vector(Vector::Map {
+        p.stages[0].regions[0].blocks[0].code = vec![Instr::Vector(Vector::Map {
             op: Op::Mov,
             dst: 0,
             a: Operand::Imm(f32::from_bits(bits)),
@@ -323,7 +324,7 @@ fn float_bits_survive() {
         let back = parse(&print(&p), &data(&p)).unwrap();
         let Instr::Vector(Vector::Map {
             a: Operand::Imm(f), ..
-        }) = &back.regions[0].blocks[0].code[0]
+        }) = &back.stages[0].regions[0].blocks[0].code[0]
         else {
             panic!("{back:?}")
         };
@@ -635,14 +636,32 @@ fn program() -> impl Strategy<Value = Program> {
             });
         let wavelet = (prop_oneof![any::<u64>(), 0u64..300], any::<u8>(), any::<bool>())
             .prop_map(|(bits, elements, flag)| Wavelet { bits, elements, flag });
-        let feed = (name(), side(), n(), any::<u8>(), n(), vec(wavelet, 0..24)).prop_map(
+        let span = (
+            n(),
+            n(),
+            any::<u64>(),
+            any::<u64>(),
+            prop_oneof![Just(0), any::<u64>()],
+        )
+            .prop_map(|(stage, drain, first, count, flag_every)| Span {
+                stage,
+                drain,
+                first,
+                count,
+                flag_every,
+            });
+        let data = prop_oneof![
+            vec(wavelet, 0..24).prop_map(FeedData::from),
+            vec(span, 0..4).prop_map(FeedData::Drained),
+        ];
+        let feed = (name(), side(), n(), any::<u8>(), n(), data).prop_map(
             |(name, side, row, color, epoch, data)| Feed {
                 name,
                 side,
                 row,
                 color,
                 epoch,
-                data: Arc::new(data),
+                data,
             },
         );
         let drain = (name(), side(), n(), any::<u8>(), any::<u64>()).prop_map(
@@ -654,20 +673,21 @@ fn program() -> impl Strategy<Value = Program> {
                 wavelets,
             },
         );
-        (
-            name(),
+        let stage = (
+            prop_oneof![Just(String::new()), name()],
             vec(any::<u8>(), 0..4),
             vec(region, 0..3),
             vec(feed, 0..3),
             vec(drain, 0..3),
         )
-            .prop_map(|(name, priority, regions, feeds, drains)| Program {
+            .prop_map(|(name, priority, regions, feeds, drains)| Stage {
                 name,
                 priority,
                 regions,
                 feeds,
                 drains,
-            })
+            });
+        (name(), vec(stage, 1..4)).prop_map(|(name, stages)| Program { name, stages })
     })
 }
 

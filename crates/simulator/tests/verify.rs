@@ -318,7 +318,7 @@ fn values_that_decide_times() {
             "program t\nregion r at 0, 0 size 1 x 1\nblock 0 x 0\n  task a data c1 -> a\n  a:\n{code}\n"
         );
         let p = program(&text);
-        let b = &p.regions[0].blocks[0];
+        let b = &p.stages[0].regions[0].blocks[0];
         (
             timing_depends_on_values(b),
             timing_depends_on_values_without_skip(b),

@@ -2,7 +2,8 @@
 //! remainder. `docs/report.md` defines them.
 
 use crate::report::{
-    Cycles, Flops, Kernel, MachineSummary, Memory, Operations, Outputs, Rect, Run, RunName, Slots, Traffic,
+    Cycles, Flops, Kernel, MachineSummary, Memory, Operations, Outputs, Rect, Run, RunName, Slots,
+    StageCycles, Traffic,
 };
 use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{Class, Outcome, PeCounters};
@@ -68,9 +69,24 @@ pub enum CountError {
         /// PEs of the machine.
         expected: u64,
     },
-    /// There is no cycle at which the inputs could first enter.
-    #[error("the run ended before epoch 1: there is no first input to count from")]
-    NoInput,
+    /// A stage's cycles are not in order, or there is no stage.
+    #[error(
+        "stage {stage} ended before its epoch 1 or began before the one before ended: there is no window to count in"
+    )]
+    NoInput {
+        /// Its number.
+        stage: usize,
+    },
+    /// A kernel's stage does not exist.
+    #[error("kernel `{kernel}` is in stage {stage} of {stages}")]
+    NoStage {
+        /// The kernel.
+        kernel: String,
+        /// Its stage.
+        stage: u32,
+        /// Stages of the run.
+        stages: usize,
+    },
     /// A PE's classes do not add up to the cycles that passed.
     #[error("the classes of PE ({x}, {y}) {window} add up to {found} cycles instead of {expected}")]
     Classes {
@@ -78,8 +94,8 @@ pub enum CountError {
         x: u32,
         /// Row.
         y: u32,
-        /// `of the whole run` or `before epoch 1`.
-        window: &'static str,
+        /// `of the whole run` or `of stage 1`, and `in load` for the cycles of changes and before epoch 1.
+        window: String,
         /// Their sum.
         found: u64,
         /// Cycles that passed.
@@ -94,7 +110,7 @@ pub enum CountError {
         y: u32,
         /// The class.
         class: Class,
-        /// Cycles before epoch 1.
+        /// Cycles of load.
         load: u64,
         /// Cycles of the whole run.
         all: u64,
@@ -151,14 +167,14 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
             expected: pes,
         });
     }
-    let load = outcome
-        .epochs
-        .get(1)
-        .copied()
-        .filter(|e| *e <= outcome.cycles)
-        .ok_or(CountError::NoInput)?;
+    check_stages(outcome, mesh.width)?;
+    let load = outcome.load_before(outcome.cycles);
     let total = outcome.cycles - load;
-    check_classes(outcome, mesh.width, load)?;
+    let stages = outcome.stages.iter().map(|s| StageCycles {
+        change: s.change.cycles(),
+        load: s.load_end - s.begin,
+        total: s.end - s.load_end,
+    });
 
     let kernels: Vec<Kernel> = input
         .kernels
@@ -168,6 +184,13 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
                 return Err(CountError::Region {
                     kernel: k.name.clone(),
                     rect: k.rect,
+                });
+            }
+            if k.stage as usize >= outcome.stages.len() {
+                return Err(CountError::NoStage {
+                    kernel: k.name.clone(),
+                    stage: k.stage,
+                    stages: outcome.stages.len(),
                 });
             }
             Ok(count_kernel(outcome, mesh.width, k))
@@ -183,7 +206,7 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
         let slots = pes as f64 * input.lanes as f64 * total as f64;
         if slots == 0.0 { 0.0 } else { multiply_adds / slots }
     };
-    let (first_output, interval) = output_times(outcome, input.output_drains, input.items, load)?;
+    let (first_output, interval) = output_times(outcome, input.output_drains, input.items)?;
     let wall = input.wall_seconds;
     Ok(Run {
         name: input.name,
@@ -200,6 +223,11 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
             first_output,
             interval,
             total,
+            stages: if outcome.stages.len() > 1 {
+                stages.collect()
+            } else {
+                Vec::new()
+            },
         },
         seconds: total as f64 / input.machine.clock_hz,
         flops: Flops {
@@ -231,9 +259,27 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
     })
 }
 
-/// Every PE has one class a cycle (rule M18), before epoch 1 and after.
-fn check_classes(outcome: &Outcome, width: u32, load: u64) -> Result<(), CountError> {
-    for (i, pe) in outcome.pes.iter().enumerate() {
+/// Stages follow one another, and every PE has one class a cycle (rule M18), in load and after, in each stage and in all.
+fn check_stages(outcome: &Outcome, width: u32) -> Result<(), CountError> {
+    let mut before = 0;
+    for (stage, s) in outcome.stages.iter().enumerate() {
+        if s.begin != before + s.change.cycles() || s.load_end < s.begin || s.end < s.load_end {
+            return Err(CountError::NoInput { stage });
+        }
+        before = s.end;
+        let of = format!("of stage {stage}");
+        check_classes(&s.pes, width, s.load_end - s.begin, s.end - s.begin, &of)?;
+    }
+    if outcome.stages.is_empty() || before != outcome.cycles {
+        let stage = outcome.stages.len();
+        return Err(CountError::NoInput { stage });
+    }
+    let load = outcome.load_before(outcome.cycles);
+    check_classes(&outcome.pes, width, load, outcome.cycles, "of the whole run")
+}
+
+fn check_classes(pes: &[PeCounters], width: u32, load: u64, all: u64, of: &str) -> Result<(), CountError> {
+    for (i, pe) in pes.iter().enumerate() {
         let (x, y) = (i as u32 % width, i as u32 / width);
         for class in [
             Class::Busy,
@@ -253,17 +299,14 @@ fn check_classes(outcome: &Outcome, width: u32, load: u64) -> Result<(), CountEr
                 });
             }
         }
-        let windows = [
-            ("before epoch 1", &pe.load_classes, load),
-            ("of the whole run", &pe.classes, outcome.cycles),
-        ];
+        let windows = [(" in load", &pe.load_classes, load), ("", &pe.classes, all)];
         for (window, classes, expected) in windows {
             let found = classes.iter().sum();
             if found != expected {
                 return Err(CountError::Classes {
                     x,
                     y,
-                    window,
+                    window: format!("{of}{window}"),
                     found,
                     expected,
                 });
@@ -273,21 +316,22 @@ fn check_classes(outcome: &Outcome, width: u32, load: u64) -> Result<(), CountEr
     Ok(())
 }
 
-/// The counters of the PEs of a rectangle that is on the mesh.
+/// The counters of a kernel's PEs, which are on the mesh, in its stage.
 fn region<'a>(
     outcome: &'a Outcome,
     width: u32,
-    rect: &Rect,
+    kernel: &KernelRegion,
 ) -> impl Iterator<Item = &'a PeCounters> + use<'a> {
     let Rect {
         x,
         y,
         width: columns,
         height,
-    } = *rect;
+    } = kernel.rect;
+    let pes = &outcome.stages[kernel.stage as usize].pes;
     (y..y + height).flat_map(move |row| {
         let start = row as usize * width as usize + x as usize;
-        &outcome.pes[start..start + columns as usize]
+        &pes[start..start + columns as usize]
     })
 }
 
@@ -304,7 +348,7 @@ fn count_kernel(outcome: &Outcome, width: u32, kernel: &KernelRegion) -> Kernel 
     let mut executed = Operations::default();
     let mut slots = [0u64; 6];
     let mut span: Option<(u64, u64)> = None;
-    for pe in region(outcome, width, &kernel.rect) {
+    for pe in region(outcome, width, kernel) {
         for (sum, (all, load)) in classes.iter_mut().zip(pe.classes.iter().zip(&pe.load_classes)) {
             *sum += all - load;
         }
@@ -348,7 +392,7 @@ fn imbalance(outcome: &Outcome, width: u32, kernels: &[KernelRegion]) -> f64 {
     let mut worst = (0u64, 1.0);
     for kernel in kernels {
         let (mut most, mut sum, mut count) = (0u64, 0u64, 0u64);
-        for pe in region(outcome, width, &kernel.rect) {
+        for pe in region(outcome, width, kernel) {
             let n = pe.operations[0] + pe.operations[1];
             most = most.max(n);
             sum += n;
@@ -361,13 +405,9 @@ fn imbalance(outcome: &Outcome, width: u32, kernels: &[KernelRegion]) -> f64 {
     worst.1
 }
 
-/// First output wavelet after the window's start, and the mean distance of items over the second half of them.
-fn output_times(
-    outcome: &Outcome,
-    drains: &[usize],
-    items: u64,
-    load: u64,
-) -> Result<(u64, Option<f64>), CountError> {
+/// First output wavelet after the window's start, and the mean distance of items over the second half of them; cycles of load that
+/// lie before are not counted.
+fn output_times(outcome: &Outcome, drains: &[usize], items: u64) -> Result<(u64, Option<f64>), CountError> {
     let mut first = None::<u64>;
     let mut done = vec![0u64; items as usize];
     for &index in drains {
@@ -389,10 +429,12 @@ fn output_times(
             *done = part.iter().map(|l| l.cycle).fold(*done, u64::max);
         }
     }
-    let first = first.ok_or(CountError::NoOutput)?.saturating_sub(load);
+    let counted = |cycle: u64| cycle - outcome.load_before(cycle);
+    let first = counted(first.ok_or(CountError::NoOutput)?);
     let last = done.len() - 1;
     let from = last / 2;
-    let interval = (last > 0).then(|| done[last].saturating_sub(done[from]) as f64 / (last - from) as f64);
+    let interval = (last > 0)
+        .then(|| counted(done[last]).saturating_sub(counted(done[from])) as f64 / (last - from) as f64);
     Ok((first, interval))
 }
 

@@ -122,13 +122,38 @@ pub struct MachineSummary {
 /// Cycles of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cycles {
-    /// Before the first input wavelet may enter: weights and code enter, no kernel computes.
+    /// In every stage before its first input wavelet may enter, and changes of stages: weights and code enter, no kernel computes.
     pub load: u64,
     /// From the first input wavelet to the first output wavelet's arrival outside.
     pub first_output: u64,
     /// Mean between the completions of two items in steady state; absent for one item.
     pub interval: Option<f64>,
     /// From the first input wavelet to the last event; `load` is not part of it.
+    pub total: u64,
+    /// Stage by stage; absent in a run of one stage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageCycles>,
+}
+
+impl Cycles {
+    /// Cycles that are not load, of the stage of this number.
+    pub fn of_stage(&self, stage: u32) -> Option<u64> {
+        match (self.stages.get(stage as usize), stage) {
+            (Some(s), _) => Some(s.total),
+            (None, 0) if self.stages.is_empty() => Some(self.total),
+            _ => None,
+        }
+    }
+}
+
+/// Cycles of one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageCycles {
+    /// The change before it: barrier, code, route words.
+    pub change: u64,
+    /// From its begin to its epoch 1: weights enter.
+    pub load: u64,
+    /// From its epoch 1 to its end.
     pub total: u64,
 }
 
@@ -208,8 +233,8 @@ fn null_is_nan<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::NAN))
 }
 
-/// One kernel in one run. `busy` to `idle` are PE-cycles over its region from the first input wavelet on; their sum is
-/// the region's area x `cycles.total` of the run.
+/// One kernel in one run. `busy` to `idle` are PE-cycles over its region in its stage, from its first input wavelet on; their
+/// sum is the region's area x the stage's cycles without load (`cycles.total` in a run of one stage).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
     /// Name of the graph's node.

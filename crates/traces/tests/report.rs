@@ -144,7 +144,8 @@ fn times_and_energy_by_hand() {
             load: 100,
             first_output: 1000 - 200 - 25 - 7,
             interval: Some(50.0),
-            total: 1000
+            total: 1000,
+            stages: vec![],
         }
     );
     assert_eq!(run.kernels[0].cycles, (1100 - 10) - (100 + 20) + 1);
@@ -178,10 +179,11 @@ fn imbalance_is_that_of_the_pe_with_the_most() {
     let one = |o: &Outcome| count_run(o, input(&m, &kernels, 1)).unwrap().imbalance;
     assert_eq!(one(&outcome), 1.0);
     // a PE without any is a helper: 30 over the mean of 30 and 10; that b's only PE has fewer changes nothing
-    outcome.pes[0].operations[0] = 20;
-    outcome.pes[0].operations[1] = 10;
-    outcome.pes[2].operations[0] = 10;
-    outcome.pes[3].operations[0] = 29;
+    let pes = &mut outcome.stages[0].pes;
+    pes[0].operations[0] = 20;
+    pes[0].operations[1] = 10;
+    pes[2].operations[0] = 10;
+    pes[3].operations[0] = 29;
     assert_eq!(one(&outcome), 1.5);
 }
 
@@ -202,7 +204,7 @@ fn outcomes_that_do_not_fit_are_refused() {
     o.pes.pop();
     all.push(error(&o, input(&m, &kernels, 2)));
     o = good();
-    o.epochs.truncate(1);
+    o.stages.clear();
     all.push(error(&o, input(&m, &kernels, 2)));
     o = good();
     o.pes[3].classes[4] -= 1;

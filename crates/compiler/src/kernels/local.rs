@@ -1,5 +1,5 @@
 //! What kernels share that have no exchange between PEs: each PE takes its part of the stream, works on it alone, and gives its part of
-//! the result. The parts are features ([`Split::Features`]) or positions ([`Split::Positions`]).
+//! the result. The parts are features ([`Split::Features`]) or positions ([`Split::Positions`], for streams of one lane).
 
 use super::*;
 use crate::assemble::Label;
@@ -20,72 +20,89 @@ pub(super) struct Local<'a, 'c> {
     pub width: u32,
     pub height: u32,
     pub split: Split,
-    /// First feature or position of the first input for each PE, and the end.
-    pub starts: Vec<usize>,
+    /// First feature or position of the first input for each PE, row by row, and last + 1.
+    pub shares: Vec<(usize, usize)>,
     name: String,
 }
 
-/// Shares of `total` in units of `unit`, over `parts`.
-fn shares(total: usize, unit: usize, parts: usize) -> Vec<usize> {
-    balanced(total.div_ceil(unit), parts)
-        .into_iter()
-        .map(|s| (s * unit).min(total))
-        .collect()
+/// The most lanes of any of the kernel's streams: rows are divided into as many groups, so that a PE's share is of one lane.
+fn lanes(c: &Context) -> usize {
+    let all = c.inputs.iter().chain([&c.output]);
+    all.map(|l| l.lanes).max().unwrap_or(1)
 }
 
-/// The part of a rectangle that a local kernel uses: whole rows, as few PEs as make the largest share no larger.
+/// The shares of all PEs of a rectangle. Positions come in whole wavelets.
+fn shares(c: &Context, split: Split, width: u32, height: u32) -> Vec<(usize, usize)> {
+    let pairs = |starts: Vec<usize>, from: usize| -> Vec<(usize, usize)> {
+        starts.windows(2).map(|s| (from + s[0], from + s[1])).collect()
+    };
+    match split {
+        Split::Positions => {
+            let (unit, length) = (c.per_wavelet() as usize, c.inputs[0].length());
+            let starts = balanced(length.div_ceil(unit), (width * height) as usize);
+            pairs(starts.into_iter().map(|s| (s * unit).min(length)).collect(), 0)
+        }
+        Split::Features => {
+            let lanes = lanes(c);
+            let each = c.inputs[0].features / lanes;
+            (0..lanes)
+                .flat_map(|lane| {
+                    let rows = lane_row(lane + 1, lanes, height) - lane_row(lane, lanes, height);
+                    pairs(balanced(each, (rows * width) as usize), lane * each)
+                })
+                .collect()
+        }
+    }
+}
+
+/// The part of a rectangle that a local kernel uses: as few PEs as make the largest share no larger, in whole rows. A kernel that
+/// works on features needs a row for each lane.
 pub(super) fn fit(c: &Context, split: Split, width: u32, height: u32) -> (u32, u32) {
+    let lanes = match split {
+        Split::Features => lanes(c) as u32,
+        Split::Positions => 1,
+    };
     let total = match split {
-        Split::Features => c.inputs[0].features,
+        Split::Features => c.inputs[0].features / lanes as usize,
         Split::Positions => c.inputs[0].length().div_ceil(c.per_wavelet() as usize),
     };
-    let pes = fewest(total, width.saturating_mul(height));
-    if pes <= height {
-        return (1, pes);
-    }
-    let w = pes.div_ceil(height).min(width);
-    (w, pes.div_ceil(w))
+    let rows = (height / lanes).max(1);
+    let pes = fewest(total, width.saturating_mul(rows));
+    let w = pes.div_ceil(rows).min(width);
+    (w, pes.div_ceil(w) * lanes)
 }
 
 /// The largest share of a PE: features or positions of the first input.
-pub(super) fn widest(c: &Context, split: Split, pes: u32) -> usize {
-    let starts = match split {
-        Split::Features => shares(c.inputs[0].features, 1, pes as usize),
-        Split::Positions => shares(c.inputs[0].length(), c.per_wavelet() as usize, pes as usize),
-    };
-    starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0)
+pub(super) fn widest(c: &Context, split: Split, width: u32, height: u32) -> usize {
+    let all = shares(c, split, width, height);
+    all.into_iter().map(|(from, to)| to - from).max().unwrap_or(0)
 }
 
 impl<'a, 'c> Local<'a, 'c> {
     pub fn new(name: &str, c: &'a Context<'c>, split: Split, width: u32, height: u32) -> Local<'a, 'c> {
-        let pes = (width * height) as usize;
-        let starts = match split {
-            Split::Features => shares(c.inputs[0].features, 1, pes),
-            Split::Positions => shares(c.inputs[0].length(), c.per_wavelet() as usize, pes),
-        };
         Local {
             c,
             a: Assembler::new(),
             width,
             height,
             split,
-            starts,
+            shares: shares(c, split, width, height),
             name: name.into(),
         }
     }
 
     /// The largest share.
     pub fn widest(&self) -> usize {
-        self.starts.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0)
+        self.shares.iter().map(|(from, to)| to - from).max().unwrap_or(0)
     }
 
     /// A number that differs from PE to PE, given the first and last + 1 of its share.
     pub fn number(&mut self, what: &str, value: impl Fn(usize, usize) -> i64) -> Val {
-        let (w, starts) = (self.width, &self.starts);
+        let (w, shares) = (self.width, &self.shares);
         let at = Lattice::rect(0, 0, w, self.height);
         let value = |x: u32, y: u32| {
-            let pe = (y * w + x) as usize;
-            value(starts[pe], starts[pe + 1])
+            let (from, to) = shares[(y * w + x) as usize];
+            value(from, to)
         };
         let table = table(&format!("{}.{what}", self.name), at, value);
         self.a.param(what, table)
@@ -102,41 +119,74 @@ impl<'a, 'c> Local<'a, 'c> {
         self.a.here("item")
     }
 
-    /// Closes the loop and the block, and adds the streams' ways. `weights` are one a PE.
+    /// Closes the loop and the block, and adds the streams' ways. `weights` are one a PE. The code uses the colours of the streams'
+    /// first lanes; in the rows of other lanes they are replaced.
     pub fn finish(mut self, item: Label, weights: Vec<Vec<u32>>) -> Emitted {
         self.a.emit(Instr::Sub(0, Val::Reg(0), Val::Imm(1)));
         self.a.branch(Cond::Ne, Val::Reg(0), Val::Imm(0), item);
         self.a.emit(Instr::Halt);
-        let c = self.c;
-        let mut region = region(&self.name, self.width, self.height);
-        let at = Lattice::rect(0, 0, self.width, self.height);
-        region.blocks.push(self.a.finish(at));
+        let (c, w, h) = (self.c, self.width, self.height);
+        let mut region = region(&self.name, w, h);
+        let block = self.a.finish(Lattice::rect(0, 0, w, h));
+        let groups = match self.split {
+            Split::Features => lanes(c),
+            Split::Positions => 1,
+        };
+        let mut blocks: Vec<Block> = Vec::new();
+        for group in 0..groups {
+            let (from, to) = (lane_row(group, groups, h), lane_row(group + 1, groups, h));
+            let mut own = block.clone();
+            own.at = Lattice::rect(0, from, w, to - from);
+            own.recolor(|color| {
+                for (layout, colors) in c.inputs.iter().zip(&c.input_colors).chain([(&c.output, &c.output_colors)]) {
+                    if colors[0] == color {
+                        return colors[group * layout.lanes / groups];
+                    }
+                }
+                color
+            });
+            // groups of one code are one block
+            match blocks.last_mut() {
+                Some(last) if last.code == own.code => last.at.ny += own.at.ny,
+                _ => blocks.push(own),
+            }
+        }
+        region.blocks = blocks;
         let parts: Vec<Option<Part>> = self
-            .starts
-            .windows(2)
-            .map(|s| {
+            .shares
+            .iter()
+            .map(|&(from, to)| {
                 Some(match self.split {
-                    Split::Features => Part::Features(s[0], s[1]),
-                    Split::Positions => Part::Positions(s[0], s[1]),
+                    Split::Features => Part::Features(from, to),
+                    Split::Positions => Part::Positions(from, to),
                 })
             })
             .collect();
+        let mut entries = Vec::new();
         for (i, input) in c.inputs.iter().enumerate() {
             let stream = format!("{}: input {i}", self.name);
-            distribute(&mut region, &stream, c.input_colors[i], input, c.per_wavelet(), &parts);
+            let lanes = (0..input.lanes).map(|lane| {
+                let (entry, color) = ((0, lane_row(lane, input.lanes, h)), c.input_colors[i][lane]);
+                distribute(&mut region, &stream, color, input, lane, c.per_wavelet(), entry, &parts)
+            });
+            entries.push(lanes.collect());
         }
-        let w = self.width;
         let sends = |x: u32, y: u32| {
-            let pe = (y * w + x) as usize;
-            self.starts[pe] < self.starts[pe + 1]
+            let (from, to) = self.shares[(y * w + x) as usize];
+            from < to
         };
         let stream = format!("{}: output", self.name);
-        let exit = collect(&mut region, &stream, c.output_color, 0, sends);
+        let exits = (0..c.output.lanes)
+            .map(|lane| {
+                let rows = lane_row(lane, c.output.lanes, h)..lane_row(lane + 1, c.output.lanes, h);
+                collect(&mut region, &stream, c.output_colors[lane], rows, 0, sends)
+            })
+            .collect();
         // a PE may give several output features for each that it takes
         let times = c.output.features / c.inputs[0].features.max(1);
-        let gives = (0..self.height * self.width)
+        let gives = (0..h * w)
             .map(|pe| {
-                let (from, to) = (self.starts[pe as usize], self.starts[pe as usize + 1]);
+                let (from, to) = self.shares[pe as usize];
                 let at = (pe % w, pe / w);
                 match self.split {
                     Split::Features => Give {
@@ -157,7 +207,8 @@ impl<'a, 'c> Local<'a, 'c> {
         Emitted {
             region,
             weights,
-            exit,
+            entries,
+            exits,
             gives,
         }
     }

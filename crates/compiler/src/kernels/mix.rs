@@ -36,10 +36,11 @@ impl Sums {
     }
 }
 
-/// A column of the rectangle: which input's features it has.
+/// A column of the rectangle: which lane of which input it takes from, and which features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Column {
     term: usize,
+    lane: usize,
     from: usize,
     to: usize,
 }
@@ -53,6 +54,8 @@ struct Cut {
     chunk: Vec<usize>,
     /// Results leave from a buffer of their own, so that the next item can begin.
     staged: bool,
+    /// The next item's features come in while this one's are worked on.
+    ahead: bool,
 }
 
 impl Cut {
@@ -104,41 +107,58 @@ impl MixKernel<'_> {
         term.taps.iter().map(|t| term.hits(t) as u64).sum::<u64>().max(1)
     }
 
-    /// Columns for each input: one, and the others to where a column has most to do.
-    fn allot(&self, width: usize) -> Option<Vec<usize>> {
-        let terms = &self.mix.terms;
-        if width < terms.len() {
+    /// Columns for each lane of each input: one, and the others to where a column has most to do.
+    fn allot(&self, c: &Context, width: usize) -> Option<Vec<(usize, usize, usize)>> {
+        // term, lane, columns
+        let mut all: Vec<(usize, usize, usize)> = (0..self.mix.terms.len())
+            .flat_map(|t| (0..c.inputs[t].lanes).map(move |lane| (t, lane, 1)))
+            .collect();
+        if width < all.len() {
             return None;
         }
-        let mut columns = vec![1; terms.len()];
-        let load = |t: usize, n: usize| terms[t].k.div_ceil(n) as u64 * Self::work(&terms[t]);
-        for _ in terms.len()..width {
-            let open = (0..terms.len()).filter(|t| columns[*t] < terms[*t].k);
-            match open.max_by_key(|t| (load(*t, columns[*t]), usize::MAX - t)) {
-                Some(t) => columns[t] += 1,
+        let features = |t: usize| self.mix.terms[t].k / c.inputs[t].lanes;
+        let load = |t: usize, n: usize| features(t).div_ceil(n) as u64 * Self::work(&self.mix.terms[t]);
+        for _ in all.len()..width {
+            let open = all.iter_mut().enumerate().filter(|(_, (t, _, n))| *n < features(*t));
+            match open.max_by_key(|(i, (t, _, n))| (load(*t, *n), usize::MAX - i)) {
+                Some((_, lane)) => lane.2 += 1,
                 None => break,
             }
         }
-        let fewer = columns.iter().zip(terms).map(|(n, t)| fewest(t.k, *n as u32) as usize);
-        Some(fewer.collect())
+        all.iter_mut().for_each(|(t, _, n)| *n = fewest(features(*t), *n as u32) as usize);
+        Some(all)
+    }
+
+    /// The largest number of rows, at most `height`, that makes a row's share smaller; each lane of the output needs a row.
+    fn rows(&self, c: &Context, height: u32) -> u32 {
+        let lanes = c.output.lanes as u32;
+        fewest(self.m() / lanes as usize, height / lanes) * lanes
     }
 
     fn cut(&self, c: &Context, width: u32, height: u32) -> Option<Cut> {
-        let allotted = self.allot(width as usize)?;
-        if allotted.iter().sum::<usize>() != width as usize || height as usize > self.m() {
+        let allotted = self.allot(c, width as usize)?;
+        if allotted.iter().map(|a| a.2).sum::<usize>() != width as usize || self.rows(c, height) != height {
             return None;
         }
         let mut columns = Vec::new();
-        for (term, n) in allotted.into_iter().enumerate() {
-            let starts = balanced(self.mix.terms[term].k, n);
+        for (term, lane, n) in allotted {
+            let (first, last) = c.inputs[term].lane(lane);
+            let starts = balanced(last - first, n);
             columns.extend(starts.windows(2).map(|s| Column {
                 term,
-                from: s[0],
-                to: s[1],
+                lane,
+                from: first + s[0],
+                to: first + s[1],
             }));
         }
-        let rows = balanced(self.m(), height as usize);
-        let outputs = rows[1];
+        let lanes = c.output.lanes;
+        let mut rows = vec![0];
+        for lane in 0..lanes {
+            let (first, last) = c.output.lane(lane);
+            let n = lane_row(lane + 1, lanes, height) - lane_row(lane, lanes, height);
+            rows.extend(balanced(last - first, n as usize)[1..].iter().map(|r| first + r));
+        }
+        let outputs = rows.windows(2).map(|r| r[1] - r[0]).max().unwrap_or(1);
         let chunk = |term: usize| {
             let linear = &self.mix.terms[term];
             // small chunks let work begin early; an instruction of a few hundred steps hides its own cost
@@ -160,14 +180,20 @@ impl MixKernel<'_> {
             columns,
             rows,
             staged: true,
+            ahead: c.items > 1,
         };
-        cut.staged = self.fullest(c, &cut).0 <= c.machine.pe.sram_bytes as u64;
+        // both take SRAM, and only pay if it is there
+        let fits = |cut: &Cut| self.fullest(c, cut).0 <= c.machine.pe.sram_bytes as u64;
+        if !fits(&cut) {
+            cut.ahead = false;
+            cut.staged = fits(&cut);
+        }
         Some(cut)
     }
 
     /// Weights of one PE as words: bias (where the sum ends), then the stored weights. Also where the list's values begin, in bytes.
     fn image(&self, c: &Context, cut: &Cut, column: usize, row: usize) -> (Vec<u32>, usize) {
-        let Column { term, from, to } = cut.columns[column];
+        let Column { term, from, to, .. } = cut.columns[column];
         let linear = &self.mix.terms[term];
         let order = c.output.order.as_deref();
         let input = c.inputs[term].order.as_deref();
@@ -255,7 +281,7 @@ impl MixKernel<'_> {
 
     /// Multiplication cycles and stored weights of one PE.
     fn load(&self, c: &Context, cut: &Cut, column: usize, row: usize) -> (u64, u64) {
-        let Column { term, from, to } = cut.columns[column];
+        let Column { term, from, to, .. } = cut.columns[column];
         let linear = &self.mix.terms[term];
         if linear.lists() {
             let sums = self.sums(c, term);
@@ -295,11 +321,11 @@ impl MixKernel<'_> {
             } else {
                 stored * c.ty.bytes() as u64 + 4
             };
-            let mut bytes = x + y + weights;
+            let mut bytes = x * (1 + cut.ahead as u64) + y + weights;
             if column + 1 == cut.columns.len() {
                 bytes += bias_bytes(cut) as u64 + if cut.staged { y } else { 0 };
             }
-            let code = (70 + linear.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
+            let code = (80 + linear.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
             bytes += code + 128;
             if bytes > fullest.0 {
                 fullest = (bytes, (column as u32, row as u32));
@@ -327,9 +353,10 @@ impl Implementation for MixKernel<'_> {
         "matrix products or convolutions, summed: inputs over columns, outputs over rows, weights resident; dense or as lists of nonzeros"
     }
 
-    fn fit(&self, _: &Context, width: u32, height: u32) -> (u32, u32) {
-        let columns = self.allot(width as usize).map_or(width, |a| a.iter().sum::<usize>() as u32);
-        (columns, fewest(self.m(), height))
+    fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
+        let columns = self.allot(c, width as usize);
+        let width = columns.map_or(u32::MAX, |a| a.iter().map(|a| a.2 as u32).sum());
+        (width, self.rows(c, height.max(c.output.lanes as u32)))
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
@@ -361,8 +388,8 @@ impl Implementation for MixKernel<'_> {
         })
     }
 
-    fn exit(&self, width: u32) -> (u32, u32) {
-        (width - 1, 0)
+    fn exit(&self, width: u32) -> u32 {
+        width - 1
     }
 
     fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
@@ -372,36 +399,53 @@ impl Implementation for MixKernel<'_> {
         let images: Vec<Vec<(Vec<u32>, usize)>> = (0..height as usize)
             .map(|r| (0..w).map(|i| self.image(c, &cut, i, r)).collect())
             .collect();
+        let mut entries = Vec::new();
         for (i, layout) in c.inputs.iter().enumerate() {
             let parts: Vec<Option<Part>> = (0..height)
                 .flat_map(|_| &cut.columns)
                 .map(|column| (column.term == i).then_some(Part::Features(column.from, column.to)))
                 .collect();
             let stream = format!("{name}: input {i}");
-            distribute(&mut region, &stream, c.input_colors[i], layout, c.per_wavelet(), &parts);
+            let lanes = (0..layout.lanes).map(|lane| {
+                let (entry, color) = ((0, lane_row(lane, layout.lanes, height)), c.input_colors[i][lane]);
+                distribute(&mut region, &stream, color, layout, lane, c.per_wavelet(), entry, &parts)
+            });
+            entries.push(lanes.collect());
         }
         self.sums_along_rows(&mut region, name);
         let stream = format!("{name}: output");
-        let exit = collect(&mut region, &stream, c.output_color, width - 1, |x, _| x + 1 == width);
-        // columns of one input and one part in the sum share their code
-        let mut groups: Vec<(usize, Role, Vec<u32>)> = Vec::new();
+        let lanes = c.output.lanes;
+        let exits = (0..lanes)
+            .map(|lane| {
+                let rows = lane_row(lane, lanes, height)..lane_row(lane + 1, lanes, height);
+                collect(&mut region, &stream, c.output_colors[lane], rows, width - 1, |x, _| x + 1 == width)
+            })
+            .collect();
+        // columns of one lane and one part in the sum share their code, in the rows of one lane
+        let mut groups: Vec<(usize, usize, Role, Vec<u32>)> = Vec::new();
         for (i, column) in cut.columns.iter().enumerate() {
-            let of = (column.term, role(i, w));
-            match groups.iter_mut().find(|g| (g.0, g.1) == of) {
-                Some(g) => g.2.push(i as u32),
-                None => groups.push((of.0, of.1, vec![i as u32])),
+            let of = (column.term, column.lane, role(i, w));
+            match groups.iter_mut().find(|g| (g.0, g.1, g.2) == of) {
+                Some(g) => g.3.push(i as u32),
+                None => groups.push((of.0, of.1, of.2, vec![i as u32])),
             }
         }
-        for (term, role, columns) in groups {
-            let at = Lattice {
-                x: columns[0],
-                y: 0,
-                nx: columns.len() as u32,
-                ny: height,
-                dx: columns.get(1).map_or(1, |second| second - columns[0]),
-                dy: 1,
-            };
-            region.blocks.push(self.block(name, c, &cut, term, role, at, &images));
+        for (term, lane, role, columns) in groups {
+            // only the last column knows lanes of the output
+            let parts = if matches!(role, Role::Only | Role::Last(_)) { lanes } else { 1 };
+            for part in 0..parts {
+                let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
+                let at = Lattice {
+                    x: columns[0],
+                    y: from,
+                    nx: columns.len() as u32,
+                    ny: to - from,
+                    dx: columns.get(1).map_or(1, |second| second - columns[0]),
+                    dy: 1,
+                };
+                let ways = (c.input_colors[term][lane], c.output_colors[part]);
+                region.blocks.push(self.block(name, c, &cut, (term, ways), role, at, &images));
+            }
         }
         let gives = (0..height)
             .map(|y| Give {
@@ -415,7 +459,8 @@ impl Implementation for MixKernel<'_> {
         Emitted {
             region,
             weights,
-            exit,
+            entries,
+            exits,
             gives,
         }
     }
@@ -456,7 +501,7 @@ impl MixKernel<'_> {
         name: &str,
         c: &Context,
         cut: &Cut,
-        term: usize,
+        (term, (input_color, output_color)): (usize, (Color, Color)),
         role: Role,
         at: Lattice,
         images: &[Vec<(Vec<u32>, usize)>],
@@ -473,7 +518,9 @@ impl MixKernel<'_> {
         };
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
-        let x = a.buffer("x", most(&|i, _| cut.features(i)) as u32 * pitch_x as u32, 0);
+        let x_bytes = most(&|i, _| cut.features(i)) as u32 * pitch_x as u32;
+        let x = a.buffer("x", x_bytes, 0);
+        let next = if cut.ahead { a.buffer("x.next", x_bytes, 0) } else { x };
         let y_bytes = cut.widest() as u32 * pitch_y as u32;
         let y = a.buffer("y", y_bytes, 16);
         let ends = matches!(role, Role::Only | Role::Last(_));
@@ -483,7 +530,7 @@ impl MixKernel<'_> {
         let weights = a.buffer("weights", bytes as u32, 0);
         let first_weight = weights + if ends { bias_bytes(cut) as i64 } else { 0 };
         let number = |what: &str, f: &dyn Fn(usize, usize) -> i64| {
-            let label = format!("{name}.{}.{what}", at.x);
+            let label = format!("{name}.{}.{}.{what}", at.x, at.y);
             table(&label, at, |x, y| f(x as usize, y as usize))
         };
         let words = a.param("words", number("words", &|i, r| images[r][i].0.len() as i64));
@@ -500,7 +547,7 @@ impl MixKernel<'_> {
         // d0, d1: what arrives; d9, d10: accumulators; d14 to d17: sums
         let arriving = [features, imm(length_in)];
         a.memory(0, c.ty, Val::Imm(x), &arriving, &[ex, 1], c.wide());
-        a.input(1, c.input_colors[term], c.ty, &arriving);
+        a.input(1, input_color, c.ty, &arriving);
         let all = [outputs, imm(length_out)];
         a.memory(9, Ty::F32, Val::Imm(y), &all, &[ey, 1], true);
         if ends {
@@ -512,19 +559,34 @@ impl MixKernel<'_> {
         match role {
             Role::First => a.output(15, colors::REDUCE[0], Ty::F32, &all, false),
             Role::Middle(parity) => a.output(15, colors::REDUCE[parity], Ty::F32, &all, false),
-            Role::Only | Role::Last(_) => a.output(16, c.output_color, c.ty, &all, true),
+            Role::Only | Role::Last(_) => a.output(16, output_color, c.ty, &all, true),
         }
         if staged {
             a.memory(17, Ty::F32, Val::Imm(out), &all, &[ey, 1], true);
         }
         a.emit(Instr::Set(0, imm(c.items)));
         a.emit(Instr::Set(1, Val::Imm(0)));
+        let receive = |a: &mut Assembler| a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        if cut.ahead {
+            // r13 X of this item, r14 of the next
+            a.emit(Instr::Set(13, Val::Imm(x)));
+            a.emit(Instr::Set(14, Val::Imm(next)));
+            receive(&mut a);
+        }
         let item = a.here("item");
-        a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        if cut.ahead {
+            let last = a.label("last");
+            a.branch(Cond::Eq, reg(0), Val::Imm(1), last);
+            a.emit(Instr::Base(0, reg(14)));
+            receive(&mut a);
+            a.bind(last);
+        } else {
+            receive(&mut a);
+        }
         let start = if ends { Operand::Desc(10) } else { Operand::Imm(0.0) };
         a.map(Op::Mov, 9, start, None, Count::None);
         // r1 elements waited for, r2 X, r3 weights, r4 features left, r5 features of this chunk
-        a.emit(Instr::Set(2, Val::Imm(x)));
+        a.emit(Instr::Set(2, if cut.ahead { reg(13) } else { Val::Imm(x) }));
         a.emit(Instr::Set(4, features));
         if linear.lists() {
             // r7 indices, r8 values, r10 counts
@@ -560,6 +622,11 @@ impl MixKernel<'_> {
         a.emit(Instr::Sub(4, reg(4), reg(5)));
         a.branch(Cond::Ne, reg(4), Val::Imm(0), chunk);
         self.finish_item(&mut a, c, role, staged);
+        if cut.ahead {
+            a.emit(Instr::Set(15, reg(13)));
+            a.emit(Instr::Set(13, reg(14)));
+            a.emit(Instr::Set(14, reg(15)));
+        }
         a.emit(Instr::Sub(0, reg(0), Val::Imm(1)));
         a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
         a.emit(Instr::Halt);

@@ -1,8 +1,8 @@
 //! The kernels: one file an operator. A kernel says what a rectangle of PEs costs and needs, and emits the code and inner routes of its
 //! rectangle. Adding an operator is adding a file here and a line in [`of`].
 //!
-//! A tensor comes as one stream of features (see [`Layout`]) that enters the rectangle at its north-west corner, runs east along the first
-//! row and south along the columns; filters choose what each PE takes ([`distribute`]). Results are gathered towards one exit by
+//! A tensor comes as one or several lanes of features (see [`Layout`]); a lane enters the rectangle at its west side, runs east along a
+//! row and up and down the columns; filters choose what each PE takes ([`distribute`]). Results are gathered towards the lane's exit by
 //! switches that count flagged blocks ([`collect`]). Where a rectangle lies, and which way streams go between rectangles, no kernel
 //! knows. The colours of [`colors`] below `STREAMS` are each kernel's own.
 
@@ -24,7 +24,7 @@ use crate::plan::*;
 use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
-use streams::{Part, collect, distribute};
+use streams::{Part, collect, distribute, lane_row};
 pub(crate) use streams::{rectangles, table};
 
 /// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Streams between kernels use the others.
@@ -48,14 +48,14 @@ pub struct Context<'a> {
     pub items: usize,
     /// The inputs as this kernel sees them.
     pub inputs: Vec<Layout>,
-    /// Colours of the inputs.
-    pub input_colors: Vec<Color>,
+    /// Colours of the inputs, one a lane.
+    pub input_colors: Vec<Vec<Color>>,
     /// Items of each input that may have to wait for the other one (reconvergent paths).
     pub slack: Vec<usize>,
     /// The output.
     pub output: Layout,
-    /// Colour of the output.
-    pub output_color: Color,
+    /// Colours of the output, one a lane.
+    pub output_colors: Vec<Color>,
 }
 
 /// What a rectangle of a kernel costs.
@@ -81,9 +81,9 @@ pub trait Implementation {
     fn estimate(&self, context: &Context, width: u32, height: u32) -> Option<Estimate>;
     /// Code, inner routes and weights of such a rectangle; the region's origin is (0, 0).
     fn emit(&self, name: &str, context: &Context, width: u32, height: u32) -> Emitted;
-    /// Column and row of the exit, as in [`Emitted::exit`].
-    fn exit(&self, _width: u32) -> (u32, u32) {
-        (0, 0)
+    /// Column of the exits, as in [`Emitted::exits`].
+    fn exit(&self, _width: u32) -> u32 {
+        0
     }
 }
 
@@ -190,7 +190,7 @@ impl Context<'_> {
     /// Cycles that the longest of the kernel's streams takes.
     pub fn stream_cycles(&self) -> u64 {
         let all = self.inputs.iter().chain([&self.output]);
-        all.map(|l| self.move_slots(l.features, l.length())).max().unwrap_or(0)
+        all.map(|l| self.move_slots(l.features / l.lanes, l.length())).max().unwrap_or(0)
     }
 
     /// Lanes of a multiply-add.

@@ -12,13 +12,6 @@ pub(super) enum Part {
     Positions(usize, usize),
 }
 
-impl Part {
-    fn is_empty(self) -> bool {
-        let (Part::Features(from, to) | Part::Positions(from, to)) = self;
-        from >= to
-    }
-}
-
 /// A number for each PE of a rectangle as the simplest expression: a constant, a table by row or column, or by both.
 pub(crate) fn table(name: &str, at: Lattice, value: impl Fn(u32, u32) -> i64) -> Expr {
     let first = value(at.x, at.y);
@@ -94,49 +87,66 @@ pub(crate) fn rectangles<K: PartialEq + Clone>(
     all
 }
 
-/// The last part of a stream's name, for names of tables.
-fn label(stream: &str) -> String {
-    stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
-}
-
 /// A filter's numbers: first, count, period, in wavelets.
 type Pass = (u64, u64, u64);
 
-/// Adds the routes of a stream that enters at (0, 0), runs along the first row and down the columns. `parts` says, row by row, what
-/// each PE takes; a filter stands wherever that is less than what passes by.
+/// The row by which a lane enters or leaves: lanes are spread evenly over the rows.
+pub(super) fn lane_row(lane: usize, lanes: usize, height: u32) -> u32 {
+    (lane * height as usize / lanes) as u32
+}
+
+/// Adds the routes of one lane of a stream, which enters at `entry`, runs east along that row and up and down the columns. `parts` says,
+/// row by row, what each PE takes of the stream; a filter stands wherever that is less than what passes by. Returns the entry.
+#[allow(clippy::too_many_arguments)] // a stream's lane, and where it goes
 pub(super) fn distribute(
     region: &mut Region,
     stream: &str,
     color: Color,
     layout: &Layout,
+    lane: usize,
     per: u64,
+    entry: (u32, u32),
     parts: &[Option<Part>],
-) {
+) -> (u32, u32) {
     let (w, h) = (region.width, region.height);
-    let label = label(stream);
+    let label = format!("{}{lane}", label(stream));
     let each = (layout.length() as u64).div_ceil(per);
-    let part = |x: u32, y: u32| parts[(y * w + x) as usize].filter(|p| !p.is_empty());
-    // what goes down a column: the features from the first to the last that a PE below the first row takes
-    let below = |x: u32| {
-        let mut hull: Option<(usize, usize)> = None;
-        for y in 1..h {
+    let whole = layout.lane(lane);
+    // what a PE takes of this lane
+    let part = |x: u32, y: u32| {
+        parts[(y * w + x) as usize].and_then(|p| match p {
+            Part::Features(from, to) => {
+                let (from, to) = (from.max(whole.0), to.min(whole.1));
+                (from < to).then_some(Part::Features(from, to))
+            }
+            Part::Positions(from, to) => (from < to).then_some(p),
+        })
+    };
+    // what leaves the entry's row along a column: the features from the first to the last that a PE there takes, and how far it goes
+    let branch = |x: u32, rows: std::ops::Range<u32>| {
+        let mut hull: Option<((usize, usize), u32)> = None;
+        for y in rows {
             let (from, to) = match part(x, y) {
                 Some(Part::Features(from, to)) => (from, to),
-                Some(Part::Positions(..)) => (0, layout.features),
+                Some(Part::Positions(..)) => whole,
                 None => continue,
             };
-            hull = Some(hull.map_or((from, to), |(a, b)| (a.min(from), b.max(to))));
+            let far = y.abs_diff(entry.1);
+            hull = Some(match hull {
+                Some(((a, b), n)) => ((a.min(from), b.max(to)), n.max(far)),
+                None => ((from, to), far),
+            });
         }
         hull
     };
-    let deepest = |x: u32| (1..h).rev().find(|y| part(x, *y).is_some()).unwrap_or(0);
-    let columns: Vec<_> = (0..w).map(|x| (below(x), deepest(x))).collect();
-    let last = (0..w)
+    let north: Vec<_> = (0..w).map(|x| branch(x, 0..entry.1)).collect();
+    let south: Vec<_> = (0..w).map(|x| branch(x, entry.1 + 1..h)).collect();
+    let last = (entry.0..w)
         .rev()
-        .find(|x| part(*x, 0).is_some() || columns[*x as usize].0.is_some())
-        .unwrap_or(0);
-    // what a PE takes out of the features from..to that pass its router
-    let pass = |p: Part, from: usize, to: usize| -> Option<Pass> {
+        .find(|x| part(*x, entry.1).is_some() || north[*x as usize].is_some() || south[*x as usize].is_some())
+        .unwrap_or(entry.0);
+    // what a part is of the features that pass
+    let pass = |p: Part, (from, to): (usize, usize)| -> Option<Pass> {
         match p {
             Part::Features(a, b) if (a, b) == (from, to) => None,
             Part::Features(a, b) => Some((
@@ -151,81 +161,83 @@ pub(super) fn distribute(
             }
         }
     };
-    let ramp = |x: u32, y: u32| {
-        let (from, to) = match (y, columns[x as usize].0) {
-            (0, _) | (_, None) => (0, layout.features),
-            (_, Some(hull)) => hull,
+    // for each output of a router: none, or its filter if it has one
+    let outputs = |x: u32, y: u32| -> [(Port, Option<Option<Pass>>); 4] {
+        let column = x as usize;
+        let (arm, far) = match y.cmp(&entry.1) {
+            std::cmp::Ordering::Equal => {
+                let arm = |b: Option<((usize, usize), u32)>| {
+                    b.map(|(hull, _)| pass(Part::Features(hull.0, hull.1), whole))
+                };
+                let ramp = part(x, y).map(|p| pass(p, whole));
+                return [
+                    (Port::Ramp, ramp),
+                    (Port::North, arm(north[column])),
+                    (Port::South, arm(south[column])),
+                    (Port::East, (x < last).then_some(None)),
+                ];
+            }
+            std::cmp::Ordering::Less => (north[column], Port::North),
+            std::cmp::Ordering::Greater => (south[column], Port::South),
         };
-        part(x, y).map(|p| pass(p, from, to))
-    };
-    let south = |x: u32, y: u32| match columns[x as usize] {
-        (Some((from, to)), deepest) if y < deepest => Some(if y == 0 {
-            pass(Part::Features(from, to), 0, layout.features)
-        } else {
-            None
-        }),
-        _ => None,
+        let hull = arm.map_or(whole, |(hull, _)| hull);
+        let on = arm.is_some_and(|(_, n)| y.abs_diff(entry.1) < n).then_some(None);
+        let ramp = part(x, y).map(|p| pass(p, hull));
+        [(Port::Ramp, ramp), (far, on), (Port::East, None), (Port::West, None)]
     };
     let key = |x: u32, y: u32| {
-        let (r, s) = (ramp(x, y), south(x, y));
-        let passes = if y == 0 { x <= last } else { r.is_some() || s.is_some() };
-        passes.then(|| {
-            let input = if y == 0 { Port::West } else { Port::North };
-            let east = y == 0 && x < last;
-            (input, r.map(|f| f.is_some()), s.map(|f| f.is_some()), east, (x, y) == (0, 0))
-        })
+        let shape = outputs(x, y).map(|(port, o)| (port, o.map(|f| f.is_some())));
+        let input = match y.cmp(&entry.1) {
+            std::cmp::Ordering::Equal if (x, y) == entry => Port::Ramp,
+            std::cmp::Ordering::Equal => Port::West,
+            std::cmp::Ordering::Less => Port::South,
+            std::cmp::Ordering::Greater => Port::North,
+        };
+        let passes = x >= entry.0 && x <= last && ((x, y) == entry || shape.iter().any(|(_, o)| o.is_some()));
+        passes.then_some((input, shape))
     };
-    for (n, (at, (input, r, s, east, entry))) in rectangles(w, h, key).into_iter().enumerate() {
-        let mut outputs = Vec::new();
-        let mut filters = Vec::new();
-        let mut add = |output: Port, filtered: Option<bool>, what: &str, pass: &dyn Fn(u32, u32) -> Pass| {
-            let Some(filtered) = filtered else { return };
-            outputs.push(output);
+    for (n, (at, (input, shape))) in rectangles(w, h, key).into_iter().enumerate() {
+        let mut route = route(color, stream, at, vec![position(input, &[], 1)]);
+        for (i, (port, filtered)) in shape.into_iter().enumerate() {
+            let Some(filtered) = filtered else { continue };
+            route.positions[0].outputs.push(port);
             if filtered {
-                let number = |name: &str, f: fn(Pass) -> u64| {
-                    let name = format!("{}.{label}.{what}.{n}.{name}", region.name);
-                    table(&name, at, |x, y| f(pass(x, y)) as i64)
+                let number = |what: &str, f: fn(Pass) -> u64| {
+                    let name = format!("{}.{label}.{n}.{port:?}.{what}", region.name).to_lowercase();
+                    table(&name, at, |x, y| {
+                        outputs(x, y)[i].1.flatten().map_or(0, |p| f(p) as i64)
+                    })
                 };
-                filters.push(Filter {
-                    output,
+                route.filters.push(Filter {
+                    output: port,
                     first: number("first", |p| p.0),
                     count: number("count", |p| p.1),
                     period: number("period", |p| p.2),
                 });
             }
-        };
-        add(Port::Ramp, r, "ramp", &|x, y| ramp(x, y).flatten().unwrap_or((0, 0, 0)));
-        add(Port::South, s, "south", &|x, y| south(x, y).flatten().unwrap_or((0, 0, 0)));
-        add(Port::East, east.then_some(false), "east", &|_, _| (0, 0, 0));
-        // which way the stream comes to the entry is known when it is routed
-        let input = if entry { Port::Ramp } else { input };
-        region.routes.push(Route {
-            color,
-            stream: stream.into(),
-            at,
-            positions: vec![position(input, &outputs, 1)],
-            filters,
-        });
+        }
+        region.routes.push(route);
     }
+    entry
 }
 
-/// Adds the routes that gather what PEs send on `color` at the exit in the first row of column `exit`: each sender gives one
-/// flagged block a turn (an item, or a feature of one), and they come row by row, in a row the exit's column first, then those to its
-/// west and those to its east, nearest first.
+/// Adds the routes that gather what the PEs of some rows send on `color` at the exit in the first of them, in column `exit`: each sender
+/// gives one flagged block a turn (an item, or a feature of one), and they come row by row, in a row the exit's column first, then
+/// those to its west and those to its east, nearest first.
 pub(super) fn collect(
     region: &mut Region,
     stream: &str,
     color: Color,
+    rows: std::ops::Range<u32>,
     exit: u32,
     sends: impl Fn(u32, u32) -> bool,
 ) -> Exit {
     let (w, h) = (region.width, region.height);
-    let label = label(stream);
+    let label = format!("{}.{}", label(stream), rows.start);
     let count = |from: u32, to: u32, y: u32| (from..to).filter(|x| sends(*x, y)).count() as i64;
-    let row = |y: u32| count(0, w, y);
     let mut below = vec![0; h as usize + 1];
-    for y in (0..h).rev() {
-        below[y as usize] = below[y as usize + 1] + row(y);
+    for y in rows.clone().rev() {
+        below[y as usize] = below[y as usize + 1] + count(0, w, y);
     }
     let holds = |x: u32, y: u32| -> Vec<(Port, i64)> {
         let own = (Port::Ramp, sends(x, y) as i64);
@@ -243,7 +255,8 @@ pub(super) fn collect(
     };
     let key = |x: u32, y: u32| {
         let inputs: Vec<Port> = holds(x, y).into_iter().map(|(p, _)| p).collect();
-        (!inputs.is_empty() && (x, y) != (exit, 0)).then_some((x.cmp(&exit), inputs))
+        let routed = rows.contains(&y) && !inputs.is_empty() && (x, y) != (exit, rows.start);
+        routed.then_some((x.cmp(&exit), inputs))
     };
     for (n, (at, (side, inputs))) in rectangles(w, h, key).into_iter().enumerate() {
         let out = match side {
@@ -257,7 +270,7 @@ pub(super) fn collect(
                 let name = format!("{}.{label}.{n}.{input:?}", region.name).to_lowercase();
                 let hold = |x: u32, y: u32| {
                     let all: BTreeMap<Port, i64> = holds(x, y).into_iter().collect();
-                    all[&input]
+                    all.get(&input).copied().unwrap_or(0)
                 };
                 position(input, &[out], table(&name, at, hold))
             })
@@ -265,10 +278,15 @@ pub(super) fn collect(
         region.routes.push(route(color, stream, at, positions));
     }
     Exit {
-        at: (exit, 0),
-        from: holds(exit, 0)
+        at: (exit, rows.start),
+        from: holds(exit, rows.start)
             .into_iter()
             .map(|(p, n)| (p, Expr::Const(n)))
             .collect(),
     }
+}
+
+/// The last part of a stream's name, for names of tables.
+fn label(stream: &str) -> String {
+    stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
 }

@@ -134,11 +134,11 @@ fn program(name: &str, members: Vec<Member>, b: i64, ends: &[u32]) -> Program {
         a.emit(Instr::Halt);
         region.blocks.push(a.finish(at));
     }
-    Program {
-        name: name.into(),
+    let stage = Stage {
         regions: vec![region],
-        ..Program::default()
-    }
+        ..Stage::default()
+    };
+    Program::single(name, stage)
 }
 
 fn case(name: &str, p: u32, b: i64, published: f64, share: f64, members: Vec<Member>) -> Case {
@@ -168,7 +168,15 @@ fn case(name: &str, p: u32, b: i64, published: f64, share: f64, members: Vec<Mem
         mesh: (p, 1),
         program: program(name, members, b, &ends),
         clock: Clock::Exchange,
-        probes: ends.iter().map(|&x| Probe { x, y: 0, color: SINK }).collect(),
+        probes: ends
+            .iter()
+            .map(|&x| Probe {
+                stage: 0,
+                x,
+                y: 0,
+                color: SINK,
+            })
+            .collect(),
         expected: Arc::new(expected),
     }
 }

@@ -24,9 +24,8 @@ fn case(
     code: impl Fn(bool) -> Block,
 ) -> Case {
     let at = Lattice::rect(0, 0, 1, 1);
-    let program = |timed| Program {
-        name: name.into(),
-        regions: vec![Region {
+    let program = |timed| {
+        let region = Region {
             name: name.into(),
             x: 0,
             y: 0,
@@ -34,8 +33,12 @@ fn case(
             height: 1,
             routes: vec![sink(at)],
             blocks: vec![code(timed)],
-        }],
-        ..Program::default()
+        };
+        let stage = Stage {
+            regions: vec![region],
+            ..Stage::default()
+        };
+        Program::single(name, stage)
     };
     Case {
         point: Point {
@@ -51,6 +54,7 @@ fn case(
         program: program(true),
         clock: Clock::Beyond(program(false)),
         probes: vec![Probe {
+            stage: 0,
             x: 0,
             y: 0,
             color: SINK,

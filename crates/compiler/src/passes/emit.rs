@@ -4,14 +4,14 @@
 //! Weights use one colour over the whole mesh: a channel's wavelets run down its border column, each row takes its block (switches count
 //! flags), and along a row each PE takes its own, then passes on. West channels serve the west half of the mesh, east channels the other.
 
-use super::stages::{VIRTUAL_INPUT, VIRTUAL_OUTPUT};
+use super::stages::{input_color, output_color};
 use crate::kernels::{colors, per_wavelet, rectangles, table};
 use crate::plan::*;
-use crate::{CompileError, Compiled, OutputPort, TensorProbe};
+use crate::{OutputPort, TensorProbe};
 use meshloom_simulator::engine::Probe;
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine, Side};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 /// Rows of the mesh that a channel on `side` serves: from its own row to the next channel's; the first also serves those above it.
 fn groups(machine: &Machine, side: Side) -> Vec<(u32, u32)> {
@@ -59,76 +59,49 @@ fn host_index(shape: &[usize], axes: &[usize], index: usize) -> usize {
     host.iter().zip(&host_shape).fold(0, |index, (i, n)| index * n + i)
 }
 
-/// Replaces colours in a region.
-fn recolor(region: &mut Region, color: impl Fn(Color) -> Color) {
-    region.routes.iter_mut().for_each(|r| r.color = color(r.color));
-    for block in &mut region.blocks {
-        for instr in &mut block.code {
-            match instr {
-                Instr::Desc(_, d) => match &mut d.place {
-                    Place::In(c) | Place::Out { color: c, .. } => *c = color(*c),
-                    Place::Memory { .. } => {}
-                },
-                Instr::Vector(Vector::Axpy { list, .. }) | Instr::Async(_, Vector::Axpy { list, .. }, _) => {
-                    if let List::Fabric { color: c, .. } = list {
-                        *c = color(*c);
-                    }
-                }
-                _ => {}
-            }
-        }
-        for task in &mut block.tasks {
-            if let Trigger::Data(c) = &mut task.trigger {
-                *c = color(*c);
-            }
-        }
-    }
-}
-
-/// The kernels' regions with their streams' colours, entries and exits.
+/// The kernels' regions with the colours that their streams got, their entries and exits.
 fn kernels(plan: &Plan) -> Vec<Region> {
     let mut all = Vec::new();
     for (k, kernel) in plan.kernels.iter().enumerate() {
         let emitted = &plan.regions[k];
         let mut region = emitted.region.clone();
-        let output = &plan.edges[kernel.output];
+        let mut colors: BTreeMap<Color, Color> = BTreeMap::new();
         for (i, u) in kernel.inputs.iter().enumerate() {
-            let way = &plan.edges[u.edge].way;
-            let which = plan.edges[u.edge].to.iter().position(|to| *to == k).unwrap_or(0);
-            let entry = region.routes.iter_mut().find(|r| {
-                r.color == VIRTUAL_INPUT + i as Color
-                    && (r.at.x, r.at.y) == (0, 0)
-                    && r.positions[0].input == Port::Ramp
-            });
-            if let Some(entry) = entry {
-                entry.positions[0].input = way.entries[which];
+            let edge = &plan.edges[u.edge];
+            let which = edge.to.iter().position(|to| *to == k).unwrap_or(0);
+            for (lane, way) in edge.ways.iter().enumerate() {
+                colors.insert(input_color(i, lane), way.color);
+                let at = emitted.entries[i][lane];
+                let entry = region
+                    .routes
+                    .iter_mut()
+                    .find(|r| r.color == input_color(i, lane) && r.at.places().eq([at]));
+                if let Some(entry) = entry {
+                    entry.positions[0].input = way.entries[which];
+                }
             }
         }
-        let (at, _, outputs) = &output.way.routers[0];
-        region.routes.push(Route {
-            color: VIRTUAL_OUTPUT,
-            stream: format!("{}: exit", kernel.name),
-            at: Lattice::rect(at.0 - region.x, at.1 - region.y, 1, 1),
-            positions: emitted
-                .exit
-                .from
-                .iter()
-                .map(|(input, hold)| Position {
-                    input: *input,
-                    outputs: outputs.clone(),
-                    hold: hold.clone(),
-                })
-                .collect(),
-            filters: Vec::new(),
-        });
-        recolor(&mut region, |c| match c {
-            VIRTUAL_OUTPUT => output.way.color,
-            c if c >= VIRTUAL_INPUT => {
-                let u = kernel.inputs[(c - VIRTUAL_INPUT) as usize];
-                plan.edges[u.edge].way.color
-            }
-            c => c,
-        });
+        let output = &plan.edges[kernel.output];
+        for (lane, way) in output.ways.iter().enumerate() {
+            colors.insert(output_color(lane), way.color);
+            let (_, _, outputs) = &way.routers[0];
+            let exit = &emitted.exits[lane];
+            let position = |(input, hold): &(Port, Expr)| Position {
+                input: *input,
+                outputs: outputs.clone(),
+                hold: hold.clone(),
+            };
+            region.routes.push(Route {
+                color: output_color(lane),
+                stream: format!("{}: exit", kernel.name),
+                at: Lattice::rect(exit.at.0, exit.at.1, 1, 1),
+                positions: exit.from.iter().map(position).collect(),
+                filters: Vec::new(),
+            });
+        }
+        let color = |c: Color| colors.get(&c).copied().unwrap_or(c);
+        region.routes.iter_mut().for_each(|r| r.color = color(r.color));
+        region.blocks.iter_mut().for_each(|b| b.recolor(color));
         all.push(region);
     }
     all
@@ -145,7 +118,7 @@ fn between(plan: &Plan, machine: &Machine) -> Region {
         routes: Vec::new(),
         blocks: Vec::new(),
     };
-    for e in &plan.edges {
+    for (e, way) in plan.edges.iter().flat_map(|e| e.ways.iter().map(move |w| (e, w))) {
         let to: Vec<&str> = e.to.iter().map(|k| plan.kernels[*k].name.as_str()).collect();
         let stream = format!(
             "{} -> {}",
@@ -157,9 +130,9 @@ fn between(plan: &Plan, machine: &Machine) -> Region {
             }
         );
         let from_kernel = matches!(e.source, Source::Kernel(_)) as usize;
-        let mut left: Vec<_> = e.way.routers[from_kernel..].to_vec();
+        let mut left: Vec<_> = way.routers[from_kernel..].to_vec();
         while let Some(((x, y), input, outputs)) = left.first().cloned() {
-            let mut run = |dx: u32, dy: u32| {
+            let run = |dx: u32, dy: u32| {
                 (1u32..)
                     .take_while(|i| left.contains(&((x + i * dx, y + i * dy), input, outputs.clone())))
                     .count() as u32
@@ -170,7 +143,7 @@ fn between(plan: &Plan, machine: &Machine) -> Region {
             let at = Lattice::rect(x, y, nx, ny);
             left.retain(|(p, i, o)| !(at.places().any(|q| q == *p) && *i == input && *o == outputs));
             region.routes.push(Route {
-                color: e.way.color,
+                color: way.color,
                 stream: stream.clone(),
                 at,
                 positions: vec![Position {
@@ -295,7 +268,7 @@ fn load(words: &[&[u32]], machine: &Machine, feeds: &mut Vec<Feed>) -> Region {
                     row: from,
                     color: colors::LOAD,
                     epoch: 0,
-                    data: Arc::new(data),
+                    data: data.into(),
                 });
             }
         }
@@ -310,11 +283,46 @@ fn side_name(side: Side) -> &'static str {
     }
 }
 
-/// Puts everything together. `inputs` holds, by name, the items of each graph input one after another.
-pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Result<Compiled, CompileError> {
+/// A stage of the program, and where its results are found.
+pub struct Emission {
+    /// The stage.
+    pub stage: Stage,
+    /// What leaves, in the order of the plan's outputs.
+    pub outputs: Vec<OutputPort>,
+    /// The kernels' results.
+    pub probes: Vec<TensorProbe>,
+}
+
+/// What a lane of a stored tensor consists of: parts of the lanes on which it left.
+fn stored(edge: &Edge, lane: usize, port: &OutputPort, per: u64, item: usize) -> Vec<Span> {
+    let each = (edge.layout.length() as u64).div_ceil(per);
+    let (from, to) = edge.layout.lane(lane);
+    let spans = port.drains.iter().enumerate().filter_map(|(k, drain)| {
+        let (first, last) = port.layout.lane(k);
+        let (a, b) = (from.max(first), to.min(last));
+        (a < b).then(|| Span {
+            stage: port.stage as u32,
+            drain: *drain as u32,
+            first: ((item * (last - first) + a - first) as u64) * each,
+            count: (b - a) as u64 * each,
+            flag_every: 0,
+        })
+    });
+    spans.collect()
+}
+
+/// Puts a stage together. `inputs` holds, by name, the items of each graph input one after another; `before` what left in the stages
+/// before it.
+pub fn run(
+    plan: &Plan,
+    number: usize,
+    machine: &Machine,
+    inputs: &[(String, Vec<f32>)],
+    before: &[Vec<OutputPort>],
+) -> Emission {
     let width = machine.mesh.width;
-    let mut regions = kernels(&plan);
-    regions.push(between(&plan, machine));
+    let mut regions = kernels(plan);
+    regions.push(between(plan, machine));
     let mut feeds = Vec::new();
     let mut words: Vec<&[u32]> = vec![&[]; machine.mesh.width as usize * machine.mesh.height as usize];
     for e in &plan.regions {
@@ -326,31 +334,41 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
     regions.push(load(&words, machine, &mut feeds));
 
     // what enters: item by item, so that inputs of one channel take turns
-    let entering = |e: &&Edge| matches!(e.source, Source::Input(_));
     for item in 0..plan.items {
-        for e in plan.edges.iter().filter(entering) {
-            let (Source::Input(index), Some((side, row))) = (e.source, e.way.enters) else {
-                continue;
-            };
-            let (name, array) = &inputs[index];
-            let size = array.len() / plan.items;
+        for e in &plan.edges {
             let per = per_wavelet(machine, e.ty);
-            let mut data = Vec::new();
-            for place in 0..e.layout.features {
-                let values = (0..e.layout.length()).map(|p| {
-                    let index = host_index(&e.shape, &e.axes, e.layout.index(place, p));
-                    array[item * size + index]
+            for (lane, way) in e.ways.iter().enumerate() {
+                let Some((side, row)) = way.enters else { continue };
+                let (name, data) = match e.source {
+                    Source::Kernel(_) => continue,
+                    Source::Stored(stage, output) => {
+                        let spans = stored(e, lane, &before[stage][output], per, item);
+                        (&e.name, FeedData::Drained(spans))
+                    }
+                    Source::Input(index) => {
+                        let (name, array) = &inputs[index];
+                        let size = array.len() / plan.items;
+                        let mut data = Vec::new();
+                        let (from, to) = e.layout.lane(lane);
+                        for place in from..to {
+                            let values = (0..e.layout.length()).map(|p| {
+                                let index = host_index(&e.shape, &e.axes, e.layout.index(place, p));
+                                array[item * size + index]
+                            });
+                            wavelets(values, e.ty, per, &mut data);
+                        }
+                        (name, data.into())
+                    }
+                };
+                feeds.push(Feed {
+                    name: name.clone(),
+                    side,
+                    row,
+                    color: way.color,
+                    epoch: 1,
+                    data,
                 });
-                wavelets(values, e.ty, per, &mut data);
             }
-            feeds.push(Feed {
-                name: name.clone(),
-                side,
-                row,
-                color: e.way.color,
-                epoch: 1,
-                data: Arc::new(data),
-            });
         }
     }
 
@@ -360,23 +378,30 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
     for (name, u) in &plan.outputs {
         let e = &plan.edges[u.edge];
         let each = (e.layout.length() as u64).div_ceil(per_wavelet(machine, e.ty));
-        let same = outputs.iter().find(|o| o.edge == u.edge).map(|o| o.drain);
-        let drain = same.unwrap_or(drains.len());
-        if let (None, Some((side, row))) = (same, e.way.leaves) {
-            drains.push(Drain {
-                name: name.clone(),
-                side,
-                row,
-                color: e.way.color,
-                wavelets: e.layout.features as u64 * each * plan.items as u64,
-            });
-        }
+        let same = outputs.iter().find(|o| o.edge == u.edge).map(|o| o.drains.clone());
+        let own = same.unwrap_or_else(|| {
+            e.ways
+                .iter()
+                .filter_map(|way| way.leaves.map(|l| (way, l)))
+                .map(|(way, (side, row))| {
+                    drains.push(Drain {
+                        name: name.clone(),
+                        side,
+                        row,
+                        color: way.color,
+                        wavelets: (e.layout.features / e.layout.lanes) as u64 * each * plan.items as u64,
+                    });
+                    drains.len() - 1
+                })
+                .collect()
+        });
         outputs.push(OutputPort {
             name: name.clone(),
+            stage: number,
             edge: u.edge,
             layout: e.layout.clone(),
             ty: e.ty,
-            drain,
+            drains: own,
         });
     }
 
@@ -384,12 +409,17 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
     for (k, kernel) in plan.kernels.iter().enumerate() {
         let e = &plan.edges[kernel.output];
         let (region, gives) = (&plan.regions[k].region, plan.regions[k].gives.clone());
+        let color = |g: &Give| {
+            let each = e.layout.features / e.layout.lanes;
+            e.ways[(g.features.0 / each).min(e.layout.lanes - 1)].color
+        };
         let at = gives
             .iter()
             .map(|g| Probe {
+                stage: number as u32,
                 x: region.x + g.at.0,
                 y: region.y + g.at.1,
-                color: e.way.color,
+                color: color(g),
             })
             .collect();
         probes.push(TensorProbe {
@@ -403,17 +433,16 @@ pub fn run(plan: Plan, machine: &Machine, inputs: &[(String, Vec<f32>)]) -> Resu
     }
     // partial sums first: what is nearer to its end never waits for what is farther
     let priority = colors::REDUCE.to_vec();
-    let program = Program {
-        name: plan.name.clone(),
+    let stage = Stage {
+        name: plan.stage_name.clone(),
         priority,
         regions,
         feeds,
         drains,
     };
-    Ok(Compiled {
-        program,
-        plan,
+    Emission {
+        stage,
         outputs,
         probes,
-    })
+    }
 }

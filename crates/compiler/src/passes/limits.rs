@@ -10,7 +10,7 @@ pub fn run(program: &Program, machine: &Machine) -> Result<(), CompileError> {
         Instr::Async(t, ..) | Instr::Wait(t, _) => *t as usize + 1,
         _ => 1,
     };
-    for r in &program.regions {
+    for r in program.regions() {
         let threads = r
             .blocks
             .iter()

@@ -116,13 +116,13 @@ impl Cutter<'_, '_> {
 }
 
 /// Words times hops of all streams.
-fn wires(plan: &Plan, rects: &[Rect], exits: &[(u32, u32)]) -> u64 {
+fn wires(plan: &Plan, rects: &[Rect], exits: &[u32]) -> u64 {
     let mut sum = 0;
     for e in &plan.edges {
         let volume = (e.layout.features * e.layout.length()) as u64;
         let from = match e.source {
-            Source::Kernel(k) => (rects[k].x + exits[k].0, rects[k].y + exits[k].1),
-            Source::Input(_) => (0, e.to.first().map_or(0, |k| rects[*k].y)),
+            Source::Kernel(k) => (rects[k].x + exits[k], rects[k].y),
+            Source::Input(_) | Source::Stored(..) => (0, e.to.first().map_or(0, |k| rects[*k].y)),
         };
         for &k in &e.to {
             sum += volume * (from.0.abs_diff(rects[k].x) + from.1.abs_diff(rects[k].y)) as u64;
@@ -131,9 +131,24 @@ fn wires(plan: &Plan, rects: &[Rect], exits: &[(u32, u32)]) -> u64 {
     sum
 }
 
+/// Where kernels may lie: all but the first row and column, which are left to streams, so that no entry or exit is shut in.
+fn whole(machine: &Machine) -> Rect {
+    Rect {
+        x: 1,
+        y: 1,
+        width: machine.mesh.width.saturating_sub(1),
+        height: machine.mesh.height.saturating_sub(1),
+    }
+}
+
 /// Equal parts of the mesh, in the order of the data: vertical strips, in as few rows of them as it takes.
 fn strips(n: u32, machine: &Machine) -> Vec<Rect> {
-    let (w, h) = (machine.mesh.width, machine.mesh.height);
+    let Rect {
+        x: x0,
+        y: y0,
+        width: w,
+        height: h,
+    } = whole(machine);
     let rows = n.div_ceil(w).max(1);
     let columns = n.div_ceil(rows);
     (0..n)
@@ -143,8 +158,8 @@ fn strips(n: u32, machine: &Machine) -> Vec<Rect> {
             let edge = |i: u32, n: u32, size: u32| (i as u64 * size as u64 / n as u64) as u32;
             let (x, y) = (edge(c, here, w), edge(r, rows, h));
             Rect {
-                x,
-                y,
+                x: x0 + x,
+                y: y0 + y,
                 width: edge(c + 1, here, w) - x,
                 height: edge(r + 1, rows, h) - y,
             }
@@ -163,19 +178,14 @@ pub fn run(
     fixed: Option<(u32, u32)>,
 ) -> Result<(), CompileError> {
     let n = plan.kernels.len();
-    let (mesh, sram) = (machine.mesh, machine.pe.sram_bytes as u64);
+    let (mesh, sram) = (&machine.mesh, machine.pe.sram_bytes as u64);
     let chosen = {
         let mut costs = Costs {
             kernels: plan.kernels.iter().map(|k| kernels::of(&k.kind)).collect(),
             contexts: (0..n).map(|k| context(plan, machine, k)).collect(),
             known: HashMap::new(),
         };
-        let whole = Rect {
-            x: 0,
-            y: 0,
-            width: mesh.width,
-            height: mesh.height,
-        };
+        let whole = whole(machine);
         for k in 0..n {
             alone_fits(plan, machine, &mut costs, k, fixed)?;
         }
@@ -229,7 +239,7 @@ fn alone_fits(
     k: usize,
     fixed: Option<(u32, u32)>,
 ) -> Result<(), CompileError> {
-    let (w, h) = fixed.unwrap_or((machine.mesh.width, machine.mesh.height));
+    let (w, h) = fixed.unwrap_or((whole(machine).width, whole(machine).height));
     let kernel = &plan.kernels[k];
     let op = kernels::of(&kernel.kind).op();
     let sram = machine.pe.sram_bytes as u64;
@@ -264,23 +274,17 @@ fn alone_fits(
 /// The best of many ways of cutting.
 fn by_work(plan: &Plan, machine: &Machine, costs: &mut Costs, seed: u64) -> Option<Vec<Rect>> {
     let n = plan.kernels.len();
-    let mesh = machine.mesh;
     let sram = machine.pe.sram_bytes as u64;
-    let whole = Rect {
-        x: 0,
-        y: 0,
-        width: mesh.width,
-        height: mesh.height,
-    };
+    let whole = whole(machine);
     // shares to begin with: what a kernel would take in an equal part
-    let side = ((mesh.width as f64 * mesh.height as f64 / n as f64).sqrt().floor() as u32).max(1);
+    let side = ((whole.width as f64 * whole.height as f64 / n as f64).sqrt().floor() as u32).max(1);
     let share: Vec<f64> = (0..n)
         .map(|k| {
-            let c = (0..)
-                .map(|i| (side + i).min(mesh.width.max(mesh.height)))
+            let c = (0..whole.width.max(whole.height))
+                .map(|i| (side + i).min(whole.width.max(whole.height)))
                 .find_map(|s| {
                     costs
-                        .of(k, s.min(mesh.width), s.min(mesh.height))
+                        .of(k, s.min(whole.width), s.min(whole.height))
                         .map(|c| c.cycles as f64 * (c.width * c.height) as f64)
                 });
             c.unwrap_or(1.0).max(1.0)
@@ -316,7 +320,7 @@ fn by_work(plan: &Plan, machine: &Machine, costs: &mut Costs, seed: u64) -> Opti
         let fits = choices.iter().all(|c| c.is_some_and(|c| c.bytes <= sram));
         let slowest = choices.iter().flatten().map(|c| c.cycles).max().unwrap_or(1);
         if fits {
-            let exits: Vec<(u32, u32)> = choices
+            let exits: Vec<u32> = choices
                 .iter()
                 .zip(&cutter.costs.kernels)
                 .map(|(c, k)| k.exit(c.expect("it fits").width))

@@ -2,9 +2,10 @@
 //! if it is a graph output, on one colour. Short ways are preferred, over links that carry little. A colour serves one stream in a router.
 
 use crate::CompileError;
+use super::stages::{input_color, output_color};
 use crate::kernels::colors;
 use crate::plan::*;
-use meshloom_simulator::program::{Color, Port};
+use meshloom_simulator::program::{Color, Port, Route};
 use meshloom_simulator::{Machine, Side};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -32,6 +33,8 @@ struct Mesh<'m> {
     interval: u64,
     /// Rows of the channels by which inputs enter.
     entered: Vec<u32>,
+    /// Channels by which outputs leave.
+    left: Vec<(Side, u32)>,
 }
 
 /// Where a stream starts, what it must reach, and where it may not go.
@@ -39,6 +42,8 @@ struct Net {
     /// Starting router and ports that it may not leave by; or the border routers of channels.
     exit: Option<((u32, u32), Vec<Port>)>,
     entries: Vec<(u32, u32)>,
+    /// The ports by which each entry may be reached.
+    doors: BTreeMap<u32, Vec<Port>>,
     leaves: bool,
     /// Routers inside kernels that the stream uses there.
     inside: Vec<u32>,
@@ -143,7 +148,9 @@ impl Mesh<'_> {
                             Side::West => (0, Port::West),
                             Side::East => (self.width - 1, Port::East),
                         };
-                        self.at(x, c.row) == pe && may_leave(port)
+                        let channel = (c.side, c.row);
+                        let spare = !self.left.contains(&channel) || self.left.len() >= channels.len();
+                        self.at(x, c.row) == pe && may_leave(port) && spare
                     });
                     if let Some(c) = side {
                         tree.way.leaves = Some((c.side, c.row));
@@ -160,8 +167,7 @@ impl Mesh<'_> {
                         .iter()
                         .any(|i| self.at(net.entries[*i].0, net.entries[*i].1) == next);
                     let open = if entry {
-                        // the rest of its first row is to the east, its columns to the south
-                        matches!(step.0, Port::East | Port::South)
+                        net.doors[&next].contains(&step.0.opposite())
                     } else {
                         !blocked[next as usize] && free(next)
                     };
@@ -249,19 +255,66 @@ impl Mesh<'_> {
     }
 }
 
-/// The routers, as places on the mesh, that a kernel's own routes of a colour use.
-fn inside(plan: &Plan, mesh: &Mesh, kernel: usize, color: Color) -> Vec<u32> {
-    let (region, at) = (&plan.regions[kernel].region, plan.places[kernel]);
-    let routes = region.routes.iter().filter(|r| r.color == color);
-    routes
-        .flat_map(|r| r.at.places())
-        .map(|(x, y)| mesh.at(at.x + x, at.y + y))
-        .collect()
+/// The routes of a colour in a kernel's own region.
+fn own<'p>(plan: &'p Plan, kernel: usize, color: Color) -> impl Iterator<Item = &'p Route> {
+    let routes = &plan.regions[kernel].region.routes;
+    routes.iter().filter(move |r| r.color == color)
+}
+
+/// What one lane of an edge must connect.
+fn net(plan: &Plan, mesh: &Mesh, edge: &Edge, lane: usize, leaves: bool, volume: u64) -> Net {
+    let mut inside = Vec::new();
+    let mut add = |kernel: usize, color: Color| {
+        let at = plan.places[kernel];
+        let places = own(plan, kernel, color).flat_map(|r| r.at.places());
+        inside.extend(places.map(|(x, y)| mesh.at(at.x + x, at.y + y)));
+    };
+    let exit = match edge.source {
+        Source::Kernel(k) => {
+            add(k, output_color(lane));
+            let (exit, at) = (&plan.regions[k].exits[lane], plan.places[k]);
+            let ports = exit.from.iter().map(|(p, _)| *p).collect();
+            Some(((at.x + exit.at.0, at.y + exit.at.1), ports))
+        }
+        Source::Input(_) | Source::Stored(..) => None,
+    };
+    let (mut entries, mut doors) = (Vec::new(), BTreeMap::new());
+    for &k in &edge.to {
+        let input = input_of(plan, k, edge);
+        add(k, input_color(input, lane));
+        let (entry, at) = (plan.regions[k].entries[input][lane], plan.places[k]);
+        let place = (at.x + entry.0, at.y + entry.1);
+        // the ports to the outside by which the lane does not go on
+        let route = own(plan, k, input_color(input, lane)).find(|r| r.at.places().eq([entry]));
+        let onwards = route.map_or(&[][..], |r| &r.positions[0].outputs);
+        let outside = [
+            (Port::West, entry.0 == 0),
+            (Port::North, entry.1 == 0),
+            (Port::South, entry.1 + 1 == at.height),
+            (Port::East, entry.0 + 1 == at.width),
+        ];
+        let open = outside.iter().filter(|(p, out)| *out && !onwards.contains(p)).map(|(p, _)| *p);
+        doors.insert(mesh.at(place.0, place.1), open.collect());
+        entries.push(place);
+    }
+    Net {
+        exit,
+        entries,
+        doors,
+        leaves,
+        inside,
+        volume,
+    }
+}
+
+/// Which input of a kernel an edge is.
+pub fn input_of(plan: &Plan, kernel: usize, edge: &Edge) -> usize {
+    let inputs = &plan.kernels[kernel].inputs;
+    inputs.iter().position(|u| plan.edges[u.edge].name == edge.name).unwrap_or(0)
 }
 
 /// Finds every stream's way, the largest streams first.
 pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
-    use super::stages::{VIRTUAL_INPUT, VIRTUAL_OUTPUT};
     let pes = machine.mesh.width as usize * machine.mesh.height as usize;
     let mut mesh = Mesh {
         machine,
@@ -271,14 +324,17 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         load: vec![[0; 4]; pes],
         interval: plan.estimates.iter().max().copied().unwrap_or(1).max(1),
         entered: Vec::new(),
+        left: Vec::new(),
     };
     let volume = |e: &Edge| {
         let per = crate::kernels::per_wavelet(machine, e.ty);
-        e.layout.features as u64 * (e.layout.length() as u64).div_ceil(per)
+        (e.layout.features / e.layout.lanes) as u64 * (e.layout.length() as u64).div_ceil(per)
     };
-    let mut order: Vec<usize> = (0..plan.edges.len()).collect();
-    order.sort_by_key(|e| (Reverse(volume(&plan.edges[*e])), *e));
-    for e in order {
+    let mut order: Vec<(usize, usize)> = (0..plan.edges.len())
+        .flat_map(|e| (0..plan.edges[e].layout.lanes).map(move |lane| (e, lane)))
+        .collect();
+    order.sort_by_key(|(e, lane)| (Reverse(volume(&plan.edges[*e])), *e, *lane));
+    for (e, lane) in order {
         let edge = &plan.edges[e];
         let leaves = plan.outputs.iter().any(|(_, u)| u.edge == e);
         if edge.to.is_empty() && !leaves {
@@ -287,28 +343,7 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                 message: "nothing takes its result".into(),
             });
         }
-        let mut all = Vec::new();
-        let exit = match edge.source {
-            Source::Kernel(k) => {
-                let (exit, at) = (&plan.regions[k].exit, plan.places[k]);
-                all.extend(inside(plan, &mesh, k, VIRTUAL_OUTPUT));
-                let place = (at.x + exit.at.0, at.y + exit.at.1);
-                all.retain(|pe| *pe != mesh.at(place.0, place.1));
-                Some((place, exit.from.iter().map(|(p, _)| *p).collect()))
-            }
-            Source::Input(_) => None,
-        };
-        for &k in &edge.to {
-            let i = plan.kernels[k].inputs.iter().position(|u| u.edge == e).unwrap_or(0);
-            all.extend(inside(plan, &mesh, k, VIRTUAL_INPUT + i as Color));
-        }
-        let net = Net {
-            exit,
-            entries: edge.to.iter().map(|k| (plan.places[*k].x, plan.places[*k].y)).collect(),
-            leaves,
-            inside: all,
-            volume: volume(edge),
-        };
+        let net = net(plan, &mesh, edge, lane, leaves, volume(edge));
         let Some(tree) = mesh.best(&net) else {
             let busiest = mesh.used.iter().map(|u| u.count_ones()).max().unwrap_or(0);
             return Err(CompileError::DoesNotFit {
@@ -326,7 +361,8 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         };
         mesh.take(&net, &tree.way);
         mesh.entered.extend(tree.way.enters.map(|(_, row)| row));
-        plan.edges[e].way = tree.way;
+        mesh.left.extend(tree.way.leaves);
+        plan.edges[e].ways.push(tree.way);
     }
     Ok(())
 }
@@ -338,6 +374,7 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
     for (i, e) in plan.edges.iter().enumerate() {
         let from = match e.source {
             Source::Input(_) => "input".to_string(),
+            Source::Stored(stage, _) => format!("stage {stage}"),
             Source::Kernel(k) => plan.kernels[k].name.clone(),
         };
         let mut to: Vec<String> = e.to.iter().map(|k| plan.kernels[*k].name.clone()).collect();
@@ -347,16 +384,17 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
                 .filter(|(_, u)| u.edge == i)
                 .map(|(n, _)| format!("output {n}")),
         );
-        let hops: usize = e.way.routers.iter().map(|r| r.2.len()).sum();
+        let hops: usize = e.ways.iter().flat_map(|w| &w.routers).map(|r| r.2.len()).sum();
+        let colors: Vec<String> = e.ways.iter().map(|w| w.color.to_string()).collect();
         out += &format!(
-            "colour {:>2}  {:<16} {from} -> {}  {hops} links, {} features x {} elements\n",
-            e.way.color,
+            "colour {:<11} {:<16} {from} -> {}  {hops} links, {} features x {} elements\n",
+            colors.join(" "),
             e.name,
             to.join(", "),
             e.layout.features,
             e.layout.length()
         );
-        for (at, _, outputs) in &e.way.routers {
+        for (at, _, outputs) in e.ways.iter().flat_map(|w| &w.routers) {
             for port in outputs {
                 links.entry((*at, *port)).or_default().push(&e.name);
             }

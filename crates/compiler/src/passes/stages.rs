@@ -1,14 +1,27 @@
-//! Which kernels are on the mesh together. For now a program is one stage: everything resident, or refused with what would help.
+//! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
+//! leaves at the edge, memory outside keeps it, and it enters again.
 
-use crate::kernels::{self, Context, colors};
+use super::{lanes, memory, placement, routes};
+use crate::kernels::{self, Context};
 use crate::plan::*;
+use crate::{CompileError, Options, Stages};
 use meshloom_simulator::Machine;
 use meshloom_simulator::program::Color;
 
-/// Colours that stand for a kernel's streams until they are routed: its inputs' by number, and its output's.
-pub const VIRTUAL_INPUT: Color = 200;
-/// The output's.
-pub const VIRTUAL_OUTPUT: Color = 250;
+/// Most lanes of a stream.
+pub const LANES: usize = 8;
+/// Most inputs of a kernel.
+pub const INPUTS: usize = 16;
+
+/// The colour that stands for a lane of a kernel's input until it is routed.
+pub fn input_color(input: usize, lane: usize) -> Color {
+    (96 + input * LANES + lane) as Color
+}
+
+/// The colour that stands for a lane of a kernel's output until it is routed.
+pub fn output_color(lane: usize) -> Color {
+    (96 + INPUTS * LANES + lane) as Color
+}
 
 /// What kernel `k` sees.
 pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
@@ -16,7 +29,7 @@ pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
     let levels = plan.levels();
     let slack = |u: &Use| match plan.edges[u.edge].source {
         Source::Kernel(p) => levels[k] - levels[p],
-        Source::Input(_) => levels[k] + 1,
+        Source::Input(_) | Source::Stored(..) => levels[k] + 1,
     };
     Context {
         machine,
@@ -24,17 +37,157 @@ pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
         items: plan.items,
         inputs: kernel.inputs.iter().map(|u| plan.view(*u)).collect(),
         input_colors: (0..kernel.inputs.len())
-            .map(|i| VIRTUAL_INPUT + i as Color)
+            .map(|i| (0..LANES).map(|lane| input_color(i, lane)).collect())
             .collect(),
         slack: kernel.inputs.iter().map(slack).collect(),
         output: plan.edges[kernel.output].layout.clone(),
-        output_color: VIRTUAL_OUTPUT,
+        output_colors: (0..LANES).map(output_color).collect(),
+    }
+}
+
+/// Cuts the model into stages and places each: the kernels from `cuts[i]` to `cuts[i + 1]` are one.
+fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
+    let stage_of = |kernel: usize| cuts.iter().rposition(|c| *c <= kernel).unwrap_or(0);
+    let mut stages: Vec<Plan> = Vec::new();
+    for (s, range) in cuts.windows(2).map(|c| c[0]..c[1]).enumerate() {
+        let mut stage = Plan {
+            stage_name: if cuts.len() > 2 { format!("stage{s}") } else { String::new() },
+            kernels: plan.kernels[range.clone()].to_vec(),
+            edges: Vec::new(),
+            outputs: Vec::new(),
+            ..plan.clone()
+        };
+        // the edges that the stage's kernels read or make
+        let mut local: Vec<Option<usize>> = vec![None; plan.edges.len()];
+        for (e, edge) in plan.edges.iter().enumerate() {
+            let to: Vec<usize> = edge
+                .to
+                .iter()
+                .filter(|k| range.contains(k))
+                .map(|k| k - range.start)
+                .collect();
+            let source = match edge.source {
+                Source::Kernel(k) if range.contains(&k) => Source::Kernel(k - range.start),
+                Source::Kernel(k) => {
+                    let from = stage_of(k);
+                    // it is among the outputs of the stage that makes it
+                    let made = stages.get(from).map_or(&[][..], |p| &p.outputs);
+                    let output = made.iter().position(|(name, _)| *name == edge.name).unwrap_or(0);
+                    Source::Stored(from, output)
+                }
+                other => other,
+            };
+            if to.is_empty() && !matches!(source, Source::Kernel(_)) {
+                continue;
+            }
+            local[e] = Some(stage.edges.len());
+            let read_later = matches!(source, Source::Kernel(_)) && edge.to.iter().any(|k| *k >= range.end);
+            let leaves = plan.outputs.iter().any(|(_, u)| u.edge == e);
+            if matches!(source, Source::Kernel(_)) && (read_later || leaves) {
+                let here = Use {
+                    edge: stage.edges.len(),
+                    flat: false,
+                };
+                stage.outputs.push((edge.name.clone(), here));
+            }
+            stage.edges.push(Edge {
+                source,
+                to,
+                axes: (0..edge.shape.len()).collect(),
+                ..edge.clone()
+            });
+            if matches!(edge.source, Source::Input(_)) {
+                stage.edges.last_mut().expect("just added").axes.clone_from(&edge.axes);
+            }
+        }
+        for kernel in &mut stage.kernels {
+            kernel.output = local[kernel.output].expect("a kernel's output is an edge of its stage");
+            for u in &mut kernel.inputs {
+                u.edge = local[u.edge].expect("a kernel's input is an edge of its stage");
+            }
+        }
+        stages.push(stage);
+    }
+    stages
+}
+
+/// Places one stage. If its streams find no colours, they are tried with fewer lanes.
+pub fn place(
+    plan: &Plan,
+    machine: &Machine,
+    options: &Options,
+    fixed: Option<(u32, u32)>,
+) -> Result<Plan, CompileError> {
+    let mut most = options.lanes.max(1);
+    loop {
+        let mut plan = plan.clone();
+        if fixed.is_none() {
+            lanes::run(&mut plan, machine, most);
+        }
+        let placed = placement::run(&mut plan, machine, options, fixed)
+            .and_then(|()| memory::run(&mut plan, machine))
+            .and_then(|()| routes::run(&mut plan, machine));
+        match placed {
+            Ok(()) => return Ok(plan),
+            Err(CompileError::DoesNotFit { .. }) if most > 1 && fixed.is_none() => most /= 2,
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The model in stages, each placed.
+pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan>, CompileError> {
+    let n = plan.kernels.len();
+    let whole = [0, n];
+    match options.stages {
+        Stages::One => Ok(vec![place(&split(plan, &whole)[0], machine, options, None)?]),
+        Stages::Layer => {
+            let cuts: Vec<usize> = (0..=n).collect();
+            split(plan, &cuts).iter().map(|p| place(p, machine, options, None)).collect()
+        }
+        Stages::Auto => {
+            match place(&split(plan, &whole)[0], machine, options, None) {
+                Ok(placed) => return Ok(vec![placed]),
+                Err(e @ CompileError::DoesNotFit { .. }) if n < 2 => return Err(e),
+                Err(CompileError::DoesNotFit { .. }) => {}
+                Err(e) => return Err(e),
+            }
+            // as many kernels a stage as fit, from the first on
+            let mut cuts = vec![0];
+            while let Some(&from) = cuts.last().filter(|c| **c < n) {
+                let fits = |to: usize| {
+                    let mut all = cuts.clone();
+                    all.push(to);
+                    let stages = split(plan, &all);
+                    place(&stages[stages.len() - 1], machine, options, None)
+                };
+                let (mut good, mut bad) = (from, n + 1);
+                let mut step = 1;
+                while good + step < bad {
+                    match fits(good + step) {
+                        Ok(_) => {
+                            good += step;
+                            step *= 2;
+                        }
+                        Err(e) if good == from && step == 1 => return Err(e),
+                        Err(CompileError::DoesNotFit { .. }) => {
+                            bad = good + step;
+                            step = 1;
+                        }
+                        Err(e) => return Err(e),
+                    }
+                    step = step.min((bad - good).saturating_sub(1).max(1));
+                }
+                cuts.push(good);
+            }
+            split(plan, &cuts).iter().map(|p| place(p, machine, options, None)).collect()
+        }
     }
 }
 
 /// One line a kernel: what it needs in the rectangle that it got.
 pub fn show(plan: &Plan, machine: &Machine) -> String {
-    let mut out = String::from("stage 0: all kernels resident\n");
+    let mut out = String::new();
     for (i, k) in plan.kernels.iter().enumerate() {
         let kernel = kernels::of(&k.kind);
         let r = plan.places.get(i).copied().unwrap_or_default();
@@ -52,6 +205,5 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
             machine.pe.sram_bytes
         );
     }
-    out += &format!("colours {} to {} are each kernel's own\n", colors::LOAD, colors::STREAMS - 1);
     out
 }

@@ -60,6 +60,8 @@ pub(super) struct Core<'p> {
     block: &'p Block,
     params: Vec<i64>,
     memory: Vec<u8>,
+    /// SRAM above the block's buffers, which it cannot reach.
+    above: Vec<u8>,
     registers: [i64; 16],
     descriptors: Vec<Option<Desc>>,
     active: Vec<bool>,
@@ -92,22 +94,30 @@ pub(super) struct Rules<'m> {
 }
 
 impl<'p> Core<'p> {
+    /// A core at the start of a stage; `sram` is what the stages before left, and 0 beyond.
+    #[allow(clippy::too_many_arguments)] // one call; a struct for it would only rename them
     pub fn new(
-        program: &'p Program,
+        stage: &'p Stage,
         region: u32,
         block_index: u32,
         x: u32,
         y: u32,
         pe: u32,
         machine: &Machine,
+        mut sram: Vec<u8>,
     ) -> Core<'p> {
-        let block = &program.regions[region as usize].blocks[block_index as usize];
-        let memory = block
+        let block = &stage.regions[region as usize].blocks[block_index as usize];
+        // the code is at the top of the SRAM: what was there before is lost
+        let code = block.code.len() * machine.pe.instruction_bytes as usize;
+        sram.truncate((machine.pe.sram_bytes as usize).saturating_sub(code));
+        let bytes = block
             .memory
             .iter()
             .map(|b| b.address as usize + b.bytes as usize)
             .max()
             .unwrap_or(0);
+        let above = sram.split_off(bytes.min(sram.len()));
+        sram.resize(bytes, 0);
         Core {
             region,
             block_index,
@@ -117,7 +127,8 @@ impl<'p> Core<'p> {
                 .iter()
                 .map(|p| p.value.at(x as i64, y as i64))
                 .collect(),
-            memory: vec![0; memory],
+            memory: sram,
+            above,
             registers: [0; 16],
             descriptors: vec![None; 44],
             active: block.tasks.iter().map(|t| t.trigger == Trigger::Start).collect(),
@@ -130,6 +141,12 @@ impl<'p> Core<'p> {
             counters: PeCounters::default(),
             class: Class::Idle,
         }
+    }
+
+    /// The SRAM that the stage leaves.
+    pub fn into_sram(mut self) -> Vec<u8> {
+        self.memory.append(&mut self.above);
+        self.memory
     }
 
     /// Whether the main thread has halted and the microthreads are idle.

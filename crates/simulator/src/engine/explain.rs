@@ -5,12 +5,12 @@ use super::network::{NONE, Target};
 use super::reference::State;
 use super::{Landed, RunError};
 use crate::machine::{Channel, Side};
-use crate::program::{Color, Port, Program};
+use crate::program::{Color, Port, Stage};
 use crate::text::port;
 
 /// Region, block and instruction, for messages.
-pub(super) fn place(program: &Program, region: u32, block: u32, pc: u32) -> String {
-    let r = &program.regions[region as usize];
+pub(super) fn place(stage: &Stage, region: u32, block: u32, pc: u32) -> String {
+    let r = &stage.regions[region as usize];
     let text = r.blocks[block as usize]
         .code
         .get(pc as usize)
@@ -52,7 +52,7 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
             }
         }
     }
-    for (d, l) in state.program.drains.iter().zip(landed) {
+    for (d, l) in state.stage.drains.iter().zip(landed) {
         if d.wavelets != l.len() as u64 {
             left.push(format!(
                 "{} instead of {} in drain {} at {} row {}",
@@ -93,7 +93,7 @@ fn stream(state: &State, pe: u32, color: Color) -> String {
     routed.map_or_else(
         || "no route".into(),
         |r| {
-            state.program.regions[r.route.0 as usize].routes[r.route.1 as usize]
+            state.stage.regions[r.route.0 as usize].routes[r.route.1 as usize]
                 .stream
                 .clone()
         },
@@ -234,7 +234,7 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
                     Some((pc, t)) => {
                         format!(
                             "{what} waits for microthread {t}, which has nothing to do, in {}",
-                            place(state.program, core.region, core.block_index, pc)
+                            place(state.stage, core.region, core.block_index, pc)
                         )
                     }
                     None if core.halted() => format!("{what} has halted"),
@@ -243,7 +243,7 @@ fn follow(state: &State, node: Node) -> (String, Option<Node>) {
                 };
                 return (text, None);
             };
-            let at = place(state.program, core.region, core.block_index, pc);
+            let at = place(state.stage, core.region, core.block_index, pc);
             match wait {
                 Wait::Input(c) => (
                     format!(

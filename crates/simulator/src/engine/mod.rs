@@ -5,6 +5,7 @@ mod explain;
 mod network;
 mod reference;
 
+use crate::change::Change;
 use crate::program::{Color, Wavelet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -36,9 +37,11 @@ pub enum Visit {
     Shuffled(u64),
 }
 
-/// Records all wavelets that the core at (x, y) sends on `color`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Records all wavelets that the core at (x, y) sends on `color` in a stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Probe {
+    /// Stage, from 0.
+    pub stage: u32,
     /// Column.
     pub x: u32,
     /// Row.
@@ -67,16 +70,16 @@ pub enum Class {
 pub struct PeCounters {
     /// Cycles by [`Class`].
     pub classes: [u64; 5],
-    /// Of these, the cycles before epoch 1 began.
+    /// Of these, the cycles before epoch 1 of a stage began, and those of changes of stages.
     pub load_classes: [u64; 5],
     /// Operations executed: multiply-adds with weights, of activations, reduction additions, others.
     pub operations: [u64; 4],
     /// Step slots by what used them (their sum is the busy cycles): moves and fetched list elements, steps of the four classes of
     /// `operations`, scalar code.
     pub slots: [u64; 6],
-    /// Of these, the slots before epoch 1 began.
+    /// Of these, the slots before epoch 1 of a stage began.
     pub load_slots: [u64; 6],
-    /// First cycle of epoch 1 or later in which the slot was used.
+    /// First cycle of a stage's epoch 1 or later in which the slot was used.
     pub first_busy: Option<u64>,
     /// Last cycle in which the slot was used.
     pub last_busy: u64,
@@ -95,16 +98,50 @@ pub struct Landed {
     pub wavelet: Wavelet,
 }
 
+impl PeCounters {
+    /// Counts a change of stages, in which every PE is idle, as load.
+    fn change(&mut self, cycles: u64) {
+        self.classes[Class::Idle as usize] += cycles;
+        self.load_classes[Class::Idle as usize] += cycles;
+    }
+
+    /// Adds the counters of a stage that follows.
+    fn follow(&mut self, next: &PeCounters) {
+        fn add<const N: usize>(to: &mut [u64; N], from: &[u64; N]) {
+            to.iter_mut().zip(from).for_each(|(a, b)| *a += b);
+        }
+        add(&mut self.classes, &next.classes);
+        add(&mut self.load_classes, &next.load_classes);
+        add(&mut self.operations, &next.operations);
+        add(&mut self.slots, &next.slots);
+        add(&mut self.load_slots, &next.load_slots);
+        self.first_busy = self.first_busy.or(next.first_busy);
+        self.last_busy = self.last_busy.max(next.last_busy);
+        self.first_send = self.first_send.or(next.first_send);
+        self.last_write = next.last_write.or(self.last_write);
+    }
+
+    /// Counts its cycles from another one on.
+    fn shift(&mut self, by: u64) {
+        if self.classes[Class::Busy as usize] > 0 {
+            self.last_busy += by;
+        }
+        for cycle in [&mut self.first_busy, &mut self.first_send, &mut self.last_write] {
+            *cycle = cycle.map(|c| c + by);
+        }
+    }
+}
+
 /// The result of a run that ended well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// Cycles from 0 to the last event.
+    /// Cycles from 0 to the last event, changes of stages included.
     pub cycles: u64,
-    /// The cycle at which each epoch's feeds could first enter.
-    pub epochs: Vec<u64>,
-    /// One a PE, row by row.
+    /// What each stage took.
+    pub stages: Vec<StageOutcome>,
+    /// One a PE, row by row; all stages and changes together.
     pub pes: Vec<PeCounters>,
-    /// What left, one list a drain of the program.
+    /// What left, one list a drain: those of the first stage, then those of the next, see [`crate::program::Program::drain_index`].
     pub drains: Vec<Vec<Landed>>,
     /// What was sent, one list a probe.
     pub probes: Vec<Vec<Wavelet>>,
@@ -116,6 +153,34 @@ pub struct Outcome {
     pub edge_wavelets: u64,
     /// Cycles simulated for PEs that were visited.
     pub active_pe_cycles: u64,
+}
+
+/// What one stage took (rule M16); cycles are those of the run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageOutcome {
+    /// The change before it; nothing for the first stage. It took the `change.cycles()` cycles before `begin`.
+    pub change: Change,
+    /// Its first cycle.
+    pub begin: u64,
+    /// The cycle at which its epoch 1 began: the end of its load.
+    pub load_end: u64,
+    /// The cycle after its last event.
+    pub end: u64,
+    /// The cycle at which each of its epochs' feeds could first enter.
+    pub epochs: Vec<u64>,
+    /// One a PE, row by row: from `begin` to before `end`.
+    pub pes: Vec<PeCounters>,
+}
+
+impl Outcome {
+    /// Cycles of load before this cycle: those of stages before their epoch 1, and those of changes.
+    pub fn load_before(&self, cycle: u64) -> u64 {
+        let loads = self
+            .stages
+            .iter()
+            .map(|s| (s.begin - s.change.cycles(), s.load_end));
+        loads.map(|(from, to)| to.min(cycle).saturating_sub(from)).sum()
+    }
 }
 
 /// Why a run did not end well.

@@ -1,8 +1,9 @@
 //! Queues, routers and edge channels: rules M3 to M7 and M15.
 
 use crate::machine::{Channel, Machine};
-use crate::program::{Color, Feed, Port, Program, Wavelet};
+use crate::program::{Color, Feed, Port, Stage, Wavelet};
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -200,6 +201,8 @@ pub(super) struct Network<'p> {
     activity: Vec<Activity>,
     pub channels: Vec<EdgePort>,
     feeds: &'p [Feed],
+    /// The wavelets of each feed.
+    data: Vec<Arc<Vec<Wavelet>>>,
     /// Queue that a feed enters.
     feed_queue: Vec<u32>,
     pub epoch: u32,
@@ -218,12 +221,12 @@ pub(super) struct Network<'p> {
 }
 
 impl<'p> Network<'p> {
-    /// Builds the routers of a verified program.
-    pub fn new(program: &'p Program, machine: &Machine) -> Network<'p> {
+    /// Builds the routers of a stage of a verified program; `data` are the wavelets of its feeds.
+    pub fn new(stage: &'p Stage, data: Vec<Arc<Vec<Wavelet>>>, machine: &Machine) -> Network<'p> {
         let (width, height, colors) = (machine.mesh.width, machine.mesh.height, machine.router.colors);
         let pes = (width * height) as usize;
         let mut rank = vec![0usize; 256];
-        program
+        stage
             .priority_order(colors)
             .iter()
             .enumerate()
@@ -251,10 +254,11 @@ impl<'p> Network<'p> {
                     next_out: 0,
                 })
                 .collect(),
-            feeds: &program.feeds,
+            feeds: &stage.feeds,
+            data,
             feed_queue: Vec::new(),
             epoch: 0,
-            left_in_epoch: Vec::new(),
+            left_in_epoch: vec![0],
             epochs: vec![0],
             woken: Vec::new(),
             last_arrival: 0,
@@ -267,7 +271,7 @@ impl<'p> Network<'p> {
         };
         // by PE, so that what one PE needs lies together; a router's colours highest priority first
         let mut places = Vec::new();
-        for (r, region) in program.regions.iter().enumerate() {
+        for (r, region) in stage.regions.iter().enumerate() {
             for (i, route) in region.routes.iter().enumerate() {
                 places.extend(route.at.places().map(|(x, y)| {
                     let pe = (region.y + y) * width + region.x + x;
@@ -279,7 +283,7 @@ impl<'p> Network<'p> {
         // first every queue, so that outputs can name their neighbours'
         let mut input = HashMap::new();
         for &(pe, _, r, i, ..) in &places {
-            let route = &program.regions[r as usize].routes[i as usize];
+            let route = &stage.regions[r as usize].routes[i as usize];
             let slot = (pe * colors) as usize + route.color as usize;
             for p in &route.positions {
                 let edge = (p.input == Port::West && pe % width == 0)
@@ -304,7 +308,7 @@ impl<'p> Network<'p> {
             }
         }
         for &(pe, _, r, i, x, y) in &places {
-            let route = &program.regions[r as usize].routes[i as usize];
+            let route = &stage.regions[r as usize].routes[i as usize];
             let at = |e: &crate::expr::Expr| e.at(x as i64, y as i64).max(0) as u64;
             let filter = |f: &crate::program::Filter| Filter {
                 first: at(&f.first),
@@ -316,15 +320,8 @@ impl<'p> Network<'p> {
             for p in &route.positions {
                 let first = net.outputs.len() as u32;
                 for &port in &p.outputs {
-                    let target = net.target(
-                        program,
-                        machine,
-                        &input,
-                        pe % width,
-                        pe / width,
-                        route.color,
-                        port,
-                    );
+                    let target =
+                        net.target(stage, machine, &input, pe % width, pe / width, route.color, port);
                     let filter = route
                         .filters
                         .iter()
@@ -366,7 +363,7 @@ impl<'p> Network<'p> {
         for pe in 0..pes {
             net.first_routed[pe + 1] += net.first_routed[pe];
         }
-        for (i, feed) in program.feeds.iter().enumerate() {
+        for (i, feed) in stage.feeds.iter().enumerate() {
             let (x, port) = match feed.side {
                 crate::Side::West => (0, Port::West),
                 crate::Side::East => (width - 1, Port::East),
@@ -377,7 +374,7 @@ impl<'p> Network<'p> {
                     .copied()
                     .unwrap_or(NONE),
             );
-            if feed.data.is_empty() {
+            if net.data[i].is_empty() {
                 continue;
             }
             if let Some(c) = net
@@ -391,7 +388,7 @@ impl<'p> Network<'p> {
             if net.left_in_epoch.len() <= e {
                 net.left_in_epoch.resize(e + 1, 0);
             }
-            net.left_in_epoch[e] += feed.data.len();
+            net.left_in_epoch[e] += net.data[i].len();
         }
         net.advance_epoch(0);
         net
@@ -426,7 +423,7 @@ impl<'p> Network<'p> {
     #[allow(clippy::too_many_arguments)] // one private call; a struct for it would only rename them
     fn target(
         &self,
-        program: &Program,
+        stage: &Stage,
         machine: &Machine,
         input: &HashMap<(u32, Color, Port), u32>,
         x: u32,
@@ -457,7 +454,7 @@ impl<'p> Network<'p> {
             } else {
                 crate::Side::East
             };
-            let drain = program
+            let drain = stage
                 .drains
                 .iter()
                 .position(|d| d.side == side && d.row == y && d.color == color);
@@ -550,9 +547,10 @@ impl<'p> Network<'p> {
             if !self.queues[queue as usize].has_room(now) {
                 continue;
             }
-            let wavelet = feed.data[c.position];
+            let data = &self.data[f as usize];
+            let wavelet = data[c.position];
             c.position += 1;
-            if c.position == feed.data.len() {
+            if c.position == data.len() {
                 c.feeds.pop_front();
                 c.position = 0;
             }
@@ -589,9 +587,8 @@ impl<'p> Network<'p> {
         let sum: usize = c
             .feeds
             .iter()
-            .map(|f| &self.feeds[*f as usize])
-            .filter(|f| f.color == color)
-            .map(|f| f.data.len())
+            .filter(|f| self.feeds[**f as usize].color == color)
+            .map(|f| self.data[*f as usize].len())
             .sum();
         sum.saturating_sub(
             if c.feeds

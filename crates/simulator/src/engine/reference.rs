@@ -1,16 +1,21 @@
 //! The reference engine: every router and core that can change, every cycle, as the rules say it. Slow and plain on purpose.
+//!
+//! A stage runs on a clock of its own from 0, which makes it independent of what came before; the run adds the cycle at which it began.
 
 use super::core::{Core, Rules};
 use super::explain;
 use super::network::Network;
-use super::{Class, Landed, Options, Outcome, PeCounters, RunError, Visit};
+use super::{Class, Landed, Options, Outcome, PeCounters, RunError, StageOutcome, Visit};
+use crate::change::Change;
 use crate::machine::Machine;
-use crate::program::Program;
+use crate::program::{Feed, FeedData, Program, Stage, Wavelet};
+use crate::text::stage_name;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// The whole machine at the start of a cycle.
+/// The whole machine at the start of a cycle of a stage.
 pub(super) struct State<'p> {
-    pub program: &'p Program,
+    pub stage: &'p Stage,
     pub net: Network<'p>,
     /// One a PE; `None` where no block puts code.
     pub cores: Vec<Option<Core<'p>>>,
@@ -19,154 +24,284 @@ pub(super) struct State<'p> {
 
 /// Runs a verified program to its end. The same program gives the same outcome whatever the options.
 pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
-    let (width, height) = (machine.mesh.width, machine.mesh.height);
-    let pes = (width * height) as usize;
-    let mut state = State {
-        program,
-        net: Network::new(program, machine),
-        cores: (0..pes).map(|_| None).collect(),
-        now: 0,
+    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
+    let mut outcome = Outcome {
+        cycles: 0,
+        stages: Vec::new(),
+        pes: vec![PeCounters::default(); pes],
+        drains: Vec::new(),
+        probes: vec![Vec::new(); options.probes.len()],
+        wavelets: 0,
+        hops: 0,
+        edge_wavelets: 0,
+        active_pe_cycles: 0,
     };
-    for (r, region) in program.regions.iter().enumerate() {
-        for (b, block) in region.blocks.iter().enumerate() {
-            for (x, y) in block.at.places() {
-                let pe = (region.y + y) * width + region.x + x;
-                state.cores[pe as usize] = Some(Core::new(program, r as u32, b as u32, x, y, pe, machine));
+    let mut sram: Vec<Vec<u8>> = vec![Vec::new(); pes];
+    for (number, stage) in program.stages.iter().enumerate() {
+        let change = match number {
+            0 => Change::default(),
+            _ => Change::to(program, number, machine),
+        };
+        let run = StageRun {
+            stage,
+            number: number as u32,
+            machine,
+            options,
+            begin: outcome.cycles + change.cycles(),
+            data: stage
+                .feeds
+                .iter()
+                .map(|f| relay(program, f, &outcome.drains))
+                .collect(),
+        };
+        let one = run
+            .run(&mut sram, &mut outcome)
+            .map_err(|e| in_stage(e, program, number, run.begin))?;
+        for (sum, pe) in outcome.pes.iter_mut().zip(&one.pes) {
+            sum.change(change.cycles());
+            sum.follow(pe);
+        }
+        outcome.cycles = one.end;
+        outcome.stages.push(StageOutcome { change, ..one });
+    }
+    Ok(outcome)
+}
+
+/// The wavelets of a feed: the host's, or those that left before, as they left but for their flags.
+fn relay(program: &Program, feed: &Feed, drains: &[Vec<Landed>]) -> Arc<Vec<Wavelet>> {
+    let spans = match &feed.data {
+        FeedData::Host(data) => return data.clone(),
+        FeedData::Drained(spans) => spans,
+    };
+    let mut data = Vec::new();
+    for s in spans {
+        let landed = &drains[program.drain_index(s.stage as usize, s.drain as usize)];
+        let part = &landed[s.first as usize..(s.first + s.count) as usize];
+        data.extend(part.iter().zip(1u64..).map(|(l, n)| Wavelet {
+            flag: s.flag_every > 0 && n.is_multiple_of(s.flag_every),
+            ..l.wavelet
+        }));
+    }
+    Arc::new(data)
+}
+
+/// An error with the run's cycle, and with its stage if there are several.
+fn in_stage(mut error: RunError, program: &Program, number: usize, begin: u64) -> RunError {
+    let several = program.stages.len() > 1;
+    let stage = || stage_name(program, number);
+    match &mut error {
+        RunError::Fault { cycle, place, .. } => {
+            *cycle += begin;
+            if several {
+                *place = format!("{}, {place}", stage());
             }
         }
+        RunError::Deadlock { cycle, explanation } => {
+            *cycle += begin;
+            if several {
+                *explanation = format!("in {}, {explanation}", stage());
+            }
+        }
+        RunError::LeftOver { cycle, message } => {
+            *cycle += begin;
+            if several {
+                *message = format!("{message}, in {}", stage());
+            }
+        }
+        RunError::TooLong { .. } => {}
     }
-    let rules = Rules { machine };
-    let mut landed: Vec<Vec<Landed>> = vec![Vec::new(); program.drains.len()];
-    let mut probed = vec![Vec::new(); options.probes.len()];
-    let mut probes_at = vec![Vec::new(); pes];
-    for (i, p) in options.probes.iter().enumerate() {
-        probes_at[(p.y * width + p.x) as usize].push((p.color, i));
-    }
-    let mut counters = vec![PeCounters::default(); pes];
-    let order = visit_order(options.visit, pes);
-    let everything = options.visit != Visit::Active;
-    let mut active: Vec<u32> = order.clone();
-    // each PE's class, which the counters do not contain yet from the cycle `since` on
-    let mut class = vec![Class::Idle; pes];
-    let mut since = vec![0u64; pes];
-    let mut active_pe_cycles = 0u64;
-    let mut epochs_seen = 1;
-    loop {
-        let now = state.now;
-        if now & 0xfff == 0
-            && let Some(p) = &options.progress
+    error
+}
+
+/// One stage, ready to run.
+struct StageRun<'a> {
+    stage: &'a Stage,
+    number: u32,
+    machine: &'a Machine,
+    options: &'a Options,
+    /// The run's cycle that is the stage's cycle 0.
+    begin: u64,
+    data: Vec<Arc<Vec<Wavelet>>>,
+}
+
+impl StageRun<'_> {
+    /// Runs it from the SRAM that it finds to that which it leaves; adds to the outcome what it drained, probed and moved.
+    fn run(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, RunError> {
+        let StageRun {
+            stage,
+            machine,
+            options,
+            ..
+        } = *self;
+        let width = machine.mesh.width;
+        let pes = sram.len();
+        let mut state = State {
+            stage,
+            net: Network::new(stage, self.data.clone(), machine),
+            cores: (0..pes).map(|_| None).collect(),
+            now: 0,
+        };
+        for (r, region) in stage.regions.iter().enumerate() {
+            for (b, block) in region.blocks.iter().enumerate() {
+                for (x, y) in block.at.places() {
+                    let pe = (region.y + y) * width + region.x + x;
+                    let found = std::mem::take(&mut sram[pe as usize]);
+                    state.cores[pe as usize] =
+                        Some(Core::new(stage, r as u32, b as u32, x, y, pe, machine, found));
+                }
+            }
+        }
+        let rules = Rules { machine };
+        let mut landed: Vec<Vec<Landed>> = vec![Vec::new(); stage.drains.len()];
+        let mut probes_at = vec![Vec::new(); pes];
+        for (i, p) in options
+            .probes
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| p.stage == self.number)
         {
-            p.store(now, Ordering::Relaxed);
+            probes_at[(p.y * width + p.x) as usize].push((p.color, i));
         }
-        if options.max_cycles.is_some_and(|m| now >= m) {
-            return Err(RunError::TooLong { cycles: now });
-        }
-        if epochs_seen == 1 && state.net.epoch >= 1 && state.net.epochs[1] <= now {
-            epochs_seen = 2;
-            for pe in 0..pes {
-                counters[pe].classes[class[pe] as usize] += now - since[pe];
-                since[pe] = now;
-                counters[pe].load_classes = counters[pe].classes;
-                if let Some(core) = &mut state.cores[pe] {
-                    core.counters.load_slots = core.counters.slots;
-                }
+        let mut counters = vec![PeCounters::default(); pes];
+        let order = visit_order(options.visit, pes);
+        let everything = options.visit != Visit::Active;
+        let mut active: Vec<u32> = order.clone();
+        // each PE's class, which the counters do not contain yet from the cycle `since` on
+        let mut class = vec![Class::Idle; pes];
+        let mut since = vec![0u64; pes];
+        let mut active_pe_cycles = 0u64;
+        let mut epochs_seen = 1;
+        loop {
+            let now = state.now;
+            if now & 0xfff == 0
+                && let Some(p) = &options.progress
+            {
+                p.store(self.begin + now, Ordering::Relaxed);
             }
-        }
-        let mut fault: Option<(u32, RunError)> = None;
-        let mut event = state.net.feed(now);
-        // in any order: what one does in this cycle is seen by the others in the next
-        for &pe in &active {
-            let i = pe as usize;
-            if state.net.route(pe, now, &mut landed) {
-                event = true;
-                state.net.visit(pe, now + 1);
+            if let Some(cycles) = options.max_cycles
+                && self.begin + now >= cycles
+            {
+                return Err(RunError::TooLong { cycles });
             }
-            let Some(core) = &mut state.cores[i] else { continue };
-            let cycle = match core.cycle(&mut state.net, &rules, now) {
-                Ok(cycle) => cycle,
-                Err((pc, message)) => {
-                    // of several faults in one cycle the first in row order counts, whatever the order of visits
-                    if fault.as_ref().is_none_or(|(first, _)| pe < *first) {
-                        let place = explain::place(program, core.region, core.block_index, pc);
-                        fault = Some((
-                            pe,
-                            RunError::Fault {
-                                cycle: now,
-                                x: pe % width,
-                                y: pe / width,
-                                place,
-                                message,
-                            },
-                        ));
-                    }
-                    continue;
-                }
-            };
-            if cycle.event {
-                event = true;
-                state.net.visit(pe, now + 1);
-            }
-            // while it slept, every cycle was like the last one that was counted
-            counters[i].classes[class[i] as usize] += now - since[i];
-            (class[i], since[i]) = (core.class, now);
-            if epochs_seen > 1 && core.class == Class::Busy {
-                core.counters.first_busy.get_or_insert(now);
-            }
-            if let Some((color, w)) = cycle.sent {
-                for &(c, i) in &probes_at[pe as usize] {
-                    if c == color {
-                        probed[i].push(w);
+            if epochs_seen == 1 && state.net.epoch >= 1 && state.net.epochs[1] <= now {
+                epochs_seen = 2;
+                for pe in 0..pes {
+                    counters[pe].classes[class[pe] as usize] += now - since[pe];
+                    since[pe] = now;
+                    counters[pe].load_classes = counters[pe].classes;
+                    if let Some(core) = &mut state.cores[pe] {
+                        core.counters.load_slots = core.counters.slots;
                     }
                 }
             }
+            let mut fault: Option<(u32, RunError)> = None;
+            let mut event = state.net.feed(now);
+            // in any order: what one does in this cycle is seen by the others in the next
+            for &pe in &active {
+                let i = pe as usize;
+                if state.net.route(pe, now, &mut landed) {
+                    event = true;
+                    state.net.visit(pe, now + 1);
+                }
+                let Some(core) = &mut state.cores[i] else { continue };
+                let cycle = match core.cycle(&mut state.net, &rules, now) {
+                    Ok(cycle) => cycle,
+                    Err((pc, message)) => {
+                        // of several faults in one cycle the first in row order counts, whatever the order of visits
+                        if fault.as_ref().is_none_or(|(first, _)| pe < *first) {
+                            let place = explain::place(stage, core.region, core.block_index, pc);
+                            fault = Some((
+                                pe,
+                                RunError::Fault {
+                                    cycle: now,
+                                    x: pe % width,
+                                    y: pe / width,
+                                    place,
+                                    message,
+                                },
+                            ));
+                        }
+                        continue;
+                    }
+                };
+                if cycle.event {
+                    event = true;
+                    state.net.visit(pe, now + 1);
+                }
+                // while it slept, every cycle was like the last one that was counted
+                counters[i].classes[class[i] as usize] += now - since[i];
+                (class[i], since[i]) = (core.class, now);
+                if epochs_seen > 1 && core.class == Class::Busy {
+                    core.counters.first_busy.get_or_insert(now);
+                }
+                if let Some((color, w)) = cycle.sent {
+                    for &(c, i) in &probes_at[pe as usize] {
+                        if c == color {
+                            outcome.probes[i].push(w);
+                        }
+                    }
+                }
+            }
+            if let Some((_, fault)) = fault {
+                return Err(fault);
+            }
+            let pending = state.net.last_arrival > now;
+            if !event && !pending {
+                break;
+            }
+            for &pe in &active {
+                let i = pe as usize;
+                counters[i].classes[class[i] as usize] += now + 1 - since[i];
+                since[i] = now + 1;
+            }
+            active_pe_cycles += active.len() as u64;
+            if !everything {
+                state.net.sleep(&mut active, now);
+            }
+            state.now += 1;
         }
-        if let Some((_, fault)) = fault {
-            return Err(fault);
+        let cycles = state.now;
+        for pe in 0..pes {
+            counters[pe].classes[class[pe] as usize] += cycles - since[pe];
+            if let Some(core) = &state.cores[pe] {
+                let PeCounters {
+                    classes,
+                    load_classes,
+                    ..
+                } = counters[pe];
+                counters[pe] = PeCounters {
+                    classes,
+                    load_classes,
+                    ..core.counters
+                };
+            }
         }
-        let pending = state.net.last_arrival > now;
-        if !event && !pending {
-            break;
+        explain::ending(&state, &landed)?;
+        for (left, core) in sram.iter_mut().zip(state.cores) {
+            if let Some(core) = core {
+                *left = core.into_sram();
+            }
         }
-        for &pe in &active {
-            let i = pe as usize;
-            counters[i].classes[class[i] as usize] += now + 1 - since[i];
-            since[i] = now + 1;
-        }
-        active_pe_cycles += active.len() as u64;
-        if !everything {
-            state.net.sleep(&mut active, now);
-        }
-        state.now += 1;
+        let net = &state.net;
+        outcome.wavelets += net.wavelets;
+        outcome.hops += net.hops;
+        outcome.edge_wavelets += net.edge_wavelets;
+        outcome.active_pe_cycles += active_pe_cycles;
+        // from here on in the run's cycles
+        let begin = self.begin;
+        landed.iter_mut().flatten().for_each(|l| l.cycle += begin);
+        outcome.drains.append(&mut landed);
+        counters.iter_mut().for_each(|c| c.shift(begin));
+        let epochs: Vec<u64> = net.epochs.iter().map(|e| begin + e).collect();
+        Ok(StageOutcome {
+            change: Change::default(),
+            begin,
+            load_end: epochs[1],
+            end: begin + cycles,
+            epochs,
+            pes: counters,
+        })
     }
-    let cycles = state.now;
-    for pe in 0..pes {
-        counters[pe].classes[class[pe] as usize] += cycles - since[pe];
-        if let Some(core) = &state.cores[pe] {
-            let PeCounters {
-                classes,
-                load_classes,
-                ..
-            } = counters[pe];
-            counters[pe] = PeCounters {
-                classes,
-                load_classes,
-                ..core.counters
-            };
-        }
-    }
-    explain::ending(&state, &landed)?;
-    let net = &state.net;
-    Ok(Outcome {
-        cycles,
-        epochs: net.epochs.clone(),
-        pes: counters,
-        drains: landed,
-        probes: probed,
-        wavelets: net.wavelets,
-        hops: net.hops,
-        edge_wavelets: net.edge_wavelets,
-        active_pe_cycles,
-    })
 }
 
 fn visit_order(visit: Visit, pes: usize) -> Vec<u32> {

@@ -405,6 +405,8 @@ impl<'a> Parser<'a> {
 
     fn program(&mut self) -> Res<Program> {
         let mut program = Program::default();
+        let mut stage = Stage::default();
+        let mut named = false;
         let mut block: Option<(Block, Scope<'a>)> = None;
         let mut first = true;
         loop {
@@ -441,7 +443,7 @@ impl<'a> Parser<'a> {
                     self.end_line()?;
                     continue;
                 }
-                _ => return self.err(line_starts(program.regions.is_empty(), block.is_some())),
+                _ => return self.err(line_starts(stage.regions.is_empty(), block.is_some())),
             };
             let (name, word) = label;
             if let Some((b, scope)) = &mut block
@@ -453,23 +455,45 @@ impl<'a> Parser<'a> {
                 self.label(b, scope, name, at)?;
                 continue;
             }
-            let header = matches!(word, "region" | "route" | "table" | "feed" | "drain" | "priority")
-                || (word == "block" && matches!(self.tok, Tok::Num(_)));
+            let header = matches!(
+                word,
+                "stage" | "region" | "route" | "table" | "feed" | "drain" | "priority"
+            ) || (word == "block" && matches!(self.tok, Tok::Num(_)));
             if header && word != "table" && word != "priority" {
-                self.finish(&mut program, block.take())?;
+                self.finish(&mut stage, block.take())?;
             }
             match word {
+                "stage" => {
+                    if !named && stage != Stage::default() {
+                        return Err(self.error(
+                            place,
+                            "a program of one stage, or `stage` before all of the first one",
+                        ));
+                    }
+                    let name = self.name("the stage's name")?.into_owned();
+                    self.end_line()?;
+                    let before = std::mem::replace(
+                        &mut stage,
+                        Stage {
+                            name,
+                            ..Stage::default()
+                        },
+                    );
+                    if std::mem::replace(&mut named, true) {
+                        self.push(&mut program.stages, before)?;
+                    }
+                }
                 "priority" => {
                     while self.is_register('c').is_some() {
                         let c = self.color()?;
-                        self.push(&mut program.priority, c)?;
+                        self.push(&mut stage.priority, c)?;
                     }
                     self.end_line()?;
                 }
                 "table" => self.table()?,
                 "feed" => {
                     let feed = self.feed()?;
-                    self.push(&mut program.feeds, feed)?;
+                    self.push(&mut stage.feeds, feed)?;
                 }
                 "drain" => {
                     let name = self.name("the drain's name")?.into_owned();
@@ -479,7 +503,7 @@ impl<'a> Parser<'a> {
                     self.word("wavelets")?;
                     self.end_line()?;
                     self.push(
-                        &mut program.drains,
+                        &mut stage.drains,
                         Drain {
                             name,
                             side,
@@ -509,15 +533,15 @@ impl<'a> Parser<'a> {
                         routes: vec![],
                         blocks: vec![],
                     };
-                    self.push(&mut program.regions, region)?;
+                    self.push(&mut stage.regions, region)?;
                 }
                 "route" | "block" if header => {
-                    if program.regions.is_empty() {
+                    if stage.regions.is_empty() {
                         return Err(self.error(place, line_starts(true, false)));
                     }
                     if word == "route" {
                         let route = self.route()?;
-                        let region = program.regions.last_mut().expect("just tested");
+                        let region = stage.regions.last_mut().expect("just tested");
                         self.push(&mut region.routes, route)?;
                     } else {
                         let at = self.lattice()?;
@@ -540,14 +564,15 @@ impl<'a> Parser<'a> {
                         self.in_block(b, scope, word, place)?;
                         self.end_line()?;
                     }
-                    None => return Err(self.error(place, line_starts(program.regions.is_empty(), false))),
+                    None => return Err(self.error(place, line_starts(stage.regions.is_empty(), false))),
                 },
             }
         }
         if first {
             return self.err("`program` and its name");
         }
-        self.finish(&mut program, block)?;
+        self.finish(&mut stage, block)?;
+        program.stages.push(stage);
         Ok(program)
     }
 
@@ -563,13 +588,15 @@ impl<'a> Parser<'a> {
         let (side, row, color) = self.channel()?;
         self.word("epoch")?;
         let epoch = self.u32("the epoch")?;
-        let data = if self.eat(":") {
+        let data = if self.eat_word("drained") {
+            FeedData::Drained(self.spans()?)
+        } else if self.eat(":") {
             let place = self.place();
             let n = self.magnitude("the number of wavelets", u64::MAX)?;
             self.word("wavelets")?;
             let hash = self.hash()?;
             match self.data.feed(&name, hash, n as usize) {
-                Some(d) => d.clone(),
+                Some(d) => FeedData::Host(d.clone()),
                 None => {
                     return Err(
                         self.error(place, format!("a feed that the data beside the text has: {name}"))
@@ -578,7 +605,7 @@ impl<'a> Parser<'a> {
             }
         } else {
             if !self.is("=") {
-                return self.err("`:` and a size, or `= [` and the wavelets");
+                return self.err("`:` and a size, `= [` and the wavelets, or `drained [`");
             }
             self.next();
             if !self.is("[") {
@@ -596,7 +623,7 @@ impl<'a> Parser<'a> {
                 self.push(&mut data, w)?;
             }
             self.next();
-            Arc::new(data)
+            FeedData::Host(Arc::new(data))
         };
         self.end_line()?;
         Ok(Feed {
@@ -607,6 +634,43 @@ impl<'a> Parser<'a> {
             epoch,
             data,
         })
+    }
+
+    /// `[16 of stage 0 drain 1 from 4 flag 8, ...]`
+    fn spans(&mut self) -> Res<Vec<Span>> {
+        let mut spans = Vec::new();
+        self.sym("[")?;
+        self.skip_lines();
+        while !self.eat("]") {
+            if !spans.is_empty() {
+                self.sym(",")?;
+                self.skip_lines();
+            }
+            let count = self.magnitude("a number of wavelets", u64::MAX)?;
+            self.word("of")?;
+            self.word("stage")?;
+            let stage = self.u32("the drain's stage")?;
+            self.word("drain")?;
+            let drain = self.u32("the drain's number in its stage")?;
+            let optional = |parser: &mut Self, word: &str, what: &str| match parser.eat_word(word) {
+                true => parser.magnitude(what, u64::MAX),
+                false => Ok(0),
+            };
+            let first = optional(self, "from", "the first wavelet")?;
+            let flag_every = optional(self, "flag", "the wavelets of a block")?;
+            self.skip_lines();
+            self.push(
+                &mut spans,
+                Span {
+                    stage,
+                    drain,
+                    first,
+                    count,
+                    flag_every,
+                },
+            )?;
+        }
+        Ok(spans)
     }
 
     /// Takes the next token, reading a run of letters and digits as one word.
@@ -1072,7 +1136,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn finish(&mut self, program: &mut Program, block: Option<(Block, Scope<'a>)>) -> Res<()> {
+    fn finish(&mut self, stage: &mut Stage, block: Option<(Block, Scope<'a>)>) -> Res<()> {
         let Some((mut b, scope)) = block else {
             return Ok(());
         };
@@ -1107,7 +1171,7 @@ impl<'a> Parser<'a> {
                 _ => {}
             }
         }
-        if let Some(region) = program.regions.last_mut() {
+        if let Some(region) = stage.regions.last_mut() {
             self.push(&mut region.blocks, b)?;
         }
         Ok(())
@@ -1483,9 +1547,9 @@ fn op_named(word: &str) -> Option<Op> {
 fn line_starts(no_region: bool, in_block: bool) -> &'static str {
     match (no_region, in_block) {
         (_, true) => {
-            "an instruction, a label, `param`, `memory`, `task`, `block`, `route`, `region`, `feed` or `drain`"
+            "an instruction, a label, `param`, `memory`, `task`, `block`, `route`, `region`, `feed`, `drain` or `stage`"
         }
-        (true, _) => "`priority`, `region`, `table`, `feed` or `drain`",
-        _ => "`region`, `table`, `route`, `block`, `feed` or `drain`",
+        (true, _) => "`priority`, `region`, `table`, `feed`, `drain` or `stage`",
+        _ => "`region`, `table`, `route`, `block`, `feed`, `drain` or `stage`",
     }
 }

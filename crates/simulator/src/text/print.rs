@@ -13,6 +13,24 @@ const LINE: usize = 100;
 
 pub(super) fn program(p: &Program) -> String {
     let mut out = format!("program {}\n", name(&p.name));
+    let mut tables = Tables::default();
+    let mut hashes = HashMap::new();
+    for s in &p.stages {
+        // one stage needs no line of its own
+        if p.stages.len() > 1 || !s.name.is_empty() {
+            writeln!(out, "\nstage {}", name(&s.name)).unwrap();
+        }
+        stage(&mut out, &mut tables, &mut hashes, s);
+    }
+    out
+}
+
+fn stage<'a>(
+    out: &mut String,
+    tables: &mut Tables<'a>,
+    hashes: &mut HashMap<*const Vec<Wavelet>, u64>,
+    p: &'a Stage,
+) {
     if !p.priority.is_empty() {
         out.push_str("priority");
         for c in &p.priority {
@@ -20,14 +38,12 @@ pub(super) fn program(p: &Program) -> String {
         }
         out.push('\n');
     }
-    let mut tables = Tables::default();
     for r in &p.regions {
-        region(&mut out, &mut tables, r);
+        region(out, tables, r);
     }
     if !p.feeds.is_empty() {
         out.push('\n');
     }
-    let mut hashes: HashMap<*const Vec<Wavelet>, u64> = HashMap::new();
     for f in &p.feeds {
         write!(
             out,
@@ -39,9 +55,16 @@ pub(super) fn program(p: &Program) -> String {
             f.epoch
         )
         .unwrap();
-        if f.data.len() <= INLINE_WAVELETS {
+        let data = match &f.data {
+            FeedData::Host(data) => data,
+            FeedData::Drained(spans) => {
+                drained(out, spans);
+                continue;
+            }
+        };
+        if data.len() <= INLINE_WAVELETS {
             out.push_str(" = [");
-            separated(&mut out, f.data.iter(), |out, w| {
+            separated(out, data.iter(), |out, w| {
                 write!(out, "{:x}", w.bits).unwrap();
                 if w.elements != 1 {
                     write!(out, "/{}", w.elements).unwrap();
@@ -52,10 +75,8 @@ pub(super) fn program(p: &Program) -> String {
             });
             out.push_str("]\n");
         } else {
-            let hash = *hashes
-                .entry(Arc::as_ptr(&f.data))
-                .or_insert_with(|| feed_hash(&f.data));
-            writeln!(out, ": {} wavelets #{hash:016x}", f.data.len()).unwrap();
+            let hash = *hashes.entry(Arc::as_ptr(data)).or_insert_with(|| feed_hash(data));
+            writeln!(out, ": {} wavelets #{hash:016x}", data.len()).unwrap();
         }
     }
     if !p.drains.is_empty() {
@@ -70,7 +91,31 @@ pub(super) fn program(p: &Program) -> String {
         )
         .unwrap();
     }
-    out
+}
+
+/// What earlier stages drained: `drained [16 of stage 0 drain 1 from 4 flag 8, ...]`.
+fn drained(out: &mut String, spans: &[Span]) {
+    out.push_str(" drained [");
+    for (i, s) in spans.iter().enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        let Span {
+            stage,
+            drain,
+            first,
+            count,
+            flag_every,
+        } = s;
+        write!(out, "{count} of stage {stage} drain {drain}").unwrap();
+        if *first != 0 {
+            write!(out, " from {first}").unwrap();
+        }
+        if *flag_every != 0 {
+            write!(out, " flag {flag_every}").unwrap();
+        }
+    }
+    out.push_str("]\n");
 }
 
 fn region<'a>(out: &mut String, tables: &mut Tables<'a>, r: &'a Region) {
@@ -624,6 +669,14 @@ fn separated<T>(out: &mut String, items: impl Iterator<Item = T>, mut one: impl 
             out.push(' ');
         }
         one(out, item);
+    }
+}
+
+/// `stage 1 (second)`
+pub(crate) fn stage_name(program: &Program, number: usize) -> String {
+    match &program.stages[number].name[..] {
+        "" => format!("stage {number}"),
+        n => format!("stage {number} ({})", name(n)),
     }
 }
 

@@ -113,7 +113,7 @@ const OUTPUT: u8 = 4;
 
 impl<'a> Check<'a> {
     pub(super) fn block(&mut self, r: usize, b: usize, ok: bool) {
-        let block: &'a Block = &self.program.regions[r].blocks[b];
+        let block: &'a Block = &self.stage.regions[r].blocks[b];
         let place = self.block_place(r, b);
         let at = ok.then_some(&block.at);
         for p in &block.params {
@@ -179,7 +179,7 @@ impl<'a> Check<'a> {
     }
 
     fn memory(&mut self, r: usize, b: usize, place: &str) {
-        let region = &self.program.regions[r];
+        let region = &self.stage.regions[r];
         let block = &region.blocks[b];
         let sram = self.machine.pe.sram_bytes as u64;
         let mut by_address: Vec<&Buffer> = block.memory.iter().filter(|m| m.bytes > 0).collect();
@@ -229,7 +229,7 @@ impl<'a> Check<'a> {
     }
 
     fn code(&mut self, r: usize, b: usize, at: Option<&Lattice>, uses: &mut HashMap<(Color, bool), String>) {
-        let block = &self.program.regions[r].blocks[b];
+        let block = &self.stage.regions[r].blocks[b];
         let threads = self.machine.pe.threads;
         let descs = Descs::new(block);
         for (i, instr) in block.code.iter().enumerate() {

@@ -19,7 +19,7 @@ impl<'a> Check<'a> {
         for c in 0..self.colors.len() {
             for k in 0..self.colors[c].routes.len() {
                 let (r, i) = self.colors[c].routes[k];
-                let region = &self.program.regions[r];
+                let region = &self.stage.regions[r];
                 let route = &region.routes[i];
                 if route.filters.is_empty() {
                     continue;
@@ -43,7 +43,7 @@ impl<'a> Check<'a> {
     // ---- routes
 
     pub(super) fn route(&mut self, r: usize, i: usize, ok: bool) {
-        let route: &'a Route = &self.program.regions[r].routes[i];
+        let route: &'a Route = &self.stage.regions[r].routes[i];
         let place = self.route_place(r, i);
         let at = ok.then_some(&route.at);
         let router = &self.machine.router;
@@ -133,7 +133,7 @@ impl<'a> Check<'a> {
         let mut drained = HashSet::new();
         let mut seen: HashSet<*const Vec<Wavelet>> = HashSet::new();
         let mut epochs: HashMap<(Side, u32), u32> = HashMap::new();
-        for (i, f) in self.program.feeds.iter().enumerate() {
+        for (i, f) in self.stage.feeds.iter().enumerate() {
             let place = feed_place(f);
             let before = epochs.insert((f.side, f.row), f.epoch).unwrap_or(0);
             if f.epoch > MAX_EPOCH {
@@ -151,10 +151,17 @@ impl<'a> Check<'a> {
                 self.colors[f.color as usize].feeds.push(i);
             }
             let fits = |w: &Wavelet| w.elements as u32 <= bits / 16 && (bits >= 64 || w.bits >> bits == 0);
-            if seen.insert(Arc::as_ptr(&f.data))
-                && let Some(k) = f.data.iter().position(|w| !fits(w))
+            let data = match &f.data {
+                FeedData::Host(data) => data,
+                FeedData::Drained(spans) => {
+                    self.spans(spans, &place);
+                    continue;
+                }
+            };
+            if seen.insert(Arc::as_ptr(data))
+                && let Some(k) = data.iter().position(|w| !fits(w))
             {
-                let w = &f.data[k];
+                let w = &data[k];
                 let problem = format!(
                     "wavelet {k} ({:#x}, {} elements) is wider than {bits} bits",
                     w.bits, w.elements
@@ -170,7 +177,7 @@ impl<'a> Check<'a> {
                 return;
             }
         }
-        for (i, d) in self.program.drains.iter().enumerate() {
+        for (i, d) in self.stage.drains.iter().enumerate() {
             let place = drain_place(d);
             if self.channel(&channels, d.side, d.row, &place) & self.color(d.color, &place) {
                 if !drained.insert((d.side, d.row, d.color)) {
@@ -181,6 +188,37 @@ impl<'a> Check<'a> {
             }
             if self.full() {
                 return;
+            }
+        }
+    }
+
+    /// What a feed takes from earlier stages is there.
+    fn spans(&mut self, spans: &[Span], place: &str) {
+        for (k, s) in spans.iter().enumerate() {
+            let from = format!("stage {} drain {}", s.stage, s.drain);
+            if s.stage as usize >= self.number {
+                let problem = format!(
+                    "span {k} takes from {from}, which is not before stage {}",
+                    self.number
+                );
+                self.add(place, "M16", problem, "feed back what an earlier stage drained");
+                continue;
+            }
+            let drains = &self.program.stages[s.stage as usize].drains;
+            let Some(drain) = drains.get(s.drain as usize) else {
+                let help = format!("drains of that stage, numbered from 0: {}", drains.len());
+                let problem = format!("span {k} takes from {from}, which does not exist");
+                self.add(place, "M16", problem, help);
+                continue;
+            };
+            if s.first
+                .checked_add(s.count)
+                .is_none_or(|end| end > drain.wavelets)
+            {
+                let (n, first) = (s.count, s.first);
+                let problem = format!("span {k} takes {n} from number {first} on of the wavelets of {from}");
+                let help = format!("that drain gets {}, numbered from 0", drain.wavelets);
+                self.add(place, "M16", problem, help);
             }
         }
     }
@@ -219,7 +257,7 @@ impl<'a> Check<'a> {
             let ends: HashSet<(Side, u32)> = used
                 .drains
                 .iter()
-                .map(|d| (self.program.drains[*d].side, self.program.drains[*d].row))
+                .map(|d| (self.stage.drains[*d].side, self.stage.drains[*d].row))
                 .collect();
             for (k, &(r, i)) in used.routes.iter().enumerate() {
                 self.connected(&mut net, &ends, k, r, i);
@@ -233,7 +271,7 @@ impl<'a> Check<'a> {
                 return;
             }
             for &(r, i) in &used.routes {
-                let region = &self.program.regions[r];
+                let region = &self.stage.regions[r];
                 for (x, y) in region.routes[i].at.places() {
                     let cell = net.cell(region.x + x, region.y + y);
                     (net.owner[cell], net.ins[cell], net.outs[cell], net.degree[cell]) = (0, 0, 0, 0);
@@ -244,7 +282,7 @@ impl<'a> Check<'a> {
 
     /// Enters a route's ports on its PEs.
     fn lay(&mut self, net: &mut Net, routes: &[(usize, usize)], k: usize, r: usize, i: usize) {
-        let region = &self.program.regions[r];
+        let region = &self.stage.regions[r];
         let route = &region.routes[i];
         let mask = |p: &Position| p.outputs.iter().fold(0u8, |m, o| m | 1 << *o as u8);
         let masks: Vec<(u8, u8)> = route
@@ -295,7 +333,7 @@ impl<'a> Check<'a> {
 
     /// Every output of a route reaches somebody; counts the arrivals at each PE on the way.
     fn connected(&mut self, net: &mut Net, drains: &HashSet<(Side, u32)>, k: usize, r: usize, i: usize) {
-        let region = &self.program.regions[r];
+        let region = &self.stage.regions[r];
         let route = &region.routes[i];
         // For each direction: no route there, a route that does not listen, beyond the mesh. Each: how many PEs, the first.
         let mut wrong = [[(0u64, (0u32, 0u32)); 3]; 4];
@@ -367,7 +405,7 @@ impl<'a> Check<'a> {
         let mut left = 0u64;
         let mut ready: Vec<(u32, u32)> = Vec::new();
         for (k, (r, i)) in routes.iter().enumerate() {
-            let region = &self.program.regions[*r];
+            let region = &self.stage.regions[*r];
             for (x, y) in region.routes[*i].at.places() {
                 let (x, y) = (region.x + x, region.y + y);
                 let cell = net.cell(x, y);
@@ -395,7 +433,7 @@ impl<'a> Check<'a> {
         }
         // Every PE that is left has a predecessor that is left: walk back until one comes twice.
         let start = routes.iter().find_map(|(r, i)| {
-            let region = &self.program.regions[*r];
+            let region = &self.stage.regions[*r];
             let mut places = region.routes[*i]
                 .at
                 .places()
@@ -444,7 +482,7 @@ impl<'a> Check<'a> {
             Side::East => (net.width - 1, Port::East),
         };
         for f in &used.feeds {
-            let f = &self.program.feeds[*f];
+            let f = &self.stage.feeds[*f];
             let (x, p) = border(f.side);
             if net.ins[net.cell(x, f.row)] & (1 << p as u8) == 0 {
                 let problem = format!("PE ({x}, {}) takes no c{c} from {}", f.row, port(p));
@@ -453,7 +491,7 @@ impl<'a> Check<'a> {
             }
         }
         for d in &used.drains {
-            let d = &self.program.drains[*d];
+            let d = &self.stage.drains[*d];
             let (x, p) = border(d.side);
             if net.outs[net.cell(x, d.row)] & (1 << p as u8) == 0 {
                 let problem = format!("PE ({x}, {}) sends no c{c} to {}", d.row, port(p));
@@ -462,7 +500,7 @@ impl<'a> Check<'a> {
             }
         }
         for (r, b, sends, what) in &used.cores {
-            let region = &self.program.regions[*r];
+            let region = &self.stage.regions[*r];
             let ports = if *sends { &net.ins } else { &net.outs };
             let missing = |(x, y): &(u32, u32)| ports[net.cell(region.x + x, region.y + y)] & RAMP == 0;
             let mut all = region.blocks[*b].at.places().filter(missing);

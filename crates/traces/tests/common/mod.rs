@@ -2,7 +2,8 @@
 #![allow(dead_code)]
 
 use meshloom_simulator::Machine;
-use meshloom_simulator::engine::{Landed, Outcome, PeCounters};
+use meshloom_simulator::change::Change;
+use meshloom_simulator::engine::{Landed, Outcome, PeCounters, StageOutcome};
 use meshloom_simulator::machine::*;
 use meshloom_simulator::program::Wavelet;
 use meshloom_traces::*;
@@ -162,9 +163,17 @@ pub fn outcome(width: u32, height: u32, kernels: &[KernelRegion], story: &Story)
             })
             .collect()
     };
+    let stage = StageOutcome {
+        change: Change::default(),
+        begin: 0,
+        load_end: load,
+        end: load + total,
+        epochs: vec![0, load, load + total / 2],
+        pes: pes.clone(),
+    };
     Outcome {
         cycles: load + total,
-        epochs: vec![0, load, load + total / 2],
+        stages: vec![stage],
         pes,
         drains: vec![drain(0), drain(7)],
         probes: vec![],

@@ -1,0 +1,56 @@
+//! How many parallel streams carry each tensor: more for large ones, as many as both ends can serve and the edge has channels.
+
+use crate::kernels::per_wavelet;
+use crate::plan::*;
+use meshloom_simulator::{Machine, Side};
+
+/// Wavelets below which a lane is not worth its colour.
+const SMALL: usize = 512;
+
+/// Sets the lanes of all edges: 1, 2 or 4, at most `most`.
+pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
+    let channels = machine.channels();
+    let west = channels.iter().filter(|c| c.side == Side::West).count();
+    for e in 0..plan.edges.len() {
+        let edge = &plan.edges[e];
+        let l = &edge.layout;
+        let wavelets = l.features * l.length().div_ceil(per_wavelet(machine, edge.ty) as usize);
+        let mut lanes = 1;
+        while lanes * 2 <= most && wavelets / (lanes * 2) >= SMALL {
+            lanes *= 2;
+        }
+        let serves = |n: usize| {
+            let producer = match edge.source {
+                Source::Input(_) | Source::Stored(..) => n <= west,
+                Source::Kernel(k) => gives(&plan.kernels[k].kind, n),
+            };
+            let leaves = plan.outputs.iter().any(|(_, u)| u.edge == e);
+            let consumers = edge.to.iter().all(|k| takes(&plan.kernels[*k].kind, n));
+            producer && consumers && l.features.is_multiple_of(n) && (!leaves || n <= channels.len())
+        };
+        while lanes > 1 && !serves(lanes) {
+            lanes /= 2;
+        }
+        plan.edges[e].layout.lanes = lanes;
+    }
+}
+
+/// Whether a kernel can send its output on so many lanes.
+fn gives(kind: &Kind, lanes: usize) -> bool {
+    match kind {
+        // each position's PE has all features
+        Kind::Softmax => lanes == 1,
+        Kind::Attention(a) => a.heads.is_multiple_of(lanes),
+        Kind::Flatten => lanes == 1,
+        _ => true,
+    }
+}
+
+/// Whether a kernel can take an input on so many lanes.
+fn takes(kind: &Kind, lanes: usize) -> bool {
+    match kind {
+        Kind::Softmax | Kind::Embedding(_) | Kind::Flatten => lanes == 1,
+        Kind::Attention(a) => a.heads.is_multiple_of(lanes),
+        _ => true,
+    }
+}

@@ -23,10 +23,8 @@ pub struct Job<'a> {
     pub machine: &'a Machine,
     /// Sparsity as asked for.
     pub sparsity: f64,
-    /// Type of activations and weights.
-    pub ty: Ty,
-    /// Items.
-    pub items: usize,
+    /// How to compile; whether zeros are skipped follows from the name.
+    pub options: Options,
     /// The items of each input.
     pub inputs: &'a [(String, Vec<f32>)],
     /// All tensors by the evaluator, item by item; none if nothing is to be checked.
@@ -116,10 +114,8 @@ pub fn all_items(expected: &Expected, tensor: TensorId) -> Vec<f64> {
 /// How a job is compiled.
 pub fn options(job: &Job) -> Options {
     Options {
-        ty: job.ty,
-        items: job.items,
         skip_zeros: job.name == RunName::Sparse && job.machine.skip.zero_weights,
-        ..Options::default()
+        ..job.options.clone()
     }
 }
 
@@ -154,7 +150,7 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         .iter()
         .zip(job.graph.outputs())
         .map(|(o, id)| {
-            let (values, _) = o.values(&compiled.program, &outcome.drains, job.items);
+            let (values, _) = o.values(&compiled.program, &outcome.drains, job.options.items);
             (o.name.clone(), job.graph.tensor(*id).shape.clone(), values)
         })
         .collect();
@@ -194,7 +190,7 @@ fn compare(
             result.max_rel_error = relative;
             result.worst_tensor = name.to_string();
         }
-        if relative > tolerance(job.ty) && result.first_departing.is_none() {
+        if relative > tolerance(job.options.ty) && result.first_departing.is_none() {
             result.first_departing = Some(name.to_string());
         }
     };
@@ -202,7 +198,7 @@ fn compare(
     for p in &compiled.probes {
         let recorded = &outcome.probes[at..at + p.at.len()];
         at += p.at.len();
-        note(&p.name, &p.values(recorded, job.items), p.tensor);
+        note(&p.name, &p.values(recorded, job.options.items), p.tensor);
     }
     for ((name, _, values), id) in outputs.iter().zip(job.graph.outputs()) {
         note(name, values, *id);
@@ -269,7 +265,7 @@ fn figures(
         })
         .collect();
     let counts = flops::total(job.graph);
-    let items = job.items as u64;
+    let items = job.options.items as u64;
     let operations = |mac: u64| Operations {
         mac: mac * items,
         mac_act: counts.mac_act * items,
@@ -289,7 +285,7 @@ fn figures(
         .iter()
         .flat_map(|o| o.drains.iter().map(|d| compiled.program.drain_index(o.stage, *d)))
         .collect();
-    let dtype = if job.ty == Ty::F32 { "f32" } else { "f16" };
+    let dtype = if job.options.ty == Ty::F32 { "f32" } else { "f16" };
     let input = RunInput {
         name: job.name,
         machine: job.machine,

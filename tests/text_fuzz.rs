@@ -164,26 +164,33 @@ block 1 x 0
 feed list west row 0 c2 epoch 0 = [1 3f800000 1 0 0 40000000!]
 ";
 
-/// The program of docs/program.md, as a reader would copy it.
-fn manual() -> String {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/program.md");
+/// The program of a page of docs/, as a reader would copy it.
+fn manual(page: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("docs")
+        .join(page);
     let page = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let code = page
         .split("```text\n")
         .nth(1)
         .and_then(|rest| rest.split("```").next());
-    code.expect("the annotated program").to_string()
+    code.expect("a program").to_string()
 }
 
 #[test]
 fn no_text_makes_it_panic() {
     let (machine, four) = (tiny(), small(&["mesh.width=4", "mesh.height=2"]));
+    let two = small(&["mesh.width=2", "mesh.height=1"]);
     let mut texts: Vec<(String, DataStore, &Machine)> = kernels()
         .iter()
         .map(|m| m.compile(&machine).program)
         .map(|p| (text::print(&p), text::data(&p), &machine))
         .collect();
-    for (own, machine) in [(SERVER.to_string(), &machine), (manual(), &four)] {
+    for (own, machine) in [
+        (SERVER.to_string(), &machine),
+        (manual("program.md"), &four),
+        (manual("machine.md"), &two),
+    ] {
         let p = text::parse(&own, &DataStore::default()).unwrap_or_else(|e| panic!("{e}\n{own}"));
         if let Err(v) = verify::verify(&p, machine) {
             panic!("{}", v[0]);

@@ -43,10 +43,8 @@ pub fn run(a: Arguments) -> Result<(), Error> {
         let machine = machines::load(name, &a.common.set)?;
         let skip_zeros = !sparsities.is_empty() && machine.skip.zero_weights;
         let options = Options {
-            ty: a.common.dtype.ty(),
-            items: inputs.items,
             skip_zeros,
-            ..Options::default()
+            ..a.common.options(inputs.items)
         };
         let compiled = compile(&graph, &machine, &options, &inputs.arrays)?;
         print(&show(&compiled, &graph, &machine, &a.emit).unwrap_or_default())?;

@@ -9,6 +9,8 @@ pub mod show;
 use meshloom::error::Error;
 use meshloom::models::Model;
 use meshloom_models::sparsity::Mask;
+use clap::builder::TypedValueParser;
+use meshloom_compiler::{Options, Placement, Stages};
 use meshloom_simulator::program::Ty;
 use std::io::Write;
 
@@ -44,6 +46,35 @@ pub struct Common {
     /// Inputs by name; an array with one more leading axis than the model's input holds that many items.
     #[arg(long, value_name = "FILE.npz")]
     pub input: Option<std::path::PathBuf>,
+    /// How the model is cut into stages: one if it fits, a stage for each kernel, or one in any case.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub stages: StagesName,
+    /// How the mesh is divided: by work, or in equal strips (to compare with).
+    #[arg(long, value_enum, default_value = "work")]
+    pub placement: PlacementName,
+    /// Most parallel streams between two kernels.
+    #[arg(long, value_name = "1|2|4", default_value_t = 4, value_parser = clap::builder::PossibleValuesParser::new(["1", "2", "4"]).map(|s| s.parse::<usize>().unwrap_or(1)))]
+    pub lanes: usize,
+}
+
+/// How a model is cut into stages.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum StagesName {
+    /// One if everything fits, else as few as it takes.
+    Auto,
+    /// A stage for each kernel, on the whole mesh.
+    Layer,
+    /// One, or an error.
+    One,
+}
+
+/// How the mesh is divided.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PlacementName {
+    /// Areas in proportion to the work that is left after sparsity.
+    Work,
+    /// Equal strips.
+    Strips,
 }
 
 /// How a mask chooses weights.
@@ -83,6 +114,28 @@ impl MaskName {
             MaskName::Uniform => Mask::Uniform,
             MaskName::Magnitude => Mask::Magnitude,
             MaskName::Existing => Mask::Existing,
+        }
+    }
+}
+
+impl Common {
+    /// How to compile, but for what differs from run to run.
+    pub fn options(&self, items: usize) -> Options {
+        Options {
+            ty: self.dtype.ty(),
+            items,
+            skip_zeros: false,
+            stages: match self.stages {
+                StagesName::Auto => Stages::Auto,
+                StagesName::Layer => Stages::Layer,
+                StagesName::One => Stages::One,
+            },
+            placement: match self.placement {
+                PlacementName::Work => Placement::Work,
+                PlacementName::Strips => Placement::Strips,
+            },
+            lanes: self.lanes,
+            seed: self.seed,
         }
     }
 }

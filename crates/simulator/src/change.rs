@@ -42,7 +42,7 @@ impl Change {
             barrier: (machine.mesh.width as u64 + machine.mesh.height as u64)
                 * machine.router.hop_cycles as u64,
             bytes,
-            enter: (bytes * 8 * gap).div_ceil(bits),
+            enter: bytes.saturating_mul(8 * gap).div_ceil(bits),
             write,
         }
     }

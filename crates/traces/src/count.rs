@@ -223,11 +223,7 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
             first_output,
             interval,
             total,
-            stages: if outcome.stages.len() > 1 {
-                stages.collect()
-            } else {
-                Vec::new()
-            },
+            stages: stages.collect(),
         },
         seconds: total as f64 / input.machine.clock_hz,
         flops: Flops {

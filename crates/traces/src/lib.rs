@@ -16,6 +16,6 @@ pub use gap::{Gap, gap};
 pub use map::{MeshMap, Placed};
 pub use report::{
     Comparison, Cycles, Flops, Kernel, MachineSummary, Memory, Model, Operations, Outputs, Rect, Report,
-    ReportError, Run, RunName, SCHEMA, Traffic, compare,
+    ReportError, Run, RunName, SCHEMA, StageCycles, Traffic, compare,
 };
 pub use validate::Violation;

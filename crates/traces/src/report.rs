@@ -130,8 +130,8 @@ pub struct Cycles {
     pub interval: Option<f64>,
     /// From the first input wavelet to the last event; `load` is not part of it.
     pub total: u64,
-    /// Stage by stage; absent in a run of one stage.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Stage by stage; absent in files written before there were stages.
+    #[serde(default)]
     pub stages: Vec<StageCycles>,
 }
 

@@ -168,6 +168,11 @@ fn figures(report: &Report, runs: &[&Run]) -> Vec<Row> {
         });
     }
     row("load cycles", "before them", &|r| grouped(r.cycles.load));
+    if runs.iter().any(|r| r.cycles.stages.len() > 1) {
+        row("  changes", "between stages: code and routes enter", &|r| {
+            grouped(r.cycles.stages.iter().map(|s| s.change).sum())
+        });
+    }
     row("time", "at the machine's clock, without load", &|r| {
         si(r.seconds, "s")
     });

@@ -3,7 +3,8 @@
 mod common;
 
 use common::*;
-use meshloom_simulator::engine::Outcome;
+use meshloom_simulator::change::Change;
+use meshloom_simulator::engine::{Landed, Outcome, PeCounters, StageOutcome};
 use meshloom_traces::*;
 
 fn input<'a>(
@@ -145,7 +146,11 @@ fn times_and_energy_by_hand() {
             first_output: 1000 - 200 - 25 - 7,
             interval: Some(50.0),
             total: 1000,
-            stages: vec![],
+            stages: vec![StageCycles {
+                change: 0,
+                load: 100,
+                total: 1000,
+            }],
         }
     );
     assert_eq!(run.kernels[0].cycles, (1100 - 10) - (100 + 20) + 1);
@@ -157,6 +162,146 @@ fn times_and_energy_by_hand() {
     let picojoules = 500.0 + 0.5 * (10.0 + 5.0) + 2.0 * 871_220.0 + 20.0 * 8_192.0 + 0.1 * 2.0 * 1100.0;
     assert!((run.energy_joules.unwrap() / (picojoules * 1e-12) - 1.0).abs() < 1e-12);
     assert_eq!(run.pe_cycles_per_second, 2.0 * 1100.0 / 0.5);
+}
+
+/// Two PEs: 100 cycles of load and 500 of work; a change of 50; 50 of load and 300 of work.
+fn two_stages() -> Outcome {
+    let pe = |classes, load_idle, mac, busy: (u64, u64)| PeCounters {
+        classes,
+        load_classes: [0, 0, 0, 0, load_idle],
+        operations: [mac, 0, 0, 0],
+        slots: [classes[0] - mac, mac, 0, 0, 0, 0],
+        first_busy: (mac > 0).then_some(busy.0),
+        last_busy: busy.1,
+        ..PeCounters::default()
+    };
+    let stages = [
+        StageOutcome {
+            change: Change::default(),
+            begin: 0,
+            load_end: 100,
+            end: 600,
+            epochs: vec![0, 100],
+            pes: vec![
+                pe([250, 50, 0, 0, 300], 100, 200, (120, 500)),
+                pe([300, 0, 0, 100, 200], 100, 200, (130, 520)),
+            ],
+        },
+        StageOutcome {
+            change: Change {
+                barrier: 30,
+                bytes: 60,
+                enter: 15,
+                write: 5,
+            },
+            begin: 650,
+            load_end: 700,
+            end: 1000,
+            epochs: vec![650, 700],
+            pes: vec![
+                pe([120, 10, 0, 0, 220], 50, 100, (710, 960)),
+                pe([0, 0, 0, 0, 350], 50, 0, (0, 0)),
+            ],
+        },
+    ];
+    let drain = |cycles: &[u64]| {
+        let one = |cycle: &u64| Landed {
+            cycle: *cycle,
+            wavelet: Default::default(),
+        };
+        cycles.iter().map(one).collect()
+    };
+    Outcome {
+        cycles: 1000,
+        pes: vec![
+            pe([370, 60, 0, 0, 570], 200, 300, (120, 960)),
+            pe([300, 0, 0, 100, 600], 200, 200, (130, 520)),
+        ],
+        stages: stages.to_vec(),
+        drains: vec![drain(&[400, 500]), drain(&[850, 900, 940, 980])],
+        probes: vec![],
+        wavelets: 10,
+        hops: 20,
+        edge_wavelets: 6,
+        active_pe_cycles: 0,
+    }
+}
+
+#[test]
+fn stages_by_hand() {
+    let m = machine("tiny", 2, 1);
+    let mut kernels = [
+        kernel("a", "matmul", 0, 0, 2, 1),
+        kernel("b", "matmul", 0, 0, 1, 1),
+    ];
+    kernels[1].stage = 1;
+    let of = |kernels: &[KernelRegion], drains: &[usize]| {
+        let input = RunInput {
+            output_drains: drains,
+            pes_in_use: 2,
+            ..input(&m, kernels, 2)
+        };
+        count_run(&two_stages(), input)
+    };
+    let run = of(&kernels, &[1]).unwrap();
+    let stage = |change, load, total| StageCycles { change, load, total };
+    assert_eq!(
+        run.cycles,
+        Cycles {
+            load: 100 + 50 + 50,
+            first_output: 850 - 200,
+            interval: Some((980 - 900) as f64),
+            total: 500 + 300,
+            stages: vec![stage(0, 100, 500), stage(50, 50, 300)],
+        }
+    );
+    // an output of the first stage, and one of both: the second item lies 150 cycles of load and change later than the clock says
+    assert_eq!(of(&kernels, &[0]).unwrap().cycles.first_output, 300);
+    let both = of(&kernels, &[0, 1]).unwrap().cycles;
+    assert_eq!((both.first_output, both.interval), (300, Some(80.0)));
+    // each kernel has what its PEs did in its stage
+    let [a, b] = &run.kernels[..] else {
+        panic!("two kernels")
+    };
+    assert_eq!((a.busy, a.launch, a.wait_input, a.idle), (550, 50, 100, 300));
+    assert_eq!(
+        (a.pe_cycles(), a.cycles, a.executed.mac),
+        (2 * 500, 520 - 120 + 1, 400)
+    );
+    assert_eq!((b.busy, b.launch, b.idle, b.executed.mac), (120, 10, 170, 100));
+    assert_eq!((b.pe_cycles(), b.cycles), (300, 960 - 710 + 1));
+    assert_eq!(run.utilisation, 500.0 / (2.0 * 2.0 * 800.0));
+    let good = report(2, vec![run]);
+    good.validate().unwrap();
+    assert_eq!(Report::from_json("r", &good.to_json()).unwrap(), good);
+
+    let changes: [fn(&mut Run); 5] = [
+        |r| r.cycles.stages[0].load += 1,
+        |r| r.cycles.stages[1].change -= 1,
+        |r| r.cycles.stages[1].total += 1,
+        |r| r.kernels[1].stage = 2,
+        |r| r.kernels[1].stage = 0,
+    ];
+    let mut all = String::new();
+    for change in changes {
+        let mut changed = good.clone();
+        change(&mut changed.runs[0]);
+        all += &format!("{}\n", changed.validate().unwrap_err());
+    }
+    let mut astray = kernels.clone();
+    astray[1].stage = 2;
+    all += &format!("{}\n", of(&astray, &[1]).unwrap_err());
+    let wrong: [fn(&mut Outcome); 3] = [
+        |o| o.stages[1].begin += 1,
+        |o| o.stages[1].pes[0].classes[0] += 1,
+        |o| o.pes[1].load_classes = [0, 0, 0, 1, 198],
+    ];
+    for change in wrong {
+        let mut o = two_stages();
+        change(&mut o);
+        all += &format!("{}\n", count_run(&o, input(&m, &kernels[..1], 2)).unwrap_err());
+    }
+    insta::assert_snapshot!(all);
 }
 
 #[test]

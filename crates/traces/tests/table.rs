@@ -15,6 +15,25 @@ fn one_dense_run() {
     insta::assert_snapshot!(table(&report));
 }
 
+/// Changes have a line of their own, as a part of load.
+#[test]
+fn several_stages() {
+    let m = machine("small", 32, 32);
+    let mut one = run(RunName::Dense, 0.0, &m, &mlp(), &dense());
+    let (load, total) = (one.cycles.load, one.cycles.total);
+    one.kernels.clear();
+    let stage = |change, load, total| StageCycles { change, load, total };
+    one.cycles.stages = vec![stage(0, load - 1500, 1000), stage(1234, 266, total - 1000)];
+    let report = report(1, vec![one]);
+    report.validate().unwrap();
+    let text = table(&report);
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|l| l.contains("load") || l.contains("changes"))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
 #[test]
 fn three_runs_of_one_machine() {
     let report = report(1, three_runs(&machine("small", 32, 32), 1));

@@ -1,7 +1,8 @@
-//! Element-wise sum or product of two tensors: each row works on its own lanes.
+//! Element-wise sum or product of two tensors: each PE has some features of both.
 //!
-//! The input that comes over the shorter way is kept in SRAM, for as many items as the other way can hold, so that paths that part
-//! and meet again cannot block each other; the other input is used as it arrives.
+//! The input that comes over the shorter way is kept in SRAM, for as many items as the other way can hold (or fewer where SRAM ends; one
+//! is enough for paths that part and meet again not to block each other, more let the longer one fill); the other input is used as it
+//! arrives.
 
 use super::*;
 
@@ -10,15 +11,34 @@ pub(super) struct BinaryKernel {
     pub relu: bool,
 }
 
-/// Which input is kept, and for how many items.
+/// Instructions without those that begin to keep an item.
+const CODE: usize = 40;
+
+/// Which input is kept, and for how many items at best.
 fn kept(c: &Context) -> (usize, usize) {
     let input = if c.slack[1] > c.slack[0] { 1 } else { 0 };
-    (
-        input,
-        c.slack[input]
-            .clamp(1, c.items.max(1))
-            .min(c.machine.pe.move_queue as usize),
-    )
+    let wanted = c.slack[input].clamp(1, c.items.max(1));
+    (input, wanted.min(c.machine.pe.move_queue as usize))
+}
+
+impl BinaryKernel {
+    /// SRAM bytes with so many items kept, of PEs that have at most `features`.
+    fn bytes(&self, c: &Context, features: usize, depth: usize) -> u64 {
+        let slot = features as u64 * Context::pitch(c.ty, c.output.length()) as u64;
+        let results = if self.relu { 1 } else { 0 };
+        (depth as u64 + results) * slot + code_bytes(c.machine, CODE + 2 * depth)
+    }
+
+    /// Items that SRAM has room for, at least one.
+    fn depth(&self, c: &Context, features: usize) -> usize {
+        let fits = |depth: &usize| self.bytes(c, features, *depth) <= c.machine.pe.sram_bytes as u64;
+        (1..=kept(c).1).rev().find(fits).unwrap_or(1)
+    }
+
+    fn cycles(&self, c: &Context, features: usize) -> u64 {
+        let passes = if self.relu { 3 } else { 2 };
+        (passes * c.move_slots(features, c.output.length()) + 60).max(c.stream_cycles())
+    }
 }
 
 impl Implementation for BinaryKernel {
@@ -30,58 +50,47 @@ impl Implementation for BinaryKernel {
         "element-wise sum or product of two tensors, the earlier one kept until the other comes"
     }
 
-    fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout {
-            n,
-            inner,
-            starts: inputs[0].starts.clone(),
-        }
+    fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
+        local::fit(c, Split::Features, width, height, |pes| {
+            let features = local::widest(c, Split::Features, pes);
+            (self.cycles(c, features), self.bytes(c, features, kept(c).1))
+        })
     }
 
-    fn widest(&self, _: &Context) -> u32 {
-        1
-    }
-
-    fn estimate(&self, c: &Context, _: u32) -> Estimate {
-        let (f, l) = (c.output.widest(), c.output.length());
-        let passes = if self.relu { 3 } else { 2 };
-        let bytes = f as u64 * Context::pitch(c.ty, l) as u64 * kept(c).1 as u64;
-        let result = if self.relu {
-            f as u64 * Context::pitch(c.ty, l) as u64
-        } else {
-            0
-        };
-        Estimate {
-            cycles: passes * c.move_slots(f, l) + 60,
-            bytes: bytes + result + code_bytes(c.machine, 40),
-            // the first row has as many features as any
+    fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
+        let features = local::widest(c, Split::Features, width * height);
+        Some(Estimate {
+            cycles: self.cycles(c, features),
+            bytes: self.bytes(c, features, self.depth(c, features)),
+            // the first PE has as many features as any
             fullest: (0, 0),
-        }
+        })
     }
 
-    fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
+    fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
         let l = c.output.length();
         let pitch = Context::pitch(c.ty, l);
         let per_pitch = pitch / c.ty.bytes() as i64;
-        let mut k = RowLocal::new(c);
-        let (early, depth) = kept(c);
-        let slot = c.output.widest() as i64 * pitch;
+        let mut k = Local::new(name, c, Split::Features, width, height);
+        let early = kept(c).0;
+        let depth = self.depth(c, k.widest());
+        let slot = k.widest() as i64 * pitch;
         let buffer = k.a.buffer("kept", (slot * depth as i64) as u32, 0);
-        let features = k.features(name, "features", &c.output);
+        let features = k.share("features");
         let shape = [features, Val::Imm(l as i64)];
         let reg = Val::Reg;
         let end = Val::Imm(buffer + slot * depth as i64);
         k.a.task("main", Trigger::Start);
         k.a.memory(0, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], c.wide());
-        k.a.input(1, c.input_colors[early], c.ty, &shape);
+        k.a.input(1, c.input_colors[early][0], c.ty, &shape);
         k.a.memory(2, c.ty, Val::Imm(buffer), &shape, &[per_pitch, 1], c.wide());
-        k.a.input(3, c.input_colors[1 - early], c.ty, &shape);
-        k.a.output(4, c.output_color, c.ty, &shape, true);
+        k.a.input(3, c.input_colors[1 - early][0], c.ty, &shape);
+        k.a.output(4, c.output_colors[0], c.ty, &shape, true);
         if self.relu {
             let result = k.a.buffer("result", slot as u32, 16);
             k.a.memory(5, c.ty, Val::Imm(result), &shape, &[per_pitch, 1], c.wide());
         }
-        // r1: where the next item is kept; r2: where the current one is; r3: items still to take in
+        // r1: where the current item is kept, and then a later one; r3: items still to take in; r4: elements that must be there
         for _ in 0..depth {
             k.a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
             k.a.emit(Instr::Advance(0, Val::Imm(slot)));
@@ -90,19 +99,15 @@ impl Implementation for BinaryKernel {
         k.a.emit(Instr::Set(3, Val::Imm((c.items - depth) as i64)));
         k.a.emit(Instr::Set(4, Val::Imm(0)));
         let item = k.begin_items();
-        // elements of the kept input that must be there: all of this item's, as its place is used again
+        // all elements of the item must be there, as its place is used again
         k.a.emit(Instr::Mul(5, features, Val::Imm(l as i64)));
         k.a.emit(Instr::Add(4, reg(4), reg(5)));
         k.a.emit(Instr::Wait(1, Some(reg(4))));
         k.a.emit(Instr::Base(2, reg(1)));
         let op = if self.multiply { Op::Mul } else { Op::Add };
-        k.a.map(
-            op,
-            if self.relu { 5 } else { 4 },
-            Operand::Desc(3),
-            Some(Operand::Desc(2)),
-            Count::Other,
-        );
+        let result = if self.relu { 5 } else { 4 };
+        let (late, early) = (Operand::Desc(3), Some(Operand::Desc(2)));
+        k.a.map(op, result, late, early, Count::Other);
         let none = k.a.label("none");
         k.a.branch(Cond::Eq, reg(3), Val::Imm(0), none);
         k.a.emit(Instr::Base(0, reg(1)));
@@ -115,14 +120,8 @@ impl Implementation for BinaryKernel {
         k.a.emit(Instr::Set(1, Val::Imm(buffer)));
         k.a.bind(inside);
         if self.relu {
-            k.a.map(
-                Op::Max,
-                4,
-                Operand::Desc(5),
-                Some(Operand::Imm(0.0)),
-                Count::Other,
-            );
+            k.a.map(Op::Max, 4, Operand::Desc(5), Some(Operand::Imm(0.0)), Count::Other);
         }
-        k.finish(name, item, vec![Vec::new(); c.lanes()])
+        k.finish(item, vec![Vec::new(); (width * height) as usize])
     }
 }

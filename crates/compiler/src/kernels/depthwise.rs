@@ -1,9 +1,9 @@
-//! Depthwise convolution: every output feature reads one input feature, so each row works on its own lane.
+//! Depthwise convolution: every output feature reads one input feature, so each PE works on its own features.
 
 use super::*;
 use std::sync::Arc;
 
-pub(super) struct DepthwiseKernel<'a>(pub &'a Arc<Mix>);
+pub(super) struct DepthwiseKernel<'a>(pub &'a Arc<Linear>);
 
 impl DepthwiseKernel<'_> {
     /// Output features an input feature.
@@ -11,27 +11,33 @@ impl DepthwiseKernel<'_> {
         self.0.m / self.0.k
     }
 
-    /// Weights of a row: bias, then per tap either all weights or counts, indices and values. Also where values begin, in bytes.
-    fn image(&self, c: &Context, row: usize) -> (Vec<u32>, usize) {
-        let mix = self.0;
-        let (m0, m1) = (c.output.starts[row], c.output.starts[row + 1]);
-        let mut words: Vec<u32> = (m0..m1)
-            .map(|m| mix.bias.as_ref().map_or(0.0f32, |b| b[m]).to_bits())
+    /// Weights of the PE that has the input features from..to: biases, then per tap either all weights or counts, indices and values.
+    /// Also where values begin, in bytes.
+    fn image(&self, c: &Context, bias_bytes: usize, (from, to): (usize, usize)) -> (Vec<u32>, usize) {
+        let linear = self.0;
+        let order = c.output.order.as_deref();
+        let outputs: Vec<usize> = (from * self.multiplier()..to * self.multiplier())
+            .map(|m| order.map_or(m, |o| o[m]))
             .collect();
-        words.resize(self.bias_bytes(c) / 4, 0);
+        if outputs.is_empty() {
+            return (Vec::new(), 0);
+        }
+        let bias = |m: &usize| linear.bias.as_ref().map_or(0.0f32, |b| b[*m]).to_bits();
+        let mut words: Vec<u32> = outputs.iter().map(bias).collect();
+        words.resize(bias_bytes / 4, 0);
         let (mut counts, mut index, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        for tap in &mix.taps {
+        for tap in &linear.taps {
             let before = values.len();
-            for m in m0..m1 {
-                let w = mix.weights[m * mix.window + tap.index];
-                if !mix.sparse || w != 0.0 {
-                    index.push((m - m0) as u16);
+            for (i, m) in outputs.iter().enumerate() {
+                let w = linear.weights[m * linear.window + tap.index];
+                if !linear.sparse || w != 0.0 {
+                    index.push(i as u16);
                     values.push(w);
                 }
             }
             counts.push((values.len() - before) as u16);
         }
-        if mix.sparse {
+        if linear.sparse {
             words.extend(pack_u16(&counts));
             words.extend(pack_u16(&index));
         }
@@ -40,9 +46,47 @@ impl DepthwiseKernel<'_> {
         (words, at)
     }
 
-    fn bias_bytes(&self, c: &Context) -> usize {
-        (c.output.widest() * 4).next_multiple_of(32)
+    /// Where results begin, and the cycles of an output feature's products.
+    fn phase(&self, c: &Context) -> (u32, u64) {
+        let products = |t: &Tap| {
+            let lanes = if t.strides[1] * t.steps[1] == 1 { c.multiply_lanes() as usize } else { 1 };
+            let steps = t.rows * self.0.samples * t.columns.div_ceil(lanes);
+            (4 * t.y as i64, c.ty.bytes() as i64 * t.x as i64, steps as u64)
+        };
+        phase(c.machine, &self.0.taps.iter().map(products).collect::<Vec<_>>())
     }
+
+    fn cost(&self, c: &Context, pes: u32) -> (u64, u64) {
+        let linear = self.0;
+        let cost = &c.machine.pe.cost;
+        let fi = local::widest(c, Split::Features, pes);
+        let fo = fi * self.multiplier();
+        let (li, lo) = (c.inputs[0].length(), c.output.length());
+        // instructions of a tap, and products of all its features
+        let (instructions, lists) = if linear.sparse {
+            (1, cost.issue as usize * fo)
+        } else {
+            (linear.samples * self.multiplier(), 0)
+        };
+        let fixed = (3 * cost.descriptor + 2 * cost.multiply + cost.issue + 6) as usize * instructions;
+        let each = linear.taps.len() * (lists + fixed);
+        let products = fo as u64 * self.phase(c).1 + each as u64;
+        let moved = c.move_slots(fi, li) + 2 * c.move_slots(fo, lo);
+        let data = fi as u64 * Context::pitch(c.ty, li) as u64 + fo as u64 * Context::pitch(Ty::F32, lo) as u64;
+        let entry = c.ty.bytes() as usize + if linear.sparse { 2 } else { 0 };
+        let weights = bias_bytes(fo) + fo * linear.taps.len() * entry;
+        let lists = if linear.sparse { 2 * linear.taps.len() + 8 } else { 4 };
+        let code = 24 + linear.taps.len() * if linear.sparse { 9 } else { 5 * instructions + 2 };
+        (
+            (products + moved + 60).max(c.stream_cycles()),
+            data + (weights + lists) as u64 + code_bytes(c.machine, code),
+        )
+    }
+}
+
+/// Bytes of the biases of so many features, up to where weights begin.
+fn bias_bytes(features: usize) -> usize {
+    (features * 4).next_multiple_of(32)
 }
 
 impl Implementation for DepthwiseKernel<'_> {
@@ -51,117 +95,86 @@ impl Implementation for DepthwiseKernel<'_> {
     }
 
     fn about(&self) -> &'static str {
-        "depthwise convolution: each row works on its own features, weights resident"
+        "depthwise convolution: each PE works on its own features, weights resident"
     }
 
-    fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout {
-            n,
-            inner,
-            starts: inputs[0].starts.iter().map(|s| s * self.multiplier()).collect(),
-        }
+    fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
+        local::fit(c, Split::Features, width, height, |pes| self.cost(c, pes))
     }
 
-    fn widest(&self, _: &Context) -> u32 {
-        1
-    }
-
-    fn estimate(&self, c: &Context, _: u32) -> Estimate {
-        let mix = self.0;
-        let lanes = if c.ty == Ty::F32 {
-            c.machine.pe.lanes.f32
-        } else {
-            c.machine.pe.lanes.f16
-        } as usize;
-        let hits: usize = mix
-            .taps
-            .iter()
-            .map(|t| t.rows * mix.samples * t.columns.div_ceil(lanes) + 40)
-            .sum();
-        let (li, lo) = (c.inputs[0].length(), c.output.length());
-        let (fi, fo) = (c.inputs[0].widest(), c.output.widest());
-        let moved = c.move_slots(fi, li) + 2 * c.move_slots(fo, lo);
-        let bytes = fi as i64 * Context::pitch(c.ty, li)
-            + fo as i64 * Context::pitch(Ty::F32, lo)
-            + (fo * (mix.window * (2 + c.ty.bytes() as usize) + 4)) as i64;
-        let code = code_bytes(c.machine, 30 + mix.taps.len() * 10 * self.multiplier());
-        Estimate {
-            cycles: (hits * fo) as u64 + moved,
-            bytes: bytes as u64 + code,
-            // the first row has as many features as any
+    fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
+        let (cycles, bytes) = self.cost(c, width * height);
+        Some(Estimate {
+            cycles,
+            bytes,
+            // the first PE has as many features as any
             fullest: (0, 0),
-        }
+        })
     }
 
-    fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
-        let mix = self.0;
+    fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
+        let linear = self.0;
         let (li, lo) = (c.inputs[0].length(), c.output.length());
         let (pitch_x, pitch_y) = (Context::pitch(c.ty, li), Context::pitch(Ty::F32, lo));
         let element = c.ty.bytes() as i64;
         let (ex, ey) = (pitch_x / element, pitch_y / 4);
-        let mut k = RowLocal::new(c);
-        let images: Vec<_> = (0..k.rows).map(|r| self.image(c, r)).collect();
-        let x = k.a.buffer("x", c.inputs[0].widest() as u32 * pitch_x as u32, 0);
-        let y = k.a.buffer("y", c.output.widest() as u32 * pitch_y as u32, 16);
+        let mut k = Local::new(name, c, Split::Features, width, height);
+        let mi = self.multiplier() as i64;
+        let most = k.widest();
+        let bias = bias_bytes(most * mi as usize);
+        let images: Vec<_> = k
+            .shares
+            .iter()
+            .map(|s| self.image(c, bias, *s))
+            .collect();
+        let x = k.a.buffer("x", most as u32 * pitch_x as u32, 0);
+        let y = k.a.buffer("y", (most as i64 * mi * pitch_y) as u32, self.phase(c).0);
         let bytes = images.iter().map(|i| i.0.len() * 4).max().unwrap_or(0);
         let weights = k.a.buffer("weights", bytes as u32, 0);
-        let first = weights + self.bias_bytes(c) as i64;
-        let inputs = k.features(name, "inputs", &c.inputs[0]);
-        let outputs = k.features(name, "outputs", &c.output);
-        let words = k.a.param(
-            "words",
-            by_row(
-                format!("{name}.words"),
-                images.iter().map(|i| i.0.len() as i64).collect(),
-            ),
-        );
-        let values = k.a.param(
-            "values",
-            by_row(
-                format!("{name}.values"),
-                images.iter().map(|i| weights + i.1 as i64).collect(),
-            ),
-        );
+        let first = weights + bias as i64;
+        let inputs = k.share("inputs");
+        let outputs = k.number("outputs", |from, to| (to - from) as i64 * mi);
+        let of = |value: &dyn Fn(&(Vec<u32>, usize)) -> i64| images.iter().map(value).collect::<Vec<i64>>();
+        let words = k.each("words", &of(&|i| i.0.len() as i64));
+        let values = k.each("values", &of(&|i| weights + i.1 as i64));
         let imm = |n: usize| Val::Imm(n as i64);
         let reg = Val::Reg;
         k.a.task("main", Trigger::Start);
         load_weights(&mut k.a, words, weights);
         k.a.memory(0, c.ty, Val::Imm(x), &[inputs, imm(li)], &[ex, 1], c.wide());
-        k.a.input(1, c.input_colors[0], c.ty, &[inputs, imm(li)]);
+        k.a.input(1, c.input_colors[0][0], c.ty, &[inputs, imm(li)]);
         let all = [outputs, imm(lo)];
         k.a.memory(2, Ty::F32, Val::Imm(y), &all, &[ey, 1], true);
         k.a.memory(3, Ty::F32, Val::Imm(weights), &all, &[1, 0], true);
-        k.a.output(4, c.output_color, c.ty, &all, true);
+        k.a.output(4, c.output_colors[0], c.ty, &all, true);
         let item = k.begin_items();
         k.a.map(Op::Mov, 2, Operand::Desc(3), None, Count::None);
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
-        // a row that has the features of several inputs keeps them in order, so feature f reads input f / multiplier
-        let (mi, (wi, wo)) = (
-            self.multiplier() as i64,
-            (mix.input.1 as i64, mix.output.1 as i64),
-        );
+        // input features are kept in order, so output feature f reads input f / multiplier
+        let (wi, wo) = (linear.input.1 as i64, linear.output.1 as i64);
         let (sx, sy) = (
-            (mix.input.0 * mix.input.1) as i64,
-            (mix.output.0 * mix.output.1) as i64,
+            (linear.input.0 * linear.input.1) as i64,
+            (linear.output.0 * linear.output.1) as i64,
         );
         k.a.emit(Instr::Set(8, values));
-        if mix.sparse {
-            let counts = (mix.taps.len().div_ceil(2) * 4) as i64;
+        if linear.sparse {
+            let counts = (linear.taps.len().div_ceil(2) * 4) as i64;
             k.a.emit(Instr::Set(10, Val::Imm(first)));
             k.a.emit(Instr::Set(7, Val::Imm(first + counts)));
         }
-        for tap in &mix.taps {
-            let row = tap.strides[0] as i64 * wi;
+        for tap in &linear.taps {
+            let (row, column) = (tap.strides[0] as i64 * wi, tap.strides[1] as i64);
+            let (row_y, column_y) = (tap.steps[0] as i64 * wo, tap.steps[1] as i64);
             let (y_at, x_at) = (y + 4 * tap.y as i64, x + element * tap.x as i64);
-            if mix.sparse {
-                let shape = [imm(mix.samples), imm(tap.rows), imm(tap.columns)];
-                k.a.memory(5, Ty::F32, Val::Imm(y_at), &shape, &[sy, wo, 1], true);
+            if linear.sparse {
+                let shape = [imm(linear.samples), imm(tap.rows), imm(tap.columns)];
+                k.a.memory(5, Ty::F32, Val::Imm(y_at), &shape, &[sy, row_y, column_y], true);
                 k.a.memory(
                     6,
                     c.ty,
                     Val::Imm(x_at),
                     &shape,
-                    &[sx, row, tap.strides[1] as i64],
+                    &[sx, row, column],
                     true,
                 );
                 k.a.emit(Instr::Load(Word::U16, 6, reg(10), Val::Imm(0)));
@@ -187,7 +200,7 @@ impl Implementation for DepthwiseKernel<'_> {
                 k.a.emit(Instr::Add(8, reg(8), reg(6)));
                 continue;
             }
-            for s in 0..mix.samples as i64 {
+            for s in 0..linear.samples as i64 {
                 for j in 0..mi {
                     let shape = [inputs, imm(tap.rows), imm(tap.columns)];
                     k.a.memory(
@@ -195,7 +208,7 @@ impl Implementation for DepthwiseKernel<'_> {
                         Ty::F32,
                         Val::Imm(y_at + 4 * s * sy + j * pitch_y),
                         &shape,
-                        &[mi * ey, wo, 1],
+                        &[mi * ey, row_y, column_y],
                         true,
                     );
                     k.a.memory(
@@ -203,7 +216,7 @@ impl Implementation for DepthwiseKernel<'_> {
                         c.ty,
                         Val::Imm(x_at + element * s * sx),
                         &shape,
-                        &[ex, row, tap.strides[1] as i64],
+                        &[ex, row, column],
                         true,
                     );
                     k.a.emit(Instr::Add(9, reg(8), Val::Imm(j * element)));
@@ -214,7 +227,7 @@ impl Implementation for DepthwiseKernel<'_> {
             k.a.emit(Instr::Mul(9, outputs, Val::Imm(element)));
             k.a.emit(Instr::Add(8, reg(8), reg(9)));
         }
-        if mix.relu {
+        if linear.relu {
             k.a.map(
                 Op::Max,
                 4,
@@ -225,8 +238,6 @@ impl Implementation for DepthwiseKernel<'_> {
         } else {
             k.a.map(Op::Mov, 4, Operand::Desc(2), None, Count::None);
         }
-        let mut all: Vec<Vec<u32>> = images.into_iter().map(|i| i.0).collect();
-        all.resize(c.lanes(), Vec::new());
-        k.finish(name, item, all)
+        k.finish(item, images.into_iter().map(|i| i.0).collect())
     }
 }

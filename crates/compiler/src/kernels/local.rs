@@ -55,9 +55,15 @@ fn shares(c: &Context, split: Split, width: u32, height: u32) -> Vec<(usize, usi
     }
 }
 
-/// The part of a rectangle that a local kernel uses: as few PEs as make the largest share no larger, in whole rows. A kernel that
-/// works on features needs a row for each lane.
-pub(super) fn fit(c: &Context, split: Split, width: u32, height: u32) -> (u32, u32) {
+/// The part of a rectangle that a local kernel uses: whole rows, and as few PEs as bring no loss; a kernel that works on features needs a
+/// row for each lane. `cost` gives cycles and SRAM bytes for a number of PEs; neither grows with it.
+pub(super) fn fit(
+    c: &Context,
+    split: Split,
+    width: u32,
+    height: u32,
+    cost: impl Fn(u32) -> (u64, u64),
+) -> (u32, u32) {
     let lanes = match split {
         Split::Features => lanes(c) as u32,
         Split::Positions => 1,
@@ -66,16 +72,40 @@ pub(super) fn fit(c: &Context, split: Split, width: u32, height: u32) -> (u32, u
         Split::Features => c.inputs[0].features / lanes as usize,
         Split::Positions => c.inputs[0].length().div_ceil(c.per_wavelet() as usize),
     };
+    // of one lane
     let rows = (height / lanes).max(1);
-    let pes = fewest(total, width.saturating_mul(rows));
-    let w = pes.div_ceil(rows).min(width);
-    (w, pes.div_ceil(w) * lanes)
+    let most = fewest(total, width.saturating_mul(rows));
+    let best = cost(most * lanes);
+    let sram = (c.machine.pe.sram_bytes as u64).max(best.1);
+    let enough = |pes: u32| {
+        let (cycles, bytes) = cost(pes * lanes);
+        cycles <= best.0 && bytes <= sram
+    };
+    let (mut low, mut high) = (1, most);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if enough(middle) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    let w = high.div_ceil(rows).min(width);
+    (w, high.div_ceil(w) * lanes)
 }
 
-/// The largest share of a PE: features or positions of the first input.
-pub(super) fn widest(c: &Context, split: Split, width: u32, height: u32) -> usize {
-    let all = shares(c, split, width, height);
-    all.into_iter().map(|(from, to)| to - from).max().unwrap_or(0)
+/// The largest share of a PE, of so many: features or positions of the first input.
+pub(super) fn widest(c: &Context, split: Split, pes: u32) -> usize {
+    match split {
+        Split::Features => {
+            let lanes = lanes(c);
+            (c.inputs[0].features / lanes).div_ceil((pes as usize / lanes).max(1))
+        }
+        Split::Positions => {
+            let (unit, length) = (c.per_wavelet() as usize, c.inputs[0].length());
+            (length.div_ceil(unit).div_ceil(pes as usize) * unit).min(length)
+        }
+    }
 }
 
 impl<'a, 'c> Local<'a, 'c> {
@@ -108,6 +138,14 @@ impl<'a, 'c> Local<'a, 'c> {
         self.a.param(what, table)
     }
 
+    /// A number that differs from PE to PE, given for each.
+    pub fn each(&mut self, what: &str, values: &[i64]) -> Val {
+        let w = self.width;
+        let at = Lattice::rect(0, 0, w, self.height);
+        let table = table(&format!("{}.{what}", self.name), at, |x, y| values[(y * w + x) as usize]);
+        self.a.param(what, table)
+    }
+
     /// The number of features or positions in the share.
     pub fn share(&mut self, what: &str) -> Val {
         self.number(what, |from, to| (to - from) as i64)
@@ -127,16 +165,15 @@ impl<'a, 'c> Local<'a, 'c> {
         self.a.emit(Instr::Halt);
         let (c, w, h) = (self.c, self.width, self.height);
         let mut region = region(&self.name, w, h);
-        let block = self.a.finish(Lattice::rect(0, 0, w, h));
         let groups = match self.split {
             Split::Features => lanes(c),
             Split::Positions => 1,
         };
+        let block = self.a.finish(Lattice::rect(0, 0, w, h));
         let mut blocks: Vec<Block> = Vec::new();
         for group in 0..groups {
             let (from, to) = (lane_row(group, groups, h), lane_row(group + 1, groups, h));
             let mut own = block.clone();
-            own.at = Lattice::rect(0, from, w, to - from);
             own.recolor(|color| {
                 for (layout, colors) in c.inputs.iter().zip(&c.input_colors).chain([(&c.output, &c.output_colors)]) {
                     if colors[0] == color {
@@ -145,10 +182,17 @@ impl<'a, 'c> Local<'a, 'c> {
                 }
                 color
             });
-            // groups of one code are one block
-            match blocks.last_mut() {
-                Some(last) if last.code == own.code => last.at.ny += own.at.ny,
-                _ => blocks.push(own),
+            // the PEs with a share: whole rows, and a part of the next one
+            let shares = &self.shares[(from * w) as usize..(to * w) as usize];
+            let active = shares.iter().filter(|(a, b)| a < b).count() as u32;
+            let (rows, rest) = (active / w, active % w);
+            for at in [Lattice::rect(0, from, w, rows), Lattice::rect(0, from + rows, rest, 1)] {
+                // groups of one code are one block
+                match blocks.last_mut() {
+                    _ if at.nx * at.ny == 0 => {}
+                    Some(last) if last.code == own.code && last.at.nx == w && at.nx == w => last.at.ny += at.ny,
+                    _ => blocks.push(Block { at, ..own.clone() }),
+                }
             }
         }
         region.blocks = blocks;

@@ -6,6 +6,7 @@
 //! product), lists of (index, value) by one AXPY a stored weight. At the end the partial sums are added along the row from west to east;
 //! the last column adds the bias (it starts from it), applies what is fused, and sends the row's output features.
 
+use super::streams::{Role, role, sums_along_rows};
 use super::*;
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -72,24 +73,6 @@ impl Cut {
     }
 }
 
-/// A column's part in the sum along a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Only,
-    First,
-    Middle(usize),
-    Last(usize),
-}
-
-fn role(column: usize, width: usize) -> Role {
-    match (column, width) {
-        (_, 1) => Role::Only,
-        (0, _) => Role::First,
-        (c, w) if c + 1 == w => Role::Last(c % 2),
-        (c, _) => Role::Middle(c % 2),
-    }
-}
-
 impl<'a> MixKernel<'a> {
     pub(super) fn new(mix: &'a Arc<Mix>) -> MixKernel<'a> {
         let sums = mix.terms.iter().map(|_| OnceCell::new()).collect();
@@ -107,18 +90,25 @@ impl MixKernel<'_> {
         term.taps.iter().map(|t| term.hits(t) as u64).sum::<u64>().max(1)
     }
 
-    /// Columns for each lane of each input: one, and the others to where a column has most to do.
+    /// Columns for each lane of each input: as many as hold its features in half of their SRAM, and the others to where a column has most
+    /// to do.
     fn allot(&self, c: &Context, width: usize) -> Option<Vec<(usize, usize, usize)>> {
         // term, lane, columns
+        let features = |t: usize| self.mix.terms[t].k / c.inputs[t].lanes;
+        let least = |t: usize| {
+            let bytes = features(t) as u64 * Context::pitch(c.ty, c.inputs[t].length()) as u64;
+            (bytes.div_ceil(c.machine.pe.sram_bytes as u64 / 2) as usize).clamp(1, features(t))
+        };
         let mut all: Vec<(usize, usize, usize)> = (0..self.mix.terms.len())
-            .flat_map(|t| (0..c.inputs[t].lanes).map(move |lane| (t, lane, 1)))
+            .flat_map(|t| (0..c.inputs[t].lanes).map(move |lane| (t, lane)))
+            .map(|(t, lane)| (t, lane, least(t)))
             .collect();
-        if width < all.len() {
+        let needed = all.iter().map(|a| a.2).sum::<usize>();
+        if width < needed {
             return None;
         }
-        let features = |t: usize| self.mix.terms[t].k / c.inputs[t].lanes;
         let load = |t: usize, n: usize| features(t).div_ceil(n) as u64 * Self::work(&self.mix.terms[t]);
-        for _ in all.len()..width {
+        for _ in needed..width {
             let open = all.iter_mut().enumerate().filter(|(_, (t, _, n))| *n < features(*t));
             match open.max_by_key(|(i, (t, _, n))| (load(*t, *n), usize::MAX - i)) {
                 Some((_, lane)) => lane.2 += 1,
@@ -412,7 +402,7 @@ impl Implementation for MixKernel<'_> {
             });
             entries.push(lanes.collect());
         }
-        self.sums_along_rows(&mut region, name);
+        sums_along_rows(&mut region, name);
         let stream = format!("{name}: output");
         let lanes = c.output.lanes;
         let exits = (0..lanes)
@@ -467,33 +457,6 @@ impl Implementation for MixKernel<'_> {
 }
 
 impl MixKernel<'_> {
-    /// The way of partial sums along rows: column i sends on the colour of its parity, its neighbour receives that.
-    fn sums_along_rows(&self, region: &mut Region, name: &str) {
-        let w = region.width;
-        let stream = format!("{name}: partial sums");
-        for parity in 0..2u32 {
-            let color = colors::REDUCE[parity as usize];
-            let senders = (w - 1).saturating_sub(parity).div_ceil(2);
-            if senders > 0 {
-                let at = |x| Lattice {
-                    x,
-                    y: 0,
-                    nx: senders,
-                    ny: region.height,
-                    dx: if senders > 1 { 2 } else { 1 },
-                    dy: 1,
-                };
-                let ways = [
-                    (parity, position(Port::Ramp, &[Port::East], 1)),
-                    (parity + 1, position(Port::West, &[Port::Ramp], 1)),
-                ];
-                for (x, way) in ways {
-                    region.routes.push(route(color, &stream, at(x), vec![way]));
-                }
-            }
-        }
-    }
-
     /// The code of the columns of one input that have the same part in the sum.
     #[allow(clippy::too_many_arguments)] // what distinguishes blocks
     fn block(

@@ -16,8 +16,11 @@ mod local;
 mod mix;
 mod pointwise;
 mod pool;
+mod positions;
 mod softmax;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use crate::assemble::Assembler;
 use crate::plan::*;
@@ -261,6 +264,19 @@ fn load_weights(a: &mut Assembler, words: Val, address: i64) {
     a.memory(0, Ty::F32, Val::Imm(address), &[words], &[1], true);
     a.input(1, colors::LOAD, Ty::F32, &[words]);
     a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
+}
+
+/// Where results of windows begin modulo 32, and the cycles of their steps, so that few instructions read two operands in one bank (M9):
+/// `all` has each instruction's first result and first input as bytes from where these begin (inputs at a multiple of 32), and its steps.
+fn phase(machine: &Machine, all: &[(i64, i64, u64)]) -> (u32, u64) {
+    let s = &machine.pe.sram;
+    let bank = |at: i64| (at / s.bank_bytes as i64).rem_euclid(s.banks as i64) % s.conflict_modulus as i64;
+    let cycles = |phase: u32| -> u64 {
+        let slots = |(y, x, _): &(i64, i64, u64)| if bank(y + phase as i64) == bank(*x) { 2 } else { 1 };
+        all.iter().map(|one| one.2 * slots(one)).sum()
+    };
+    let phases = [16, 8, 24, 0].map(|p| (p, cycles(p)));
+    phases.into_iter().min_by_key(|p| p.1).unwrap_or((16, 0))
 }
 
 /// Writes values as 32-bit words of elements of `ty`, two f16 a word.

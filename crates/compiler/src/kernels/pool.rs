@@ -1,8 +1,9 @@
-//! Maximum and average pooling: each row works on its own lane.
+//! Maximum and average pooling: each PE has some features.
 //!
 //! One instruction a window element (all output positions that it hits) or one an output position (its whole window), whichever are fewer.
 
 use super::*;
+use crate::passes::rewrite::{Window, taps};
 
 pub(super) struct PoolKernel<'a>(pub &'a Pool);
 
@@ -14,20 +15,104 @@ fn range(p: &Pool, axis: usize, o: usize) -> (usize, usize) {
     (first.max(0) as usize, last.max(0) as usize)
 }
 
+/// What does not depend on the rectangle.
+struct Work {
+    /// Where results begin, and cycles of a feature's window elements that hit the input.
+    phase: (u32, u64),
+    /// Instructions of the window.
+    instructions: usize,
+    /// Entries of the table of scales.
+    scales: usize,
+}
+
+/// A vector instruction: results and inputs that it runs over, as elements of a plane.
+struct Instruction {
+    /// Rows and columns.
+    shape: (usize, usize),
+    /// First result.
+    y: usize,
+    /// First input.
+    x: usize,
+    strides_y: [usize; 2],
+    strides_x: [usize; 2],
+}
+
+/// Planes of one feature, one after another.
+fn samples(c: &Context) -> usize {
+    c.output.outer
+}
+
 impl PoolKernel<'_> {
     fn taps(&self) -> Vec<Tap> {
-        crate::passes::rewrite::taps(
-            self.0.kernel,
-            self.0.strides,
-            self.0.pads,
-            [1, 1],
-            self.0.input,
-            self.0.output,
-        )
+        let window = Window {
+            kernel: self.0.kernel,
+            strides: self.0.strides,
+            pads: self.0.pads,
+            dilations: [1, 1],
+            zeros: [1, 1],
+        };
+        taps(&window, self.0.input, self.0.output)
     }
 
-    fn by_position(&self) -> bool {
-        self.0.output.0 * self.0.output.1 < self.taps().len()
+    /// The instructions of the window, for one sample.
+    fn instructions(&self) -> Vec<Instruction> {
+        let p = self.0;
+        let (wi, wo) = (p.input.1, p.output.1);
+        let taps = self.taps();
+        if p.output.0 * wo >= taps.len() {
+            let by_tap = |t: Tap| Instruction {
+                shape: (t.rows, t.columns),
+                y: t.y,
+                x: t.x,
+                strides_y: [wo, 1],
+                strides_x: [t.strides[0] * wi, t.strides[1]],
+            };
+            return taps.into_iter().map(by_tap).collect();
+        }
+        let positions = (0..p.output.0).flat_map(|i| (0..wo).map(move |j| (i, j)));
+        let by_position = |(i, j)| {
+            let ((a, b), (d, e)) = (range(p, 0, i), range(p, 1, j));
+            Instruction {
+                shape: (b.saturating_sub(a), e.saturating_sub(d)),
+                y: i * wo + j,
+                x: a * wi + d,
+                strides_y: [0, 0],
+                strides_x: [wi, 1],
+            }
+        };
+        positions.map(by_position).filter(|i| i.shape.0 * i.shape.1 > 0).collect()
+    }
+
+    /// Work that is the same for all rectangles.
+    fn work(&self, c: &Context) -> Work {
+        let instructions: Vec<_> = self
+            .instructions()
+            .iter()
+            .map(|i| {
+                let steps = i.shape.0 * i.shape.1 * samples(c);
+                (4 * i.y as i64, c.ty.bytes() as i64 * i.x as i64, steps as u64)
+            })
+            .collect();
+        Work {
+            phase: phase(c.machine, &instructions),
+            instructions: instructions.len(),
+            scales: if self.0.max { 0 } else { self.scales().err().map_or(0, |s| s.len()) },
+        }
+    }
+
+    fn cost(&self, c: &Context, work: &Work, pes: u32) -> (u64, u64) {
+        let f = local::widest(c, Split::Features, pes);
+        let (li, lo) = (c.inputs[0].length(), c.output.length());
+        let cost = &c.machine.pe.cost;
+        let each = (2 * cost.descriptor + cost.issue) as u64;
+        let mut cycles = f as u64 * work.phase.1 + work.instructions as u64 * each + 60;
+        cycles += c.move_slots(f, li) + 2 * c.move_slots(f, lo);
+        let (x, y) = (Context::pitch(c.ty, li) as u64, Context::pitch(Ty::F32, lo) as u64);
+        let bytes = f as u64 * (x + y) + 4 * work.scales as u64;
+        (
+            cycles.max(c.stream_cycles()),
+            bytes + code_bytes(c.machine, 24 + 3 * work.instructions),
+        )
     }
 
     /// 1 / (elements of the window) at each output position; `None` where all are equal.
@@ -57,62 +142,50 @@ impl Implementation for PoolKernel<'_> {
     }
 
     fn about(&self) -> &'static str {
-        "pooling over windows: each row works on its own features"
+        "pooling over windows: each PE works on its own features"
     }
 
-    fn layout(&self, inputs: &[Layout], n: usize, _: usize, inner: Vec<usize>) -> Layout {
-        Layout {
-            n,
-            inner,
-            starts: inputs[0].starts.clone(),
-        }
+    fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
+        let work = self.work(c);
+        local::fit(c, Split::Features, width, height, |pes| self.cost(c, &work, pes))
     }
 
-    fn widest(&self, _: &Context) -> u32 {
-        1
-    }
-
-    fn estimate(&self, c: &Context, _: u32) -> Estimate {
-        let hits: usize = self.taps().iter().map(|t| t.rows * t.columns).sum::<usize>() * c.output.n;
-        let instructions = self.taps().len().min(self.0.output.0 * self.0.output.1);
-        let f = c.output.widest();
-        let (li, lo) = (c.inputs[0].length(), c.output.length());
-        let cycles = (f * hits + instructions * 30) as u64 + c.move_slots(f, li) + 2 * c.move_slots(f, lo);
-        let bytes = f as i64 * (Context::pitch(c.ty, li) + Context::pitch(Ty::F32, lo)) + 4 * lo as i64;
-        Estimate {
+    fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
+        let (cycles, bytes) = self.cost(c, &self.work(c), width * height);
+        Some(Estimate {
             cycles,
-            bytes: bytes as u64 + code_bytes(c.machine, 30 + instructions * 4),
-            // the first row has as many features as any
+            bytes,
+            // the first PE has as many features as any
             fullest: (0, 0),
-        }
+        })
     }
 
-    fn emit(&self, name: &str, c: &Context, _: u32) -> Emitted {
+    fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
         let p = self.0;
-        let (li, lo, n) = (c.inputs[0].length(), c.output.length(), c.output.n);
+        let (li, lo, n) = (c.inputs[0].length(), c.output.length(), samples(c));
         let (pitch_x, pitch_y) = (Context::pitch(c.ty, li), Context::pitch(Ty::F32, lo));
         let element = c.ty.bytes() as i64;
         let (ex, ey) = (pitch_x / element, pitch_y / 4);
-        let mut k = RowLocal::new(c);
-        let f = c.output.widest() as u32;
+        let mut k = Local::new(name, c, Split::Features, width, height);
+        let f = k.widest() as u32;
         let x = k.a.buffer("x", f * pitch_x as u32, 0);
-        let y = k.a.buffer("y", f * pitch_y as u32, 16);
+        let y = k.a.buffer("y", f * pitch_y as u32, self.work(c).phase.0);
         let scales = if p.max { Ok(1.0) } else { self.scales() };
         let image: Vec<u32> = scales
             .as_ref()
             .err()
             .map_or(Vec::new(), |s| s.iter().map(|s| s.to_bits()).collect());
         let scale_at = k.a.buffer("scales", image.len() as u32 * 4, 0);
-        let features = k.features(name, "features", &c.output);
+        let features = k.share("features");
         let imm = |n: usize| Val::Imm(n as i64);
         k.a.task("main", Trigger::Start);
         if !image.is_empty() {
             load_weights(&mut k.a, imm(image.len()), scale_at);
         }
         k.a.memory(0, c.ty, Val::Imm(x), &[features, imm(li)], &[ex, 1], c.wide());
-        k.a.input(1, c.input_colors[0], c.ty, &[features, imm(li)]);
+        k.a.input(1, c.input_colors[0][0], c.ty, &[features, imm(li)]);
         k.a.memory(2, Ty::F32, Val::Imm(y), &[features, imm(lo)], &[ey, 1], true);
-        k.a.output(3, c.output_color, c.ty, &[features, imm(lo)], true);
+        k.a.output(3, c.output_colors[0], c.ty, &[features, imm(lo)], true);
         let item = k.begin_items();
         k.a.map(
             Op::Mov,
@@ -123,37 +196,15 @@ impl Implementation for PoolKernel<'_> {
         );
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
         let op = if p.max { Op::Max } else { Op::Add };
-        let (wi, wo) = (p.input.1 as i64, p.output.1 as i64);
         let (sx, sy) = ((p.input.0 * p.input.1) as i64, (p.output.0 * p.output.1) as i64);
-        let mut one = |y_at: i64, x_at: i64, shape: [Val; 4], ys: [i64; 4], xs: [i64; 4]| {
-            k.a.memory(4, Ty::F32, Val::Imm(y + 4 * y_at), &shape, &ys, true);
-            k.a.memory(5, c.ty, Val::Imm(x + element * x_at), &shape, &xs, true);
+        for i in self.instructions() {
+            let shape = [features, imm(n), imm(i.shape.0), imm(i.shape.1)];
+            let [row_y, column_y] = i.strides_y.map(|s| s as i64);
+            let [row_x, column_x] = i.strides_x.map(|s| s as i64);
+            let (y_at, x_at) = (y + 4 * i.y as i64, x + element * i.x as i64);
+            k.a.memory(4, Ty::F32, Val::Imm(y_at), &shape, &[ey, sy, row_y, column_y], true);
+            k.a.memory(5, c.ty, Val::Imm(x_at), &shape, &[ex, sx, row_x, column_x], true);
             k.a.map(op, 4, Operand::Desc(4), Some(Operand::Desc(5)), Count::Other);
-        };
-        if self.by_position() {
-            for (i, j) in (0..p.output.0).flat_map(|i| (0..p.output.1).map(move |j| (i, j))) {
-                let ((a, b), (d, e)) = (range(p, 0, i), range(p, 1, j));
-                let shape = [features, imm(n), imm(b - a), imm(e - d)];
-                one(
-                    (i as i64) * wo + j as i64,
-                    a as i64 * wi + d as i64,
-                    shape,
-                    [ey, sy, 0, 0],
-                    [ex, sx, wi, 1],
-                );
-            }
-        } else {
-            for t in self.taps() {
-                let shape = [features, imm(n), imm(t.rows), imm(t.columns)];
-                let row = t.strides[0] as i64 * wi;
-                one(
-                    t.y as i64,
-                    t.x as i64,
-                    shape,
-                    [ey, sy, wo, 1],
-                    [ex, sx, row, t.strides[1] as i64],
-                );
-            }
         }
         match (p.max, scales) {
             (true, _) => k.a.map(Op::Mov, 3, Operand::Desc(2), None, Count::None),
@@ -168,10 +219,11 @@ impl Implementation for PoolKernel<'_> {
                 k.a.map(Op::Mov, 3, Operand::Desc(2), None, Count::None);
             }
         }
-        let rows = k.rows;
-        let weights = (0..c.lanes())
-            .map(|r| if r < rows { image.clone() } else { Vec::new() })
+        let weights = k
+            .shares
+            .iter()
+            .map(|(from, to)| if from < to { image.clone() } else { Vec::new() })
             .collect();
-        k.finish(name, item, weights)
+        k.finish(item, weights)
     }
 }

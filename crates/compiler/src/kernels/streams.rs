@@ -87,6 +87,11 @@ pub(crate) fn rectangles<K: PartialEq + Clone>(
     all
 }
 
+/// The last part of a stream's name, for names of tables.
+fn label(stream: &str) -> String {
+    stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
+}
+
 /// A filter's numbers: first, count, period, in wavelets.
 type Pass = (u64, u64, u64);
 
@@ -286,7 +291,48 @@ pub(super) fn collect(
     }
 }
 
-/// The last part of a stream's name, for names of tables.
-fn label(stream: &str) -> String {
-    stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
+/// A column's part in the sum along a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Only,
+    First,
+    Middle(usize),
+    Last(usize),
+}
+
+/// The part of a column of so many.
+pub(super) fn role(column: usize, width: usize) -> Role {
+    match (column, width) {
+        (_, 1) => Role::Only,
+        (0, _) => Role::First,
+        (c, w) if c + 1 == w => Role::Last(c % 2),
+        (c, _) => Role::Middle(c % 2),
+    }
+}
+
+/// The way of partial sums along rows: column i sends on the colour of its parity, its neighbour receives that.
+pub(super) fn sums_along_rows(region: &mut Region, name: &str) {
+    let w = region.width;
+    let stream = format!("{name}: partial sums");
+    for parity in 0..2u32 {
+        let color = colors::REDUCE[parity as usize];
+        let senders = (w - 1).saturating_sub(parity).div_ceil(2);
+        if senders > 0 {
+            let at = |x| Lattice {
+                x,
+                y: 0,
+                nx: senders,
+                ny: region.height,
+                dx: if senders > 1 { 2 } else { 1 },
+                dy: 1,
+            };
+            let ways = [
+                (parity, position(Port::Ramp, &[Port::East], 1)),
+                (parity + 1, position(Port::West, &[Port::Ramp], 1)),
+            ];
+            for (x, way) in ways {
+                region.routes.push(route(color, &stream, at(x), vec![way]));
+            }
+        }
+    }
 }

@@ -159,7 +159,7 @@ fn between(plan: &Plan, machine: &Machine) -> Region {
 }
 
 /// The weights' routes and feeds. `words` are those of each PE, row by row of the mesh.
-fn load(words: &[&[u32]], machine: &Machine, feeds: &mut Vec<Feed>) -> Region {
+fn load(words: &[&[u32]], prefix: &str, machine: &Machine, feeds: &mut Vec<Feed>) -> Region {
     let (width, height) = (machine.mesh.width, machine.mesh.height);
     let mut region = Region {
         name: "weights".into(),
@@ -221,7 +221,7 @@ fn load(words: &[&[u32]], machine: &Machine, feeds: &mut Vec<Feed>) -> Region {
             let positions = used
                 .iter()
                 .map(|&output| {
-                    let name = format!("weights.{}.{n}.{output:?}", side_name(side)).to_lowercase();
+                    let name = format!("{prefix}weights.{}.{n}.{output:?}", side_name(side)).to_lowercase();
                     let hold = |x: u32, y: u32| {
                         let all = holds(x, y);
                         all.iter().find(|(p, _)| *p == output).map_or(0, |(_, n)| *n)
@@ -331,7 +331,11 @@ pub fn run(
             words[((e.region.y + y) * width + e.region.x + x) as usize] = w;
         }
     }
-    regions.push(load(&words, machine, &mut feeds));
+    let prefix = match plan.stage_name.as_str() {
+        "" => String::new(),
+        name => format!("{name}."),
+    };
+    regions.push(load(&words, &prefix, machine, &mut feeds));
 
     // what enters: item by item, so that inputs of one channel take turns
     for item in 0..plan.items {

@@ -39,9 +39,9 @@ pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
 fn gives(kind: &Kind, lanes: usize) -> bool {
     match kind {
         // each position's PE has all features
-        Kind::Softmax => lanes == 1,
+        Kind::Softmax | Kind::LayerNorm(_) => lanes == 1,
         Kind::Attention(a) => a.heads.is_multiple_of(lanes),
-        Kind::Flatten => lanes == 1,
+        Kind::Flatten | Kind::Embedding(_) => lanes == 1,
         _ => true,
     }
 }
@@ -49,7 +49,7 @@ fn gives(kind: &Kind, lanes: usize) -> bool {
 /// Whether a kernel can take an input on so many lanes.
 fn takes(kind: &Kind, lanes: usize) -> bool {
     match kind {
-        Kind::Softmax | Kind::Embedding(_) | Kind::Flatten => lanes == 1,
+        Kind::Softmax | Kind::LayerNorm(_) | Kind::Embedding(_) | Kind::Flatten => lanes == 1,
         Kind::Attention(a) => a.heads.is_multiple_of(lanes),
         _ => true,
     }

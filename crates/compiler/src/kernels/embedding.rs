@@ -1,0 +1,270 @@
+//! Rows of a table, chosen by ids: the rows lie over the columns of the rectangle, their features over its rows.
+//!
+//! Every PE gets all ids; for each that is one of its own rows it copies that row's part to the token's place, for the others there are
+//! zeros. The parts are added along the row from west to east (one of them is not zero), in the last column to what is added to each
+//! position, and leave from there.
+
+use super::streams::{Role, role, sums_along_rows};
+use super::*;
+use std::sync::Arc;
+
+pub(super) struct EmbeddingKernel<'a>(pub &'a Arc<Table>);
+
+/// Added to an id, it leaves the id as the low bits of the sum: 2^23, and its bits.
+const INTEGER: (f32, i64) = (8_388_608.0, 0x4b00_0000);
+
+/// How the table is cut in a rectangle.
+struct Cut {
+    /// First row of each column, and the end.
+    rows: Vec<usize>,
+    /// First feature of each row, and the end.
+    features: Vec<usize>,
+}
+
+impl EmbeddingKernel<'_> {
+    fn cut(&self, width: u32, height: u32) -> Cut {
+        Cut {
+            rows: balanced(self.0.rows, width as usize),
+            features: balanced(self.0.width, height as usize),
+        }
+    }
+
+    /// Bytes between two features of what is added to positions.
+    fn start_pitch(&self, c: &Context) -> usize {
+        if self.0.start.is_some() { Context::pitch(c.ty, c.output.length()) as usize } else { 0 }
+    }
+
+    fn cost(&self, c: &Context, width: u32, height: u32) -> (u64, u64) {
+        let n = c.output.length() as u64;
+        let rows = self.0.rows.div_ceil(width as usize) as u64;
+        let features = self.0.width.div_ceil(height as usize) as u64;
+        let cost = &c.machine.pe.cost;
+        let skip = (cost.load + 4 * cost.add + 2 * cost.branch) as u64;
+        let copy = (cost.multiply + 3 * cost.add + cost.branch + cost.issue) as u64 + features;
+        let sums = c.move_slots(features as usize, n as usize);
+        let cycles = n * (2 + skip) + n.div_ceil(width as u64) * copy + 2 * sums + 60;
+        let y = features * Context::pitch(Ty::F32, n as usize) as u64;
+        let words = (rows * features * c.ty.bytes() as u64).next_multiple_of(4);
+        let bytes = words
+            + features * self.start_pitch(c) as u64
+            + y
+            + 4 * n
+            + 32
+            + code_bytes(c.machine, 46);
+        (cycles.max(c.stream_cycles()), bytes)
+    }
+
+    /// Weights of a PE: in the last column what is added to positions, then its part of the table.
+    fn image(&self, c: &Context, cut: &Cut, x: usize, y: usize) -> Vec<u32> {
+        let (table, n) = (self.0, c.output.length());
+        let order = c.output.order.as_deref();
+        let features: Vec<usize> = (cut.features[y]..cut.features[y + 1])
+            .map(|f| order.map_or(f, |o| o[f]))
+            .collect();
+        let mut words = Vec::new();
+        if let (Some(start), true) = (&table.start, x + 2 == cut.rows.len()) {
+            for (i, f) in features.iter().enumerate() {
+                let values: Vec<f32> = (0..n).map(|p| start[p * table.width + f]).collect();
+                words.extend(pack(c.ty, &values));
+                words.resize((i + 1) * self.start_pitch(c) / 4, 0);
+            }
+        }
+        let rows = cut.rows[x]..cut.rows[x + 1];
+        let values: Vec<f32> = rows
+            .flat_map(|r| features.iter().map(move |f| table.values[r * table.width + f]))
+            .collect();
+        words.extend(pack(c.ty, &values));
+        words
+    }
+
+    /// The code of the columns with one part in the sums.
+    fn block(&self, name: &str, c: &Context, cut: &Cut, role: Role, at: Lattice, images: &[Vec<u32>]) -> Block {
+        let n = c.output.length() as i64;
+        let width = cut.rows.len() - 1;
+        let most = cut.features.windows(2).map(|s| s[1] - s[0]).max().unwrap_or(0);
+        let ends = matches!(role, Role::Only | Role::Last(_));
+        // the last column adds up, in f32
+        let ty = if ends { Ty::F32 } else { c.ty };
+        let pitch = Context::pitch(ty, n as usize);
+        let mut a = Assembler::new();
+        let ids = a.buffer("ids", n as u32 * 4, 0);
+        let y = a.buffer("y", most as u32 * pitch as u32, 16);
+        let bytes = at
+            .places()
+            .map(|(x, y)| images[y as usize * width + x as usize].len() * 4)
+            .max();
+        let weights = a.buffer("table", bytes.unwrap_or(0) as u32, 0);
+        let number = |what: &str, f: &dyn Fn(usize, usize) -> i64| {
+            let label = format!("{name}.{}.{what}", at.x);
+            table(&label, at, |x, y| f(x as usize, y as usize))
+        };
+        let words = a.param("words", number("words", &|x, y| images[y * width + x].len() as i64));
+        let of = |starts: &[usize], i: usize| (starts[i + 1] - starts[i]) as i64;
+        let features = a.param("features", number("features", &|_, y| of(&cut.features, y)));
+        let rows = a.param("rows", number("rows", &|x, _| of(&cut.rows, x)));
+        let first = a.param("first", number("first", &|x, _| INTEGER.1 + cut.rows[x] as i64));
+        let row_bytes = a.param(
+            "row.bytes",
+            number("row.bytes", &|_, y| of(&cut.features, y) * c.ty.bytes() as i64),
+        );
+        let before = if ends { self.start_pitch(c) as i64 } else { 0 };
+        let rows_at = a.param("rows.at", number("rows.at", &|_, y| weights + of(&cut.features, y) * before));
+        let (imm, reg) = (Val::Imm, Val::Reg);
+        a.task("main", Trigger::Start);
+        load_weights(&mut a, words, weights);
+        // d0, d1: ids; d2: results; d3: what they start from; d4, d5: a token's, and its row; d6, d7: sums
+        a.memory(0, Ty::F32, imm(ids), &[imm(1), imm(n)], &[0, 1], true);
+        a.input(1, c.input_colors[0][0], Ty::F32, &[imm(1), imm(n)]);
+        let all = [features, imm(n)];
+        a.memory(2, ty, imm(y), &all, &[pitch / ty.bytes() as i64, 1], true);
+        let started = ends && self.0.start.is_some();
+        if started {
+            let pitch = self.start_pitch(c) as i64 / c.ty.bytes() as i64;
+            a.memory(3, c.ty, imm(weights), &all, &[pitch, 1], true);
+        }
+        a.memory(4, ty, imm(y), &[features], &[pitch / ty.bytes() as i64], true);
+        a.memory(5, c.ty, rows_at, &[features], &[1], true);
+        if let Role::Middle(parity) | Role::Last(parity) = role {
+            a.input(6, colors::REDUCE[1 - parity], c.ty, &all);
+        }
+        match role {
+            Role::First => a.output(7, colors::REDUCE[0], c.ty, &all, false),
+            Role::Middle(parity) => a.output(7, colors::REDUCE[parity], c.ty, &all, false),
+            Role::Only | Role::Last(_) => a.output(7, c.output_colors[0], c.ty, &all, true),
+        }
+        let receive = |a: &mut Assembler| a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        receive(&mut a);
+        a.emit(Instr::Set(0, imm(c.items as i64)));
+        let item = a.here("item");
+        let start = if started { Operand::Desc(3) } else { Operand::Imm(0.0) };
+        a.map(Op::Mov, 2, start, None, Count::None);
+        a.emit(Instr::Wait(1, None));
+        a.map(Op::Add, 0, Operand::Desc(0), Some(Operand::Imm(INTEGER.0)), Count::Other);
+        // r1 id, r2 its token's results, r3 tokens left, r4 row
+        a.emit(Instr::Set(1, imm(ids)));
+        a.emit(Instr::Set(2, imm(y)));
+        a.emit(Instr::Set(3, imm(n)));
+        let token = a.here("token");
+        let skip = a.label("skip");
+        a.emit(Instr::Load(Word::I32, 4, reg(1), imm(0)));
+        a.emit(Instr::Sub(4, reg(4), first));
+        a.branch(Cond::Lt, reg(4), imm(0), skip);
+        a.branch(Cond::Ge, reg(4), rows, skip);
+        a.emit(Instr::Mul(4, reg(4), row_bytes));
+        a.emit(Instr::Add(4, reg(4), rows_at));
+        a.emit(Instr::Base(5, reg(4)));
+        a.emit(Instr::Base(4, reg(2)));
+        if started {
+            a.map(Op::Add, 4, Operand::Desc(4), Some(Operand::Desc(5)), Count::Other);
+        } else {
+            a.map(Op::Mov, 4, Operand::Desc(5), None, Count::None);
+        }
+        a.bind(skip);
+        a.emit(Instr::Add(1, reg(1), imm(4)));
+        a.emit(Instr::Add(2, reg(2), imm(ty.bytes() as i64)));
+        a.emit(Instr::Sub(3, reg(3), imm(1)));
+        a.branch(Cond::Ne, reg(3), imm(0), token);
+        let last = a.label("last");
+        a.branch(Cond::Eq, reg(0), imm(1), last);
+        receive(&mut a);
+        a.bind(last);
+        match role {
+            Role::Only | Role::First => a.map(Op::Mov, 7, Operand::Desc(2), None, Count::None),
+            _ => a.map(Op::Add, 7, Operand::Desc(6), Some(Operand::Desc(2)), Count::Reduce),
+        }
+        a.emit(Instr::Sub(0, reg(0), imm(1)));
+        a.branch(Cond::Ne, reg(0), imm(0), item);
+        a.emit(Instr::Halt);
+        a.finish(at)
+    }
+}
+
+impl Implementation for EmbeddingKernel<'_> {
+    fn op(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn about(&self) -> &'static str {
+        "rows of a table by id: its rows over columns, their features over rows, the parts added along rows"
+    }
+
+    fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
+        let h = fewest(self.0.width, height);
+        // as few columns as bring no loss
+        let widths = (1..=fewest(self.0.rows, width)).filter(|w| fewest(self.0.rows, *w) == *w);
+        let costs: Vec<_> = widths.map(|w| (w, self.cost(c, w, h))).collect();
+        let fits = |(_, (_, bytes)): &&(u32, (u64, u64))| *bytes <= c.machine.pe.sram_bytes as u64;
+        let best = costs.iter().filter(fits).min_by_key(|(w, (cycles, _))| (*cycles, *w));
+        (best.or(costs.last()).map_or(1, |(w, _)| *w), h)
+    }
+
+    fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
+        if width as usize > self.0.rows || height as usize > self.0.width {
+            return None;
+        }
+        let (cycles, bytes) = self.cost(c, width, height);
+        Some(Estimate {
+            cycles,
+            bytes,
+            // the last column also has what is added to positions; its first row has as many features as any
+            fullest: (width - 1, 0),
+        })
+    }
+
+    fn exit(&self, width: u32) -> u32 {
+        width - 1
+    }
+
+    fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
+        let cut = self.cut(width, height);
+        let (w, h) = (width as usize, height as usize);
+        let mut region = region(name, width, height);
+        let images: Vec<Vec<u32>> = (0..h)
+            .flat_map(|y| (0..w).map(move |x| (x, y)))
+            .map(|(x, y)| self.image(c, &cut, x, y))
+            .collect();
+        let parts = vec![Some(Part::Features(0, 1)); w * h];
+        let stream = format!("{name}: input 0");
+        let per = per_wavelet(c.machine, Ty::F32);
+        let color = c.input_colors[0][0];
+        let entry = distribute(&mut region, &stream, color, &c.inputs[0], 0, per, (0, 0), &parts);
+        sums_along_rows(&mut region, name);
+        let stream = format!("{name}: output");
+        let color = c.output_colors[0];
+        let exit = collect(&mut region, &stream, color, 0..height, width - 1, |x, _| x + 1 == width);
+        // columns with one part in the sums share their code
+        let mut groups: Vec<(Role, Vec<u32>)> = Vec::new();
+        for x in 0..width {
+            let role = role(x as usize, w);
+            match groups.iter_mut().find(|g| g.0 == role) {
+                Some(g) => g.1.push(x),
+                None => groups.push((role, vec![x])),
+            }
+        }
+        for (role, columns) in groups {
+            let at = Lattice {
+                x: columns[0],
+                y: 0,
+                nx: columns.len() as u32,
+                ny: height,
+                dx: columns.get(1).map_or(1, |second| second - columns[0]),
+                dy: 1,
+            };
+            region.blocks.push(self.block(name, c, &cut, role, at, &images));
+        }
+        let gives = (0..height)
+            .map(|y| Give {
+                at: (width - 1, y),
+                features: (cut.features[y as usize], cut.features[y as usize + 1]),
+                positions: vec![(0, c.output.length())],
+            })
+            .collect();
+        Emitted {
+            region,
+            weights: images,
+            entries: vec![vec![entry]],
+            exits: vec![exit],
+            gives,
+        }
+    }
+}

@@ -294,9 +294,7 @@ impl TensorProbe {
         for (give, wavelets) in self.gives.iter().zip(recorded) {
             let mut values = unpack(wavelets.iter().copied(), self.ty);
             for item in 0..items {
-                let (first, end) = give.features;
-                let own = |place: &usize| (first..end).contains(&(place % give.period.max(1)));
-                for place in (0..l.features).filter(own) {
+                for place in give.places() {
                     for position in give.positions.iter().flat_map(|(from, to)| *from..*to) {
                         let Some(v) = values.next() else { return out };
                         out[item * size + l.index(place, position)] = v;

@@ -11,9 +11,12 @@ use meshloom_simulator::{Expr, Machine, Side, verify};
 use proptest::prelude::*;
 use std::sync::Arc;
 
+/// A channel on every row, on both sides.
+const EDGE: &str = "edge.bits_per_second=5e12";
+/// Colours of the first lanes; those of the others follow.
 const INPUT: Color = 3;
-const OUTPUT: Color = 4;
-const RELAYED: Color = 5;
+const OUTPUT: Color = 7;
+const RELAYED: Color = 11;
 
 /// A run of the kernel.
 struct Run {
@@ -38,9 +41,9 @@ fn elements(ty: Ty, w: &Wavelet) -> impl Iterator<Item = f64> + use<> {
     (0..w.elements as u32).map(move |i| from_bits(ty, bits, i) as f64)
 }
 
-/// The PE between the edge and the kernel's entry and exit: lets the input pass, and takes the output and sends it on; if it is slow, it
+/// The PE between the edge and a lane's entry and exit: lets the input pass, and takes the output and sends it on; if it is slow, it
 /// holds the output back.
-fn relay(ty: Ty, slow: bool, rows: usize, tokens: usize) -> Region {
+fn relay(ty: Ty, slow: bool, lane: Color, y: u32, rows: usize, tokens: usize) -> Region {
     let at = Lattice::rect(0, 0, 1, 1);
     let route = |color, input, output| Route {
         color,
@@ -64,8 +67,14 @@ fn relay(ty: Ty, slow: bool, rows: usize, tokens: usize) -> Region {
         [left, Instr::Branch(Cond::Ne, Val::Reg(r), Val::Imm(0), to)]
     };
     let mut code = vec![
-        Instr::Desc(0, desc(Place::Out { color: RELAYED, flag: false })),
-        Instr::Desc(1, desc(Place::In(OUTPUT))),
+        Instr::Desc(
+            0,
+            desc(Place::Out {
+                color: RELAYED + lane,
+                flag: false,
+            }),
+        ),
+        Instr::Desc(1, desc(Place::In(OUTPUT + lane))),
         Instr::Set(0, Val::Imm(turns as i64)),
         Instr::Vector(Vector::Map {
             op: Op::Mov,
@@ -82,13 +91,13 @@ fn relay(ty: Ty, slow: bool, rows: usize, tokens: usize) -> Region {
     Region {
         name: "relay".into(),
         x: 0,
-        y: 0,
+        y,
         width: 1,
         height: 1,
         routes: vec![
-            route(INPUT, Port::West, Port::East),
-            route(OUTPUT, Port::East, Port::Ramp),
-            route(RELAYED, Port::Ramp, Port::West),
+            route(INPUT + lane, Port::West, Port::East),
+            route(OUTPUT + lane, Port::East, Port::Ramp),
+            route(RELAYED + lane, Port::Ramp, Port::West),
         ],
         blocks: vec![Block {
             at,
@@ -111,6 +120,7 @@ fn attend(
     a: &Attention,
     machine: &Machine,
     ty: Ty,
+    lanes: usize,
     items: usize,
     (width, height): (u32, u32),
     slow: bool,
@@ -138,16 +148,17 @@ fn attend(
         features,
         inner: 1,
         order: Some(Arc::new(order)),
+        lanes,
     };
     let c = Context {
         machine,
         ty,
         items,
         inputs: vec![layout(3 * features, a.input_order())],
-        input_colors: vec![INPUT],
+        input_colors: vec![(0..lanes as Color).map(|l| INPUT + l).collect()],
         slack: vec![1],
         output: layout(features, a.output_order()),
-        output_color: OUTPUT,
+        output_colors: (0..lanes as Color).map(|l| OUTPUT + l).collect(),
     };
     let (w, h) = kernel.fit(&c, width, height);
     if w > width || h > height {
@@ -158,83 +169,101 @@ fn attend(
     };
     let mut emitted = kernel.emit("attention", &c, w, h);
     for block in &emitted.region.blocks {
-        let data = block.memory.iter().map(|b| b.address + b.bytes).max().unwrap_or(0);
+        let data = block
+            .memory
+            .iter()
+            .map(|b| b.address + b.bytes)
+            .max()
+            .unwrap_or(0);
         let bytes = data as u64 + block.code.len() as u64 * machine.pe.instruction_bytes as u64;
         if bytes != estimate.bytes {
             return Err(format!("{bytes} bytes, said to be {}", estimate.bytes));
         }
     }
 
-    // beside the relay: the stream comes from there, and goes there
+    // beside the relays: the lanes come from there, and go there
     emitted.region.x = 1;
-    let entry = |r: &&mut Route| r.color == INPUT && r.at.places().any(|p| p == (0, 0));
-    let entry = emitted.region.routes.iter_mut().find(entry).ok_or("no entry")?;
-    entry.positions[0].input = Port::West;
-    let positions = emitted.exit.from.iter().map(|(input, hold)| Position {
-        input: *input,
-        outputs: vec![Port::West],
-        hold: hold.clone(),
-    });
-    let exit = Route {
-        color: OUTPUT,
-        stream: "y".into(),
-        at: Lattice::rect(0, 0, 1, 1),
-        positions: positions.collect(),
-        filters: Vec::new(),
-    };
-    emitted.region.routes.push(exit);
     let per = kernels::per_wavelet(machine, ty) as usize;
     let tokens: Vec<usize> = (0..a.tokens).collect();
-    let mut data = Vec::new();
-    let l = &c.inputs[0];
-    for item in 0..items {
-        let value = |place: usize, token: usize| {
-            let feature = l.index(place, token) % (3 * features);
-            let of = &inputs[["q", "k", "v"][feature / features]];
-            of[(item * a.tokens + token) * features + feature % features]
-        };
-        for place in 0..l.features {
-            for some in tokens.chunks(per) {
-                let bits = some.iter().enumerate().fold(0, |bits, (i, t)| {
-                    bits | to_bits(ty, value(place, *t)) << (i as u32 * ty.bits())
-                });
-                data.push(Wavelet {
-                    bits,
-                    elements: some.len() as u8,
-                    // where the producer's blocks end does not matter
-                    flag: (place + some[0]).is_multiple_of(3),
-                });
+    let mut stage = meshloom_simulator::program::Stage::default();
+    for lane in 0..lanes {
+        let color = lane as Color;
+        let (entry, exit) = (emitted.entries[0][lane], &emitted.exits[lane]);
+        if entry.0 != 0 || exit.at != entry {
+            return Err(format!("enters at {entry:?}, leaves at {:?}", exit.at));
+        }
+        let at = |r: &&mut Route| r.color == INPUT + color && r.at.places().any(|p| p == entry);
+        let route = emitted.region.routes.iter_mut().find(at).ok_or("no entry")?;
+        route.positions[0].input = Port::West;
+        let positions = exit.from.iter().map(|(input, hold)| Position {
+            input: *input,
+            outputs: vec![Port::West],
+            hold: hold.clone(),
+        });
+        emitted.region.routes.push(Route {
+            color: OUTPUT + color,
+            stream: "y".into(),
+            at: Lattice::rect(0, exit.at.1, 1, 1),
+            positions: positions.collect(),
+            filters: Vec::new(),
+        });
+        let l = &c.inputs[0];
+        let mut data = Vec::new();
+        for item in 0..items {
+            let value = |place: usize, token: usize| {
+                let feature = l.index(place, token) % (3 * features);
+                let of = &inputs[["q", "k", "v"][feature / features]];
+                of[(item * a.tokens + token) * features + feature % features]
+            };
+            for place in l.lane(lane).0..l.lane(lane).1 {
+                for some in tokens.chunks(per) {
+                    let bits = some.iter().enumerate().fold(0, |bits, (i, t)| {
+                        bits | to_bits(ty, value(place, *t)) << (i as u32 * ty.bits())
+                    });
+                    data.push(Wavelet {
+                        bits,
+                        elements: some.len() as u8,
+                        // where the producer's blocks end does not matter
+                        flag: (place + some[0]).is_multiple_of(3),
+                    });
+                }
             }
         }
-    }
-    let program = Program {
-        name: "attention".into(),
-        regions: vec![relay(ty, slow, items * features, a.tokens), emitted.region],
-        feeds: vec![Feed {
+        stage.feeds.push(Feed {
             name: "x".into(),
             side: Side::West,
-            row: 0,
-            color: INPUT,
+            row: entry.1,
+            color: INPUT + color,
             epoch: 0,
-            data: Arc::new(data),
-        }],
-        drains: vec![Drain {
+            data: data.into(),
+        });
+        stage.drains.push(Drain {
             name: "y".into(),
             side: Side::West,
-            row: 0,
-            color: RELAYED,
-            wavelets: (items * features * a.tokens.div_ceil(per)) as u64,
-        }],
-        ..Program::default()
-    };
+            row: entry.1,
+            color: RELAYED + color,
+            wavelets: (items * features / lanes * a.tokens.div_ceil(per)) as u64,
+        });
+        stage.regions.push(relay(
+            ty,
+            slow,
+            color,
+            entry.1,
+            items * features / lanes,
+            a.tokens,
+        ));
+    }
+    stage.regions.push(emitted.region);
+    let program = Program::single("attention", stage);
     verify::verify(&program, machine).map_err(|all| {
         let all: Vec<String> = all.iter().map(|v| v.to_string()).collect();
         all.join("\n")
     })?;
     let probes = emitted.gives.iter().map(|g| Probe {
+        stage: 0,
         x: 1 + g.at.0,
         y: g.at.1,
-        color: OUTPUT,
+        color: OUTPUT + (g.features.0 / (features / lanes)) as Color,
     });
     let options = Options {
         probes: probes.collect(),
@@ -244,10 +273,14 @@ fn attend(
 
     let size = a.tokens * features;
     let mut got = vec![f64::NAN; items * size];
-    let drained = outcome.drains[0].iter().flat_map(|l| elements(ty, &l.wavelet));
-    for (at, v) in drained.enumerate() {
-        let (item, at) = (at / size, at % size);
-        got[item * size + c.output.index(at / a.tokens, at % a.tokens)] = v;
+    for (lane, drain) in outcome.drains.iter().enumerate() {
+        let (first, end) = c.output.lane(lane);
+        let places = (0..items).flat_map(|item| (first..end).map(move |place| (item, place)));
+        let mut at = places.flat_map(|(item, place)| (0..a.tokens).map(move |t| (item, place, t)));
+        for v in drain.iter().flat_map(|l| elements(ty, &l.wavelet)) {
+            let (item, place, token) = at.next().ok_or("more results than asked for")?;
+            got[item * size + c.output.index(place, token)] = v;
+        }
     }
     check_gives(&emitted.gives, &outcome, &c, &got)?;
 
@@ -263,7 +296,10 @@ fn attend(
     let deviation = (want.iter().map(|v| v.powi(2)).sum::<f64>() / want.len() as f64).sqrt();
     let off = want.iter().zip(&got).map(|(w, g)| (w - g).abs() / deviation);
     // a missing result is as wrong as can be
-    let error = off.fold(0.0, |most: f64, e| if e.is_nan() { f64::INFINITY } else { most.max(e) });
+    let error = off.fold(
+        0.0,
+        |most: f64, e| if e.is_nan() { f64::INFINITY } else { most.max(e) },
+    );
     Ok(Some(Run {
         shape: (w, h),
         estimate,
@@ -280,8 +316,7 @@ fn check_gives(gives: &[Give], outcome: &Outcome, c: &Context, got: &[f64]) -> R
     for (give, sent) in gives.iter().zip(&outcome.probes) {
         let mut sent = sent.iter().flat_map(|w| elements(c.ty, w));
         for item in 0..c.items {
-            let own = |f: &usize| (give.features.0..give.features.1).contains(&(f % give.period));
-            for feature in (0..layout.features).filter(own) {
+            for feature in give.places() {
                 for position in give.positions.iter().flat_map(|(from, to)| *from..*to) {
                     let v = sent.next().ok_or("a PE sends less than it gives")?;
                     let g = got[item * size + layout.index(feature, position)];
@@ -320,20 +355,23 @@ fn settings() -> impl Strategy<Value = Vec<String>> {
     let network = (1u32..4, prop::bool::ANY, 1u32..3, 1u32..4, 1u32..4);
     let ports = prop::sample::select(vec![64u32, 128]);
     let core = (1u32..9, 1u32..5, ports, 1u32..3, prop::bool::ANY);
-    (network, core).prop_map(|((depth, wide, hop, ramp, input), (issue, queue, port, lanes, first))| {
-        vec![
-            format!("router.queue_depth={depth}"),
-            format!("link.bits={}", if wide { 64 } else { 32 }),
-            format!("router.hop_cycles={hop}"),
-            format!("router.ramp_cycles={ramp}"),
-            format!("pe.input_queue_depth={input}"),
-            format!("pe.cost.issue={issue}"),
-            format!("pe.move_queue={queue}"),
-            format!("pe.sram.port_bits={port}"),
-            format!("pe.lanes.f32={lanes}"),
-            format!("pe.moves_first={first}"),
-        ]
-    })
+    (network, core).prop_map(
+        |((depth, wide, hop, ramp, input), (issue, queue, port, lanes, first))| {
+            vec![
+                EDGE.into(),
+                format!("router.queue_depth={depth}"),
+                format!("link.bits={}", if wide { 64 } else { 32 }),
+                format!("router.hop_cycles={hop}"),
+                format!("router.ramp_cycles={ramp}"),
+                format!("pe.input_queue_depth={input}"),
+                format!("pe.cost.issue={issue}"),
+                format!("pe.move_queue={queue}"),
+                format!("pe.sram.port_bits={port}"),
+                format!("pe.lanes.f32={lanes}"),
+                format!("pe.moves_first={first}"),
+            ]
+        },
+    )
 }
 
 proptest! {
@@ -342,23 +380,30 @@ proptest! {
     #[test]
     fn agrees_with_the_evaluator(
         heads in 1usize..6,
+        groups in prop::sample::select(vec![1usize, 2, 4]),
+        lanes in prop::sample::select(vec![1usize, 2, 4]),
         width in 1usize..7,
         tokens in 2usize..28,
         causal in prop::bool::ANY,
         half in prop::bool::ANY,
         items in 1usize..4,
         columns in 1u32..15,
-        rows in 1u32..10,
+        rows in 1u32..13,
         sets in settings(),
         slow in prop::bool::ANY,
         seed in 0u64..1000,
     ) {
-        let a = Attention { heads, width, causal, tokens };
+        // heads in equal groups, groups in equal lanes
+        let (groups, lanes) = (groups.max(lanes), lanes);
+        let heads = heads * groups;
+        prop_assume!(heads <= 8);
+        let a = Attention { heads, width, causal, tokens, groups };
         let ty = if half { Ty::F16 } else { Ty::F32 };
         let machine = machine(&sets);
-        let run = attend(&a, &machine, ty, items, (columns, rows), slow, seed).map_err(TestCaseError::fail)?;
-        let least_rows = if (columns as usize) < heads { 2 } else { 1 };
-        prop_assert_eq!(run.is_some(), rows >= least_rows, "a rectangle {} x {}", columns, rows);
+        let run = attend(&a, &machine, ty, lanes, items, (columns, rows), slow, seed).map_err(TestCaseError::fail)?;
+        let least_rows = if (columns as usize) < heads / groups { 2 } else { 1 };
+        let fits = rows as usize >= lanes * least_rows;
+        prop_assert_eq!(run.is_some(), fits, "a rectangle {} x {}", columns, rows);
         let Some(run) = run else { return Ok(()) };
         let most = if ty == Ty::F32 { 1e-5 } else { 2e-2 };
         prop_assert!(run.error <= most, "off by {:.1e} on {:?}", run.error, run.shape);
@@ -369,9 +414,9 @@ proptest! {
 }
 
 /// A run, and the cycles between two items.
-fn interval(a: &Attention, machine: &Machine, ty: Ty, rectangle: (u32, u32)) -> (Run, u64) {
+fn interval(a: &Attention, machine: &Machine, ty: Ty, lanes: usize, rectangle: (u32, u32)) -> (Run, u64) {
     let of = |items| {
-        attend(a, machine, ty, items, rectangle, false, 1)
+        attend(a, machine, ty, lanes, items, rectangle, false, 1)
             .unwrap_or_else(|e| panic!("{e}"))
             .expect("a rectangle that fits")
     };
@@ -382,51 +427,58 @@ fn interval(a: &Attention, machine: &Machine, ty: Ty, rectangle: (u32, u32)) -> 
 
 #[test]
 fn estimate_is_near_what_is_simulated() {
-    let machine = machine(&[]);
-    let a = |heads, width, tokens, causal| Attention {
+    let machine = machine(&[EDGE.into()]);
+    let a = |heads, width, tokens, causal, groups| Attention {
         heads,
         width,
         causal,
         tokens,
+        groups,
     };
-    let gpt = a(4, 32, 64, true);
+    let (gpt, four) = (a(4, 32, 64, true, 1), a(4, 32, 64, true, 4));
     let cases = [
-        (gpt.clone(), Ty::F32, (4, 4)),
-        (gpt.clone(), Ty::F32, (4, 8)),
-        (gpt.clone(), Ty::F32, (4, 10)),
-        (gpt.clone(), Ty::F32, (4, 16)),
-        (gpt.clone(), Ty::F32, (4, 31)),
-        (gpt.clone(), Ty::F32, (8, 4)),
-        (gpt.clone(), Ty::F32, (12, 4)),
-        (gpt.clone(), Ty::F32, (16, 4)),
-        (gpt.clone(), Ty::F32, (1, 16)),
-        (gpt.clone(), Ty::F32, (2, 16)),
-        (gpt.clone(), Ty::F16, (4, 8)),
-        (a(4, 32, 64, false), Ty::F32, (4, 8)),
-        (a(2, 16, 128, true), Ty::F32, (2, 8)),
-        (a(2, 16, 128, true), Ty::F32, (8, 4)),
+        (&gpt, Ty::F32, 1, (4, 4)),
+        (&gpt, Ty::F32, 1, (4, 8)),
+        (&gpt, Ty::F32, 1, (4, 16)),
+        (&gpt, Ty::F32, 1, (8, 4)),
+        (&gpt, Ty::F32, 1, (1, 16)),
+        (&gpt, Ty::F32, 1, (2, 16)),
+        (&gpt, Ty::F16, 1, (4, 8)),
+        (&a(4, 32, 64, true, 2), Ty::F32, 2, (4, 8)),
+        (&four, Ty::F32, 4, (4, 4)),
+        (&four, Ty::F32, 4, (4, 8)),
+        (&four, Ty::F32, 4, (8, 8)),
+        (&four, Ty::F32, 4, (4, 16)),
+        (&four, Ty::F32, 4, (8, 16)),
+        (&four, Ty::F32, 1, (4, 8)),
+        (&a(4, 32, 64, false, 1), Ty::F32, 1, (4, 8)),
+        (&a(2, 16, 128, true, 1), Ty::F32, 1, (2, 8)),
+        (&a(2, 16, 128, true, 2), Ty::F32, 2, (4, 8)),
     ];
-    println!("heads width tokens causal type  used  interval  estimate  ratio  products/asked  utilisation  bytes");
-    for (a, ty, rectangle) in cases {
-        let (run, cycles) = interval(&a, &machine, ty, rectangle);
+    println!(
+        "heads width tokens causal groups lanes type  used  interval  estimate  ratio  products/asked  utilisation  bytes"
+    );
+    for (a, ty, lanes, rectangle) in cases {
+        let (run, cycles) = interval(a, &machine, ty, lanes, rectangle);
         let ratio = run.estimate.cycles as f64 / cycles as f64;
-        let lanes = match ty {
+        let multipliers = match ty {
             Ty::F32 => machine.pe.lanes.f32,
             Ty::F16 => machine.pe.lanes.f16,
         } as f64;
-        let least = asked(&a, 1) as f64;
+        let least = asked(a, 1) as f64;
         let pes = (run.shape.0 * run.shape.1) as f64;
         println!(
-            "{:>5} {:>5} {:>6} {:>6} {ty:?} {:>3}x{:<3} {cycles:>8} {:>9}  {ratio:>5.2} {:>15.3} {:>11.1}% {:>6}",
+            "{:>5} {:>5} {:>6} {:>6} {:>6} {lanes:>5} {ty:?} {:>3}x{:<3} {cycles:>8} {:>9}  {ratio:>5.2} {:>15.3} {:>11.1}% {:>6}",
             a.heads,
             a.width,
             a.tokens,
             a.causal,
+            a.groups,
             run.shape.0,
             run.shape.1,
             run.estimate.cycles,
             products(&run.outcome) as f64 / 3.0 / least,
-            100.0 * least / (cycles as f64 * pes * lanes),
+            100.0 * least / (cycles as f64 * pes * multipliers),
             run.estimate.bytes
         );
         assert!((0.85..=1.15).contains(&ratio), "{a:?} on {:?}", run.shape);

@@ -6,7 +6,8 @@
 //! the scores of its queries. The stream has query and key features by turns, so that the products are added to the scores at once:
 //! `S[i][j] += q[i] * k[j]` for all queries i of the PE and all tokens j. The softmax is the PE's own. Then come the values, and each
 //! feature of the result, `o[i] = sum of S[i][j] * v[j]`, leaves as soon as it is there. Heads take turns within a feature
-//! ([`Attention::input_order`]), so that all columns work at the same time.
+//! ([`Attention::input_order`]), so that all columns work at the same time. Each lane has some rows of the rectangle and some groups of
+//! heads, which it brings one after another.
 //!
 //! With a causal mask token i sees i + 1 tokens. A PE has a block of queries from the front of its column's tokens and the mirror image
 //! from their back, so that all PEs of a column do about the same work, and takes no more of a feature than the last of its queries
@@ -23,21 +24,43 @@ use crate::passes::memory::bytes;
 pub(super) struct AttentionKernel<'a>(pub &'a Attention);
 
 impl Attention {
-    /// The features of \[queries | keys | values\] (each `heads * width` features, head by head) in the order of the kernel's input: for
-    /// each feature of a head, all heads' queries, then all heads' keys; then for each feature of a head all heads' values.
-    pub fn input_order(&self) -> Vec<usize> {
-        let all = self.heads * self.width;
-        let of = |kind: usize, feature: usize| {
-            (0..self.heads).map(move |h| kind * all + h * self.width + feature)
-        };
-        let scores = (0..self.width).flat_map(|f| of(0, f).chain(of(1, f)));
-        scores.chain((0..self.width).flat_map(|f| of(2, f))).collect()
+    /// The attention of one group of heads.
+    fn group(&self) -> Attention {
+        Attention {
+            heads: self.heads / self.groups,
+            groups: 1,
+            ..self.clone()
+        }
     }
 
-    /// The result's features (head by head) in the order of the kernel's output: for each feature of a head, all heads.
+    /// The features of \[queries | keys | values\] (each `heads * width` features, head by head) in the order of the kernel's input. In
+    /// each group of heads: for each feature of a head, the queries of all heads, then their keys; then for each feature of a head, the
+    /// values of all heads.
+    pub fn input_order(&self) -> Vec<usize> {
+        let all = self.heads * self.width;
+        let heads = self.heads / self.groups;
+        let of = |group: usize, kind: usize, feature: usize| {
+            (group * heads..(group + 1) * heads).map(move |h| kind * all + h * self.width + feature)
+        };
+        let mut order = Vec::with_capacity(3 * all);
+        for group in 0..self.groups {
+            for feature in 0..self.width {
+                order.extend(of(group, 0, feature).chain(of(group, 1, feature)));
+            }
+            (0..self.width).for_each(|feature| order.extend(of(group, 2, feature)));
+        }
+        order
+    }
+
+    /// The result's features (head by head) in the order of the kernel's output: in each group of heads, for each feature of a head, all
+    /// heads.
     pub fn output_order(&self) -> Vec<usize> {
-        (0..self.width)
-            .flat_map(|f| (0..self.heads).map(move |h| h * self.width + f))
+        let heads = self.heads / self.groups;
+        let of = |group: usize, feature: usize| {
+            (group * heads..(group + 1) * heads).map(move |h| h * self.width + feature)
+        };
+        (0..self.groups)
+            .flat_map(|group| (0..self.width).flat_map(move |feature| of(group, feature)))
             .collect()
     }
 }
@@ -64,9 +87,13 @@ struct Rows {
     scores: usize,
 }
 
-/// How the work lies in a rectangle.
+/// How the work of a lane lies in its rows of the rectangle.
 #[derive(Clone, Debug)]
 struct Division {
+    /// One group of heads.
+    a: Attention,
+    /// Groups that come one after another, an item.
+    groups: usize,
     columns: usize,
     /// Columns of a head; 1 where a column has several heads.
     of_head: usize,
@@ -120,7 +147,16 @@ const SEND: u8 = 2;
 
 impl Division {
     /// `None` if the rectangle can't be divided so.
-    fn new(a: &Attention, c: &Context, width: u32, height: u32, parts: usize) -> Option<Division> {
+    fn new(all: &Attention, c: &Context, width: u32, height: u32, parts: usize) -> Option<Division> {
+        let a = all.group();
+        let lanes = c.output.lanes;
+        if c.inputs[0].lanes != lanes
+            || !all.groups.is_multiple_of(lanes)
+            || !height.is_multiple_of(lanes as u32)
+        {
+            return None;
+        }
+        let height = height / lanes as u32;
         let (columns, per) = (width as usize, c.per_wavelet() as usize);
         let header = (columns < a.heads) as usize;
         let of_head = (columns / a.heads).max(1);
@@ -137,7 +173,7 @@ impl Division {
             .collect();
         let wavelets = a.tokens.div_ceil(per);
         let token = |w: usize| (w * per).min(a.tokens);
-        let least = least(a, pes);
+        let least = least(&a, pes);
         if wavelets < of_head * least {
             return None;
         }
@@ -177,6 +213,8 @@ impl Division {
             return None;
         }
         Some(Division {
+            groups: all.groups / lanes,
+            a,
             columns,
             of_head,
             header,
@@ -190,24 +228,35 @@ impl Division {
         })
     }
 
+    /// Rows of a lane.
+    fn rows_of_lane(&self) -> u32 {
+        (self.header + self.pes) as u32
+    }
+
+    /// The PEs of a lane.
+    fn places(&self, lane: usize) -> Lattice {
+        let top = lane as u32 * self.rows_of_lane() + self.header as u32;
+        Lattice::rect(0, top, self.columns as u32, self.pes as u32)
+    }
+
     /// The share of the PE in a column and row of the rectangle.
     fn share(&self, x: u32, y: u32) -> Share {
-        let row = (y as usize).saturating_sub(self.header).min(self.pes - 1);
+        let row = ((y % self.rows_of_lane()) as usize).saturating_sub(self.header);
         self.shares[x as usize % self.of_head * self.pes + row]
     }
 
     /// Blocks of rows of a share; the same number for all PEs, some may be empty.
-    fn rows(&self, a: &Attention, c: &Context, share: Share) -> Vec<Rows> {
+    fn rows(&self, c: &Context, share: Share) -> Vec<Rows> {
         let unit = (c.machine.pe.sram.port_bits as usize / 32).max(1);
         let mut all = Vec::new();
         let mut scores = 0;
         let sides = [(share.front, 0), (share.back, self.back)];
         for ((from, to), place) in sides.into_iter().take(1 + self.mirrored as usize) {
             for s in balanced(to - from, self.parts).windows(2) {
-                let sees = match (a.causal, s[1] > s[0]) {
+                let sees = match (self.a.causal, s[1] > s[0]) {
                     (_, false) => 0,
                     (true, _) => from + s[1],
-                    (false, _) => a.tokens,
+                    (false, _) => self.a.tokens,
                 };
                 all.push(Rows {
                     from: from + s[0],
@@ -223,11 +272,11 @@ impl Division {
     }
 
     /// Elements of a feature that a PE takes: to the last one that any of its queries sees.
-    fn takes(&self, a: &Attention, share: Share) -> usize {
-        if a.causal {
+    fn takes(&self, share: Share) -> usize {
+        if self.a.causal {
             share.front.1.max(share.back.1)
         } else {
-            a.tokens
+            self.a.tokens
         }
     }
 
@@ -235,8 +284,10 @@ impl Division {
     fn sends(&self, x: u32, y: u32) -> [usize; 3] {
         let blocks = |s: Share| [s.front, s.back].map(|(from, to)| (to > from) as usize);
         let own = blocks(self.share(x, y));
-        let end = (self.header + self.pes) as u32;
-        let below = (y + 1..end).map(|y| blocks(self.share(x, y)).iter().sum::<usize>()).sum();
+        let end = (y / self.rows_of_lane() + 1) * self.rows_of_lane();
+        let below = (y + 1..end)
+            .map(|y| blocks(self.share(x, y)).iter().sum::<usize>())
+            .sum();
         [own[0], below, own[1]]
     }
 }
@@ -249,7 +300,7 @@ fn least(a: &Attention, pes: usize) -> usize {
 impl AttentionKernel<'_> {
     /// Expected cycles of an item: of the slower of the busiest PE and the stream, phase by phase.
     fn cycles(&self, c: &Context, d: &Division) -> u64 {
-        let (m, a) = (c.machine, self.0);
+        let (m, a) = (c.machine, &d.a);
         let wide = (m.pe.sram.port_bits / 32).max(1) as u64;
         let simple = (m.pe.lanes.f32_simple as u64).min(wide);
         let lanes = c.multiply_lanes().min(wide);
@@ -258,9 +309,9 @@ impl AttentionKernel<'_> {
         let (mut scores, mut softmax, mut values) = (0, 0, 0);
         let heads = d.heads.iter().map(|h| h.1).max().unwrap_or(0) as u64;
         for share in &d.shares {
-            let rows = d.rows(a, c, *share);
+            let rows = d.rows(c, *share);
             let n = rows.len() as u64;
-            let takes = heads * (d.takes(a, *share) as u64).div_ceil(c.per_wavelet());
+            let takes = heads * (d.takes(*share) as u64).div_ceil(c.per_wavelet());
             let (mut products, mut elements, mut steps, mut own) = (0, 0, 0, 0);
             for r in &rows {
                 let (rows, sees) = (heads * r.rows as u64, r.sees as u64);
@@ -284,7 +335,7 @@ impl AttentionKernel<'_> {
             );
         }
         let all = a.heads as u64 * each;
-        a.width as u64 * (scores.max(2 * all) + values.max(all)) + softmax
+        d.groups as u64 * (a.width as u64 * (scores.max(2 * all) + values.max(all)) + softmax)
     }
 
     /// The division of a rectangle into the number of parts that is expected to be the fastest.
@@ -297,24 +348,30 @@ impl AttentionKernel<'_> {
         .min_by_key(|(_, cycles)| *cycles)
     }
 
-    /// The code of all PEs.
-    fn block(&self, name: &str, c: &Context, d: &Division) -> Block {
-        let a = self.0;
+    /// The code of all PEs of a lane.
+    fn block(&self, name: &str, c: &Context, d: &Division, lane: usize) -> Block {
+        let a = &d.a;
         let (tokens, unit) = (a.tokens, (c.machine.pe.sram.port_bits as usize / 32).max(1));
         let heads = d.heads.iter().map(|h| h.1).max().unwrap_or(1);
-        let at = Lattice::rect(0, d.header as u32, d.columns as u32, d.pes as u32);
+        let at = d.places(lane);
         let mut p = Assembler::new();
-        let mut number = |p: &mut Assembler, what: &str, value: &dyn Fn(u32, u32) -> usize| {
-            let table = table(&format!("{name}.{what}"), at, |x, y| value(x, y) as i64);
+        let number = |p: &mut Assembler, what: &str, value: &dyn Fn(u32, u32) -> usize| {
+            let table = table(&format!("{name}.{lane}.{what}"), at, |x, y| value(x, y) as i64);
             p.param(what, table)
         };
         let imm = |n: usize| Val::Imm(n as i64);
         let strides = |all: &[usize]| all.iter().map(|s| *s as i64).collect::<Vec<_>>();
 
         // memory: scores and results in other banks than what they are multiplied with (rule M9)
-        let all_rows: Vec<Vec<Rows>> = d.shares.iter().map(|s| d.rows(a, c, *s)).collect();
+        let all_rows: Vec<Vec<Rows>> = d.shares.iter().map(|s| d.rows(c, *s)).collect();
         let ends = |r: &Rows| r.scores + r.rows * r.sees.next_multiple_of(unit) * 4;
-        let scores = all_rows.iter().flatten().map(ends).max().unwrap_or(0).next_multiple_of(32);
+        let scores = all_rows
+            .iter()
+            .flatten()
+            .map(ends)
+            .max()
+            .unwrap_or(0)
+            .next_multiple_of(32);
         let longest = all_rows.iter().flatten().map(|r| r.rows).max().unwrap_or(0);
         let row = Context::pitch(c.ty, tokens) as usize;
         let query = Context::pitch(Ty::F32, tokens) as usize;
@@ -333,7 +390,7 @@ impl AttentionKernel<'_> {
         };
 
         let own = number(&mut p, "heads", &|x, _| d.heads[x as usize].1);
-        let takes = number(&mut p, "takes", &|x, y| d.takes(a, d.share(x, y)));
+        let takes = number(&mut p, "takes", &|x, y| d.takes(d.share(x, y)));
         let block = |share: Share, side: usize| [share.front, share.back][side];
         let sides: Vec<usize> = (0..1 + d.mirrored as usize).collect();
         let lengths: Vec<Val> = sides
@@ -346,34 +403,82 @@ impl AttentionKernel<'_> {
             })
             .collect();
         let n = all_rows[0].len();
-        let of = |x: u32, y: u32, i: usize| d.rows(a, c, d.share(x, y))[i];
+        let of = |x: u32, y: u32, i: usize| d.rows(c, d.share(x, y))[i];
 
         p.task("main", Trigger::Start);
         if masked {
             // what lies on and before the diagonal stays 0
             let after = Val::Imm(mask + longest as i64 * 4);
             p.memory(desc::MASK, Ty::F32, after, &[imm(longest - 1)], &[1], false);
-            p.map(Op::Mov, desc::MASK, Operand::Imm(f32::NEG_INFINITY), None, Count::None);
+            p.map(
+                Op::Mov,
+                desc::MASK,
+                Operand::Imm(f32::NEG_INFINITY),
+                None,
+                Count::None,
+            );
         }
         let feature = [own, takes];
-        p.memory(desc::QUERY, Ty::F32, Val::Imm(q), &feature, &strides(&[query / 4, 1]), true);
+        p.memory(
+            desc::QUERY,
+            Ty::F32,
+            Val::Imm(q),
+            &feature,
+            &strides(&[query / 4, 1]),
+            true,
+        );
         let pitch = row / c.ty.bytes() as usize;
-        p.memory(desc::ROW, c.ty, Val::Imm(k), &feature, &strides(&[pitch, 1]), true);
-        p.input(desc::COMES, c.input_colors[0], c.ty, &feature);
+        p.memory(
+            desc::ROW,
+            c.ty,
+            Val::Imm(k),
+            &feature,
+            &strides(&[pitch, 1]),
+            true,
+        );
+        p.input(desc::COMES, c.input_colors[0][lane], c.ty, &feature);
         for &side in &sides {
             let (length, first) = (lengths[side], side * d.back * 4);
             let at = |base: i64| Val::Imm(base + first as i64);
-            p.output(desc::SEND[side], c.output_color, c.ty, &[length], true);
+            p.output(desc::SEND[side], c.output_colors[lane], c.ty, &[length], true);
             p.memory(desc::RESULT[side], Ty::F32, at(o), &[length], &[1], true);
             p.memory(desc::SHARE[side], Ty::F32, at(norm), &[length], &[1], true);
             let of_heads = strides(&[d.results, 1]);
-            p.memory(desc::INVERT[side], Ty::F32, at(norm), &[own, length], &of_heads, true);
+            p.memory(
+                desc::INVERT[side],
+                Ty::F32,
+                at(norm),
+                &[own, length],
+                &of_heads,
+                true,
+            );
         }
         let all = [own, imm(d.results)];
-        p.memory(desc::RESULTS, Ty::F32, Val::Imm(o), &all, &strides(&[d.results, 1]), true);
-        p.memory(desc::NORM, Ty::F32, Val::Imm(norm), &all, &strides(&[d.results, 1]), true);
+        p.memory(
+            desc::RESULTS,
+            Ty::F32,
+            Val::Imm(o),
+            &all,
+            &strides(&[d.results, 1]),
+            true,
+        );
+        p.memory(
+            desc::NORM,
+            Ty::F32,
+            Val::Imm(norm),
+            &all,
+            &strides(&[d.results, 1]),
+            true,
+        );
         let all = [own, imm(scores / 4)];
-        p.memory(desc::SCORES, Ty::F32, Val::Imm(s), &all, &strides(&[scores / 4, 1]), true);
+        p.memory(
+            desc::SCORES,
+            Ty::F32,
+            Val::Imm(s),
+            &all,
+            &strides(&[scores / 4, 1]),
+            true,
+        );
         let reg = |i: usize, which: u8| desc::ROWS + desc::EACH * i as u8 + which;
         let mut diagonals = Vec::new();
         for i in 0..n {
@@ -399,19 +504,28 @@ impl AttentionKernel<'_> {
                     Descriptor {
                         ty,
                         shape: shape.to_vec(),
-                        place: Place::Memory { base, strides, wide: true },
+                        place: Place::Memory {
+                            base,
+                            strides,
+                            wide: true,
+                        },
                     },
                 ));
             };
             let result = [imm(d.results), imm(1), imm(0)];
             memory(desc::S, Ty::F32, at_scores, [imm(scores / 4), pitch, imm(1)]);
-            memory(desc::K, c.ty, Val::Imm(k), [imm(row / c.ty.bytes() as usize), imm(0), imm(1)]);
+            memory(
+                desc::K,
+                c.ty,
+                Val::Imm(k),
+                [imm(row / c.ty.bytes() as usize), imm(0), imm(1)],
+            );
             memory(desc::Q, Ty::F32, at_query, [imm(query / 4), imm(1), imm(0)]);
             memory(desc::O, Ty::F32, at_result, result);
             memory(desc::M, Ty::F32, at_norm, result);
         }
 
-        // r0: items left; r1: features left; r2: heads left; r3: bytes to the other place of what is taken next, r4: of what is worked
+        // r0: groups left in all items; r1: features left; r2: heads left; r3: bytes to the other place of what is taken next, r4: of what is worked
         // on, r5: of results
         let (next, current, other) = (Val::Reg(3), Val::Reg(4), Val::Reg(5));
         let scale = Operand::Imm((1.0 / (a.width as f64).sqrt()) as f32);
@@ -429,7 +543,7 @@ impl AttentionKernel<'_> {
                 p.emit(Instr::Sub(r, Val::Imm(0), Val::Reg(r)));
             }
         };
-        p.emit(Instr::Set(0, imm(c.items)));
+        p.emit(Instr::Set(0, imm(c.items * d.groups)));
         p.emit(Instr::Set(3, imm(turn)));
         p.emit(Instr::Set(4, imm(turn)));
         p.emit(Instr::Set(5, imm(results)));
@@ -437,19 +551,29 @@ impl AttentionKernel<'_> {
         take_rows(&mut p);
         turn_over(&mut p, &[3]);
 
-        let item = p.here("item");
+        let group = p.here("group");
         p.map(Op::Mov, desc::SCORES, Operand::Imm(0.0), None, Count::None);
         for (at, rows, pitch) in diagonals {
             let shape = vec![own, rows, rows];
             let mut set = |d: u8, base: Val, strides: Vec<Val>| {
-                let place = Place::Memory { base, strides, wide: false };
+                let place = Place::Memory {
+                    base,
+                    strides,
+                    wide: false,
+                };
                 let (ty, shape) = (Ty::F32, shape.clone());
                 p.emit(Instr::Desc(d, Descriptor { ty, shape, place }));
             };
             set(desc::DIAGONAL, at, vec![imm(scores / 4), pitch, imm(1)]);
             let middle = Val::Imm(mask + (longest as i64 - 1) * 4);
             set(desc::MASK, middle, vec![imm(0), Val::Imm(-1), imm(1)]);
-            p.map(Op::Mov, desc::DIAGONAL, Operand::Desc(desc::MASK), None, Count::None);
+            p.map(
+                Op::Mov,
+                desc::DIAGONAL,
+                Operand::Desc(desc::MASK),
+                None,
+                Count::None,
+            );
         }
 
         // queries and keys: while a feature is worked on the next one comes; after the last one the first values
@@ -473,14 +597,14 @@ impl AttentionKernel<'_> {
         turn_over(&mut p, &[3, 4]);
         p.branch(Cond::Ne, Val::Reg(1), Val::Imm(0), scoring);
         if a.width % 2 == 1 {
-            // queries begin every item at their first place
+            // queries begin every group at their first place
             p.emit(Instr::Advance(desc::QUERY, Val::Imm(-(turn as i64))));
             for i in 0..n {
                 p.emit(Instr::Advance(reg(i, desc::Q), Val::Imm(-(turn as i64))));
             }
         }
 
-        // softmax; the sums of the item before may still be needed
+        // softmax; the sums of the group before may still be needed
         p.emit(Instr::Wait(SEND, None));
         let maximum = |p: &mut Assembler, op: Op, dst: u8, a: u8, b: u8| {
             for i in 0..n {
@@ -488,7 +612,13 @@ impl AttentionKernel<'_> {
                 p.map(op, reg(i, dst), a, Some(b), Count::Other);
             }
         };
-        p.map(Op::Mov, desc::NORM, Operand::Imm(f32::NEG_INFINITY), None, Count::None);
+        p.map(
+            Op::Mov,
+            desc::NORM,
+            Operand::Imm(f32::NEG_INFINITY),
+            None,
+            Count::None,
+        );
         maximum(&mut p, Op::Max, desc::M, desc::M, desc::S);
         maximum(&mut p, Op::Sub, desc::S, desc::S, desc::M);
         for i in 0..n {
@@ -499,10 +629,16 @@ impl AttentionKernel<'_> {
         maximum(&mut p, Op::Add, desc::M, desc::M, desc::S);
         for side in &sides {
             let sums = desc::INVERT[*side];
-            p.map(Op::Div, sums, Operand::Imm(1.0), Some(Operand::Desc(sums)), Count::Other);
+            p.map(
+                Op::Div,
+                sums,
+                Operand::Imm(1.0),
+                Some(Operand::Desc(sums)),
+                Count::Other,
+            );
         }
 
-        // values; after the last ones the next item's first queries and keys
+        // values; after the last ones the next group's first queries and keys
         p.emit(Instr::Set(1, imm(a.width)));
         let weighing = p.here("values");
         p.emit(Instr::Wait(TAKE, None));
@@ -525,7 +661,14 @@ impl AttentionKernel<'_> {
             for &side in &sides {
                 let (o, s) = (desc::RESULT[side], desc::SHARE[side]);
                 let by = Some(Operand::Desc(s));
-                p.start(SEND, Op::Mul, desc::SEND[side], Operand::Desc(o), by, Count::Other);
+                p.start(
+                    SEND,
+                    Op::Mul,
+                    desc::SEND[side],
+                    Operand::Desc(o),
+                    by,
+                    Count::Other,
+                );
             }
         };
         if heads == 1 {
@@ -558,15 +701,16 @@ impl AttentionKernel<'_> {
         turn_over(&mut p, &[3, 4, 5]);
         p.branch(Cond::Ne, Val::Reg(1), Val::Imm(0), weighing);
         p.emit(Instr::Sub(0, Val::Reg(0), Val::Imm(1)));
-        p.branch(Cond::Ne, Val::Reg(0), Val::Imm(0), item);
+        p.branch(Cond::Ne, Val::Reg(0), Val::Imm(0), group);
         p.emit(Instr::Halt);
         p.finish(at)
     }
 
-    /// The input's way: along the first row, and down the columns what their heads need of it.
-    fn distribute(&self, region: &mut Region, c: &Context, d: &Division) {
-        let (a, name) = (self.0, region.name.clone());
-        let (w, h) = (region.width, region.height);
+    /// A lane's way in: along its first row, and down the columns what their heads need of it.
+    fn distribute(&self, region: &mut Region, c: &Context, d: &Division, lane: usize) {
+        let (a, name) = (&d.a, region.name.clone());
+        let (w, h) = (region.width, d.rows_of_lane());
+        let top = lane as u32 * h;
         let per = c.per_wavelet() as usize;
         let each = a.tokens.div_ceil(per);
         let turn = each * a.heads;
@@ -576,37 +720,41 @@ impl AttentionKernel<'_> {
             (first * each, heads * each, turn)
         };
         let up = |x: u32, y: u32| {
-            let takes = d.takes(a, d.share(x, y)).div_ceil(per);
-            match y {
-                0 => (down(x).0, takes, turn),
-                _ => (0, takes, each),
+            let takes = d.takes(d.share(x, y)).div_ceil(per);
+            match y == top {
+                true => (down(x).0, takes, turn),
+                false => (0, takes, each),
             }
         };
         let filtered = |(first, count, period): (usize, usize, usize)| first > 0 || count < period;
         let key = |x: u32, y: u32| {
-            let ramp = (y as usize >= d.header).then(|| filtered(up(x, y)));
-            let south = (y + 1 < h).then(|| y == 0 && filtered(down(x)));
-            Some((ramp, south, y == 0 && x + 1 < w, y == 0, (x, y) == (0, 0)))
+            let ramp = (y >= top + d.header as u32).then(|| filtered(up(x, y)));
+            let south = (y + 1 < top + h).then(|| y == top && filtered(down(x)));
+            let first = y == top;
+            (y >= top).then_some((ramp, south, first && x + 1 < w, first, (x, y) == (0, top)))
         };
-        for (n, (at, (ramp, south, east, first, entry))) in rectangles(w, h, key).into_iter().enumerate() {
+        for (n, (at, (ramp, south, east, first, entry))) in
+            rectangles(w, top + h, key).into_iter().enumerate()
+        {
             let mut outputs = Vec::new();
             let mut filters = Vec::new();
-            let mut add = |output: Port, is: Option<bool>, pass: &dyn Fn(u32, u32) -> (usize, usize, usize)| {
-                let Some(is) = is else { return };
-                outputs.push(output);
-                if is {
-                    let number = |what: &str, f: fn((usize, usize, usize)) -> usize| {
-                        let name = format!("{name}.input.{output:?}.{n}.{what}").to_lowercase();
-                        table(&name, at, |x, y| f(pass(x, y)) as i64)
-                    };
-                    filters.push(Filter {
-                        output,
-                        first: number("first", |p| p.0),
-                        count: number("count", |p| p.1),
-                        period: number("period", |p| p.2),
-                    });
-                }
-            };
+            let mut add =
+                |output: Port, is: Option<bool>, pass: &dyn Fn(u32, u32) -> (usize, usize, usize)| {
+                    let Some(is) = is else { return };
+                    outputs.push(output);
+                    if is {
+                        let number = |what: &str, f: fn((usize, usize, usize)) -> usize| {
+                            let name = format!("{name}.input{lane}.{n}.{output:?}.{what}").to_lowercase();
+                            table(&name, at, |x, y| f(pass(x, y)) as i64)
+                        };
+                        filters.push(Filter {
+                            output,
+                            first: number("first", |p| p.0),
+                            count: number("count", |p| p.1),
+                            period: number("period", |p| p.2),
+                        });
+                    }
+                };
             add(Port::Ramp, ramp, &up);
             add(Port::South, south, &|x, _| down(x));
             add(Port::East, east.then_some(false), &|_, _| (0, 0, 0));
@@ -617,7 +765,7 @@ impl AttentionKernel<'_> {
                 _ => Port::North,
             };
             region.routes.push(Route {
-                color: c.input_colors[0],
+                color: c.input_colors[0][lane],
                 stream: format!("{name}: input"),
                 at,
                 positions: vec![position(input, &outputs, 1)],
@@ -626,24 +774,25 @@ impl AttentionKernel<'_> {
         }
     }
 
-    /// The output's way: up the columns and west along the first row, the parts of a feature in the order of the tokens.
-    fn collect(&self, region: &mut Region, c: &Context, d: &Division) -> Exit {
+    /// A lane's way out: up the columns and west along its first row, the parts of a feature in the order of the tokens.
+    fn collect(&self, region: &mut Region, c: &Context, d: &Division, lane: usize) -> Exit {
         let name = region.name.clone();
-        let (w, h) = (region.width, region.height);
+        let (w, h) = (region.width, d.rows_of_lane());
+        let top = lane as u32 * h;
         // blocks of one feature of the heads that a column has
         let column = |x: u32| {
-            let [front, below, back] = d.sends(x, d.header as u32);
+            let [front, below, back] = d.sends(x, top + d.header as u32);
             d.heads[x as usize].1 * (front + below + back)
         };
         let holds = |x: u32, y: u32| -> Vec<(Port, usize)> {
             let mut all = Vec::new();
-            if d.header == 1 && y == 0 {
+            if d.header == 1 && y == top {
                 all.push((Port::South, column(x)));
             } else {
                 let [front, below, back] = d.sends(x, y);
                 all.extend([(Port::Ramp, front), (Port::South, below), (Port::Ramp, back)]);
             }
-            if y == 0 {
+            if y == top {
                 all.push((Port::East, (x + 1..w).map(column).sum()));
             }
             all.retain(|(_, n)| *n > 0);
@@ -651,23 +800,31 @@ impl AttentionKernel<'_> {
         };
         let key = |x: u32, y: u32| {
             let inputs: Vec<Port> = holds(x, y).into_iter().map(|(p, _)| p).collect();
-            ((x, y) != (0, 0)).then_some((y == 0, inputs))
+            (y >= top && (x, y) != (0, top)).then_some((y == top, inputs))
         };
-        for (n, (at, (first, inputs))) in rectangles(w, h, key).into_iter().enumerate() {
+        for (n, (at, (first, inputs))) in rectangles(w, top + h, key).into_iter().enumerate() {
             let out = if first { Port::West } else { Port::North };
             let positions = inputs
                 .iter()
                 .enumerate()
                 .map(|(i, &input)| {
-                    let name = format!("{name}.output.{n}.{i}");
+                    let name = format!("{name}.output{lane}.{n}.{i}");
                     let hold = table(&name, at, |x, y| holds(x, y)[i].1 as i64);
                     position(input, &[out], hold)
                 })
                 .collect();
-            region.routes.push(route(c.output_color, &format!("{name}: output"), at, positions));
+            region.routes.push(route(
+                c.output_colors[lane],
+                &format!("{name}: output"),
+                at,
+                positions,
+            ));
         }
-        let from = holds(0, 0).into_iter().map(|(p, n)| (p, Expr::Const(n as i64))).collect();
-        Exit { at: (0, 0), from }
+        let from = holds(0, top)
+            .into_iter()
+            .map(|(p, n)| (p, Expr::Const(n as i64)))
+            .collect();
+        Exit { at: (0, top), from }
     }
 }
 
@@ -681,45 +838,44 @@ impl Implementation for AttentionKernel<'_> {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        let a = self.0;
+        let a = &self.0.group();
+        let lanes = c.output.lanes as u32;
+        let rows = height / lanes;
         let wavelets = a.tokens.div_ceil(c.per_wavelet() as usize);
         let heads = a.heads as u32;
         if width < heads {
             let columns = fewest(a.heads, width);
             let front = if a.causal { wavelets.div_ceil(2) } else { wavelets };
-            return (columns, 1 + fewest(front, height.saturating_sub(1).max(1)));
+            return (
+                columns,
+                lanes * (1 + fewest(front, rows.saturating_sub(1).max(1))),
+            );
         }
         // as many columns of a head, and as many PEs a column, as make it faster
         let mut best: Option<(u64, (u32, u32))> = None;
         for of_head in 1..=(width / heads).min(8) {
             let share = wavelets / of_head as usize;
             let most = if a.causal { share.div_ceil(2) } else { share };
-            let tried = |pes: u32| {
-                let (width, height) = (of_head * heads, pes);
-                let d = Division::new(a, c, width, height, 1)?;
-                Some((self.cycles(c, &d), (width, height)))
-            };
-            let mut pes = height.min(most as u32);
-            while let Some(new) = tried(pes) {
-                let pays = |(cycles, (w, h)): (u64, (u32, u32))| {
-                    (new.0, new.1.0 * new.1.1) < (cycles, w * h)
+            for pes in (1..=rows.min(most as u32)).rev() {
+                let shape = (of_head * heads, lanes * pes);
+                let Some(d) = Division::new(self.0, c, shape.0, shape.1, 1) else {
+                    break;
                 };
-                if best.is_none_or(pays) {
-                    best = Some(new);
-                } else {
+                let cycles = self.cycles(c, &d);
+                if best.is_some_and(|(least, (w, h))| (cycles, shape.0 * shape.1) >= (least, w * h)) {
                     break;
                 }
-                pes -= 1;
+                best = Some((cycles, shape));
             }
         }
-        best.map_or((heads, 1), |(_, shape)| shape)
+        best.map_or((heads, lanes), |(_, shape)| shape)
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
         let (d, cycles) = self.division(c, width, height)?;
         Some(Estimate {
             cycles,
-            bytes: bytes(&self.block("", c, &d), c.machine),
+            bytes: bytes(&self.block("", c, &d, 0), c.machine),
             fullest: (0, d.header as u32),
         })
     }
@@ -729,27 +885,29 @@ impl Implementation for AttentionKernel<'_> {
         let (d, _) = self
             .division(c, width, height)
             .expect("a rectangle that `fit` and `estimate` accept");
-        region.blocks.push(self.block(name, c, &d));
-        self.distribute(&mut region, c, &d);
-        let exit = self.collect(&mut region, c, &d);
-        let places = Lattice::rect(0, d.header as u32, width, d.pes as u32);
-        let gives = places
-            .places()
-            .map(|(x, y)| {
+        let (mut entries, mut exits, mut gives) = (Vec::new(), Vec::new(), Vec::new());
+        for lane in 0..c.output.lanes {
+            region.blocks.push(self.block(name, c, &d, lane));
+            self.distribute(&mut region, c, &d, lane);
+            let exit = self.collect(&mut region, c, &d, lane);
+            entries.push(exit.at);
+            exits.push(exit);
+            gives.extend(d.places(lane).places().map(|(x, y)| {
                 let (first, heads) = d.heads[x as usize];
                 let share = d.share(x, y);
                 Give {
                     at: (x, y),
-                    features: (first, first + heads),
-                    period: self.0.heads,
+                    features: c.output.lane(lane),
+                    turn: Some((d.a.heads, (first, first + heads))),
                     positions: vec![share.front, share.back],
                 }
-            })
-            .collect();
+            }));
+        }
         Emitted {
             region,
             weights: vec![Vec::new(); (width * height) as usize],
-            exit,
+            entries: vec![entries],
+            exits,
             gives,
         }
     }

@@ -256,6 +256,7 @@ impl Implementation for EmbeddingKernel<'_> {
             .map(|y| Give {
                 at: (width - 1, y),
                 features: (cut.features[y as usize], cut.features[y as usize + 1]),
+                turn: None,
                 positions: vec![(0, c.output.length())],
             })
             .collect();

@@ -284,11 +284,13 @@ impl<'a, 'c> Local<'a, 'c> {
                     Split::Features => Give {
                         at,
                         features: (from * times, to * times),
+                        turn: None,
                         positions: vec![(0, c.output.length())],
                     },
                     Split::Positions => Give {
                         at,
                         features: (0, c.output.features),
+                        turn: None,
                         positions: vec![(from, to)],
                     },
                 }

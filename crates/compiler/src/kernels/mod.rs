@@ -162,6 +162,7 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
             width: 1,
             causal: true,
             tokens: 1,
+            groups: 1,
         }),
         Kind::Embedding(Default::default()),
         Kind::Flatten,

@@ -199,7 +199,7 @@ pub struct Norm {
     pub epsilon: f32,
 }
 
-/// Attention over a stream whose features are, head by head, the head's queries, keys and values.
+/// Attention over a stream of queries, keys and values, in the order of [`Attention::input_order`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attention {
     /// Heads.
@@ -210,6 +210,8 @@ pub struct Attention {
     pub causal: bool,
     /// Tokens.
     pub tokens: usize,
+    /// Groups of heads that follow one another in the streams; the lanes divide them.
+    pub groups: usize,
 }
 
 /// A table of rows, with what is added to them.
@@ -403,8 +405,21 @@ pub struct Give {
     pub at: (u32, u32),
     /// Places of its features in the stream: first, and last + 1.
     pub features: (usize, usize),
+    /// Where those of other PEs lie between: of every so many of the stream's places, first, and last + 1 of its own.
+    pub turn: Option<(usize, (usize, usize))>,
     /// Of each of them, the positions, in the order in which they are sent: first, and last + 1.
     pub positions: Vec<(usize, usize)>,
+}
+
+impl Give {
+    /// The places of its features in the stream.
+    pub fn places(&self) -> impl Iterator<Item = usize> + use<'_> {
+        let own = |place: &usize| {
+            self.turn
+                .is_none_or(|(every, (first, end))| (first..end).contains(&(place % every)))
+        };
+        (self.features.0..self.features.1).filter(own)
+    }
 }
 
 /// Where a lane of a kernel's output leaves its region.

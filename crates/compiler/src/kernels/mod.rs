@@ -27,7 +27,7 @@ use crate::plan::*;
 use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
-use streams::{Part, collect, distribute, lane_row};
+use streams::{every_second, snake, sum_along_snake, Part, collect, distribute, lane_row};
 pub(crate) use streams::{rectangles, table};
 
 /// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Streams between kernels use the others.
@@ -37,8 +37,10 @@ pub mod colors {
     pub const LOAD: Color = 0;
     /// Partial sums along a row, by parity of the column.
     pub const REDUCE: [Color; 2] = [1, 2];
+    /// Results of sums, back to all that have a part in them.
+    pub const SPREAD: Color = 3;
     /// First colour of streams.
-    pub const STREAMS: Color = 3;
+    pub const STREAMS: Color = 4;
 }
 
 /// What a kernel sees of its surroundings.
@@ -160,6 +162,7 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
             width: 1,
             causal: true,
             tokens: 1,
+            groups: 1,
         }),
         Kind::Embedding(Default::default()),
         Kind::Flatten,

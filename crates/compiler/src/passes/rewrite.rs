@@ -3,6 +3,8 @@
 //! into the order in which it is fed, lets a product send queries, keys and values head by head, and sees through reshapes that move
 //! nothing.
 
+use super::lanes;
+use crate::kernels::per_wavelet;
 use crate::plan::*;
 use crate::{CompileError, Options};
 use meshloom_models::{Graph, Node, NodeId, Op, TensorId};
@@ -82,6 +84,8 @@ pub fn run(graph: &Graph, machine: &Machine, options: &Options) -> Result<Plan, 
         graph,
         skip: options.skip_zeros,
         narrow: machine.link.bits / options.ty.bits() == 1,
+        per: per_wavelet(machine, options.ty) as usize,
+        lanes: options.lanes,
         plan: Plan {
             name: graph.name.clone(),
             stage_name: String::new(),
@@ -142,6 +146,10 @@ struct Rewriter<'a> {
     skip: bool,
     /// One element a wavelet: a flattening of one sample changes nothing in the stream.
     narrow: bool,
+    /// Elements a wavelet.
+    per: usize,
+    /// Most lanes of a stream.
+    lanes: usize,
     plan: Plan,
     /// Where each tensor is.
     uses: BTreeMap<TensorId, Use>,
@@ -474,7 +482,7 @@ impl<'a> Rewriter<'a> {
     fn attention(&mut self, id: NodeId, heads: usize, causal: bool) -> Result<(), CompileError> {
         let node = self.graph.node(id);
         let shape = self.shape(node.output);
-        let (batch, tokens, d) = (shape[0], shape[1], shape[2]);
+        let (batch, d) = (shape[0], shape[2]);
         let sliced = |i: usize| {
             let slice = self.graph.node(self.graph.producer(node.inputs[i])?);
             match slice.op {
@@ -496,18 +504,40 @@ impl<'a> Rewriter<'a> {
                 format!("attention over a batch of {batch}: on the mesh one sample at a time; use --items"),
             );
         }
-        let kind = Kind::Attention(Attention {
+        let kind = self.attention_of(node, heads, causal);
+        let order = kind.output_order();
+        if order.iter().enumerate().any(|(place, feature)| place != *feature)
+            && let Some(other) = self.graph.consumers(node.output).into_iter().find(|n| !self.mixes(*n))
+        {
+            return self.bad(
+                self.graph.node(other),
+                "it reads the result of an attention, whose features are not in order: on the mesh only products may",
+            );
+        }
+        let edge = self.kernel(Kind::Attention(kind), vec![u], vec![id])?;
+        self.plan.edges[edge].layout.order = Some(Arc::new(order));
+        Ok(())
+    }
+
+    /// The attention of a node; its heads are in as many groups as its result, the smaller of its streams, may have lanes.
+    fn attention_of(&self, node: &Node, heads: usize, causal: bool) -> Attention {
+        let shape = self.shape(node.output);
+        let (tokens, d) = (shape[1], shape[2]);
+        let mut groups = lanes::by_size(d * tokens.div_ceil(self.per), self.lanes);
+        while !heads.is_multiple_of(groups) {
+            groups /= 2;
+        }
+        Attention {
             heads,
             width: d / heads,
             causal,
             tokens,
-        });
-        let nodes: Vec<NodeId> = vec![id];
-        self.kernel(kind, vec![u], nodes).map(drop)
+            groups,
+        }
     }
 
-    /// The order head by head in which a product sends its features, if all that read it are the slices of one attention.
-    fn by_heads(&self, output: TensorId) -> Option<Arc<Vec<usize>>> {
+    /// The order in which a product sends its features, if all that read it are the slices of one attention.
+    fn attended(&self, output: TensorId) -> Option<Arc<Vec<usize>>> {
         if self.graph.outputs().contains(&output) {
             return None;
         }
@@ -522,16 +552,11 @@ impl<'a> Rewriter<'a> {
         let [attention] = readers.into_iter().collect::<Vec<_>>()[..] else {
             return None;
         };
-        let Op::Attention { heads, .. } = self.graph.node(attention).op else {
+        let node = self.graph.node(attention);
+        let Op::Attention { heads, causal } = node.op else {
             return None;
         };
-        let shape = self.shape(output);
-        let d = shape[shape.len() - 1] / 3;
-        let width = d / heads;
-        let order = (0..heads)
-            .flat_map(|h| (0..3).flat_map(move |part| (0..width).map(move |i| part * d + h * width + i)))
-            .collect();
-        Some(Arc::new(order))
+        Some(Arc::new(self.attention_of(node, heads, causal).input_order()))
     }
 
     fn pool(
@@ -693,7 +718,7 @@ impl<'a> Rewriter<'a> {
             (linear.bias, linear.relu) = (bias, relu);
             return self.kernel(Kind::Depthwise(Arc::new(linear)), vec![input], nodes).map(drop);
         }
-        let order = if relu { None } else { self.by_heads(node.output) };
+        let order = if relu { None } else { self.attended(node.output) };
         let mix = Mix {
             terms: vec![linear],
             bias,

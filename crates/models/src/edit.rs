@@ -41,11 +41,33 @@ impl Graph {
     pub fn set_constant(&mut self, t: TensorId, data: Vec<f32>) -> Result<(), GraphError> {
         self.known(&[t])?;
         let tensor = &mut self.tensors[t.0 as usize];
-        if tensor.data.is_none() {
+        if !tensor.is_constant() {
             return Err(GraphError::NotConstant(tensor.name.clone()));
         }
         check_constant(&tensor.name, &tensor.shape, &data)?;
         tensor.data = Some(Arc::new(data));
+        tensor.nonzeros = None;
+        Ok(())
+    }
+
+    /// Says how many values of an abstract constant are not 0.
+    ///
+    /// # Errors
+    /// If the tensor is no abstract constant, or has fewer elements.
+    pub fn set_nonzeros(&mut self, t: TensorId, nonzeros: u64) -> Result<(), GraphError> {
+        self.known(&[t])?;
+        let tensor = &mut self.tensors[t.0 as usize];
+        if tensor.nonzeros.is_none() {
+            return Err(GraphError::NotConstant(tensor.name.clone()));
+        }
+        if nonzeros > tensor.elements() {
+            return Err(GraphError::Malformed(format!(
+                "constant `{}` has {} values: {nonzeros} of them cannot be other than 0",
+                tensor.name,
+                tensor.elements()
+            )));
+        }
+        tensor.nonzeros = Some(nonzeros);
         Ok(())
     }
 
@@ -272,6 +294,13 @@ impl Graph {
                     _ if from == to => {}
                     _ => return fail(format!("node `{}` reshapes the batch away", node.name)),
                 }
+            }
+            if let Op::ReduceMean { axes, .. } = &node.op
+                && batched
+                && axes.contains(&0)
+                && batch != self.tensor(node.inputs[0]).shape[0]
+            {
+                return fail(format!("node `{}` takes the mean over the batch", node.name));
             }
             if let Op::Transpose { perm } = &node.op
                 && batched

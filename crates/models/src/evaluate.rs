@@ -1,9 +1,12 @@
 //! The reference evaluator: every operator as the ONNX standard defines it, in f64, with plain loops. What everything else is
 //! compared with; it shares no code with the compiler.
 
+mod sequence;
+
 use crate::graph::{Graph, NodeId, Op, TensorId};
 use crate::shapes::{Window, windows};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use thiserror::Error;
 
 /// The most values that one evaluation may hold (8 GiB).
@@ -40,6 +43,23 @@ pub enum EvaluateError {
         /// The values given.
         got: usize,
     },
+    /// A constant's values are not held.
+    #[error(
+        "constant `{0}` is abstract (its values are not held): the graph can be counted, not evaluated; build it with values"
+    )]
+    Abstract(String),
+    /// An id is no row of the table that it chooses from.
+    #[error("node `{node}`: id {id} at index {index} is no row of its table: expected a whole number from 0 to {last}", last = rows - 1)]
+    Id {
+        /// The node.
+        node: String,
+        /// The row-major index of the id.
+        index: usize,
+        /// The id, as it would be printed.
+        id: String,
+        /// The rows of the table.
+        rows: usize,
+    },
     /// All tensors together are larger than [`MAX_VALUES`].
     #[error("all tensors together have {0} values (at most {MAX_VALUES} are possible); use a smaller batch")]
     TooLarge(usize),
@@ -49,7 +69,8 @@ pub enum EvaluateError {
 /// `None` for leftovers that nothing makes.
 ///
 /// # Errors
-/// If the inputs given are not those of the graph, or the graph is too large.
+/// If the inputs given are not those of the graph, an id is no row of its table, a constant is abstract or the graph is too
+/// large.
 pub fn evaluate(
     graph: &Graph,
     inputs: &BTreeMap<String, Vec<f64>>,
@@ -61,6 +82,10 @@ pub fn evaluate(
         .fold(0usize, |n, t| n.saturating_add(t.shape.iter().product()));
     if total > MAX_VALUES {
         return Err(EvaluateError::TooLarge(total));
+    }
+    let held = |t: &&TensorId| graph.tensor(**t).data.is_some();
+    if let Some(t) = graph.constants().iter().find(|t| !held(t)) {
+        return Err(EvaluateError::Abstract(graph.tensor(*t).name.clone()));
     }
     let names: Vec<&str> = graph
         .inputs()
@@ -105,16 +130,31 @@ pub fn evaluate(
             .map(|t| values[t.0 as usize].as_deref())
             .collect();
         if let Some(of) = of {
+            if node.op == Op::Gather {
+                check_ids(&node.name, of[0], graph.tensor(node.inputs[1]).shape[0])?;
+            }
             values[node.output.0 as usize] = Some(evaluate_node(graph, id, &of));
         }
     }
     Ok(values)
 }
 
+fn check_ids(node: &str, ids: &[f64], rows: usize) -> Result<(), EvaluateError> {
+    match ids.iter().position(|id| !sequence::is_row(*id, rows)) {
+        None => Ok(()),
+        Some(index) => Err(EvaluateError::Id {
+            node: node.into(),
+            index,
+            id: ids[index].to_string(),
+            rows,
+        }),
+    }
+}
+
 /// The output of one node for given inputs (row-major, of the shapes that the graph says; constants included).
 ///
 /// # Panics
-/// If the number of inputs or their lengths are not those of the graph.
+/// If the number of inputs or their lengths are not those of the graph, or an id is no row of its table.
 pub fn evaluate_node(graph: &Graph, id: NodeId, inputs: &[&[f64]]) -> Vec<f64> {
     let node = graph.node(id);
     let shapes: Vec<&[usize]> = node
@@ -153,10 +193,21 @@ pub fn evaluate_node(graph: &Graph, id: NodeId, inputs: &[&[f64]]) -> Vec<f64> {
             );
             conv(inputs, shapes[0], out, w, *groups)
         }
-        Op::Linear => linear(inputs, shapes[0][1], out),
+        Op::Linear => linear(inputs, shapes[1][1], out),
+        Op::MatMul => mat_mul(inputs, &shapes, out),
+        Op::Gather => sequence::gather(inputs[0], inputs[1], shapes[1][1]),
         Op::Add => element_wise(inputs, &shapes, out, |a, b| a + b),
+        Op::Sub => element_wise(inputs, &shapes, out, |a, b| a - b),
         Op::Mul => element_wise(inputs, &shapes, out, |a, b| a * b),
-        Op::Relu => inputs[0].iter().map(|v| v.max(0.0)).collect(),
+        Op::Div => element_wise(inputs, &shapes, out, |a, b| a / b),
+        Op::Where => choose(inputs, &shapes, out),
+        Op::Relu => map(inputs[0], |x| x.max(0.0)),
+        Op::Clip { min, max } => map(inputs[0], |x| x.max(f64::from(*min)).min(f64::from(*max))),
+        Op::Gelu { tanh } => map(inputs[0], |x| sequence::gelu(x, *tanh)),
+        Op::Tanh => map(inputs[0], f64::tanh),
+        Op::Erf => map(inputs[0], libm::erf),
+        Op::Sqrt => map(inputs[0], f64::sqrt),
+        Op::Pow { exponent } => map(inputs[0], |x| power(x, f64::from(*exponent))),
         Op::MaxPool {
             kernel,
             strides,
@@ -194,7 +245,91 @@ pub fn evaluate_node(graph: &Graph, id: NodeId, inputs: &[&[f64]]) -> Vec<f64> {
             };
             inputs[0].iter().enumerate().map(normed).collect()
         }
+        Op::LayerNorm { epsilon } => {
+            sequence::layer_norm(inputs[0], inputs[1], inputs[2], f64::from(*epsilon))
+        }
+        Op::Attention { heads, causal } => {
+            sequence::attention([inputs[0], inputs[1], inputs[2]], out, *heads, *causal)
+        }
+        Op::ZeroInsert { factor } => zero_insert(inputs[0], out, *factor),
+        Op::Slice { axis, start, end } => slice(inputs[0], shapes[0], *axis, *start..*end),
+        Op::ReduceMean { axes, .. } => reduce_mean(inputs[0], shapes[0], axes),
     }
+}
+
+fn map(x: &[f64], f: impl Fn(f64) -> f64) -> Vec<f64> {
+    x.iter().map(|x| f(*x)).collect()
+}
+
+/// Whole exponents exactly as repeated products.
+fn power(x: f64, exponent: f64) -> f64 {
+    if exponent.fract() == 0.0 && exponent.abs() <= 64.0 {
+        x.powi(exponent as i32)
+    } else {
+        x.powf(exponent)
+    }
+}
+
+/// `a` where the condition is not 0, otherwise `b`.
+fn choose(inputs: &[&[f64]], shapes: &[&[usize]], out: &[usize]) -> Vec<f64> {
+    let steps: Vec<Vec<usize>> = shapes.iter().map(|s| steps(s, out)).collect();
+    let mut y = Vec::with_capacity(out.iter().product());
+    walk(out, &[&steps[0], &steps[1], &steps[2]], |at| {
+        y.push(if inputs[0][at[0]] != 0.0 {
+            inputs[1][at[1]]
+        } else {
+            inputs[2][at[2]]
+        });
+    });
+    y
+}
+
+/// Products of the last two axes, one for each index of those before, which are broadcast.
+fn mat_mul(inputs: &[&[f64]], shapes: &[&[usize]], out: &[usize]) -> Vec<f64> {
+    let before = out.len() - 2;
+    let (m, n, k) = (out[before], out[before + 1], shapes[0][shapes[0].len() - 1]);
+    let of = |i: usize| steps(&shapes[i][..shapes[i].len() - 2], &out[..before]);
+    let (a, b) = (of(0), of(1));
+    let mut y = vec![0.0; out.iter().product()];
+    let mut products = y.chunks_exact_mut(m * n);
+    walk(&out[..before], &[&a, &b], |at| {
+        if let Some(y) = products.next() {
+            let (a, b) = (&inputs[0][at[0] * m * k..], &inputs[1][at[1] * k * n..]);
+            sequence::mat_mul(&a[..m * k], &b[..k * n], y, k, n);
+        }
+    });
+    y
+}
+
+/// Zeros between the elements of each plane.
+fn zero_insert(x: &[f64], out: &[usize], factor: [usize; 2]) -> Vec<f64> {
+    let mut y = vec![0.0; out.iter().product()];
+    let lines = y.chunks_exact_mut(out[3]).step_by(factor[0]);
+    for (y, x) in lines.zip(x.chunks_exact(out[3] / factor[1])) {
+        y.iter_mut().step_by(factor[1]).zip(x).for_each(|(y, x)| *y = *x);
+    }
+    y
+}
+
+/// Some elements along one axis.
+pub(crate) fn slice<T: Copy>(x: &[T], shape: &[usize], axis: usize, range: Range<usize>) -> Vec<T> {
+    let inner: usize = shape[axis + 1..].iter().product();
+    let block = |x: &[T]| x[range.start * inner..range.end * inner].to_vec();
+    x.chunks_exact(shape[axis] * inner).flat_map(block).collect()
+}
+
+fn reduce_mean(x: &[f64], shape: &[usize], axes: &[usize]) -> Vec<f64> {
+    let kept: Vec<usize> = shape
+        .iter()
+        .enumerate()
+        .map(|(i, d)| if axes.contains(&i) { 1 } else { *d })
+        .collect();
+    let (from, to) = (steps(shape, shape), steps(&kept, shape));
+    let mut y = vec![0.0; kept.iter().product()];
+    walk(shape, &[&from, &to], |at| y[at[1]] += x[at[0]]);
+    let count = (x.len() / y.len()) as f64;
+    y.iter_mut().for_each(|y| *y /= count);
+    y
 }
 
 /// y[n, m, p] = bias[m] + sum over the group's channels c and taps t: w[m, c, t] * x[n, c, element(t, p)].
@@ -238,9 +373,9 @@ fn conv(
     y
 }
 
-/// y[n, m] = bias[m] + sum over k: w[m, k] * x[n, k].
+/// y[n, m] = bias[m] + sum over k: w[m, k] * x[n, k], where n counts the rows of all axes but the last.
 fn linear(inputs: &[&[f64]], k: usize, out: &[usize]) -> Vec<f64> {
-    let mut y = Vec::with_capacity(out[0] * out[1]);
+    let mut y = Vec::with_capacity(out.iter().product());
     for x in inputs[0].chunks_exact(k) {
         for (m, w) in inputs[1].chunks_exact(k).enumerate() {
             let bias = inputs.get(2).map_or(0.0, |bias| bias[m]);
@@ -421,6 +556,131 @@ mod tests {
     fn softmax_of_large_values_is_finite() {
         let y = run(Op::Softmax { axis: 1 }, &[(&[1, 2], &[1e4, 1e4])]);
         assert_eq!(y, [0.5, 0.5]);
+    }
+
+    /// Attention as a formula, element by element.
+    #[test]
+    fn attention_is_its_formula() {
+        let (batch, tokens, d, heads) = (2, 4, 6, 3);
+        let value = |seed: usize| -> Vec<f64> {
+            (0..batch * tokens * d)
+                .map(|i| ((i * 31 + seed) % 17) as f64 / 8.0 - 1.0)
+                .collect()
+        };
+        let (q, k, v) = (value(1), value(5), value(9));
+        let shape: &[usize] = &[batch, tokens, d];
+        for causal in [false, true] {
+            let y = run(
+                Op::Attention { heads, causal },
+                &[(shape, &q), (shape, &k), (shape, &v)],
+            );
+            for (i, got) in y.iter().enumerate() {
+                let (n, t, f) = (i / (tokens * d), i / d % tokens, i % d);
+                let at = |token: usize, feature: usize| (n * tokens + token) * d + feature;
+                let features = f / 2 * 2..f / 2 * 2 + 2;
+                let score =
+                    |o: usize| features.clone().map(|f| q[at(t, f)] * k[at(o, f)]).sum::<f64>() / 2f64.sqrt();
+                let seen = if causal { t + 1 } else { tokens };
+                let all: f64 = (0..seen).map(|o| score(o).exp()).sum();
+                let want: f64 = (0..seen).map(|o| score(o).exp() / all * v[at(o, f)]).sum();
+                assert!((got - want).abs() < 1e-12, "{causal} {i}: {got} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn norms_and_activations() {
+        let y = run(
+            Op::LayerNorm { epsilon: 0.0 },
+            &[(&[1, 2], &[1.0, 3.0]), (&[2], &[2.0, 10.0]), (&[2], &[0.5, 1.0])],
+        );
+        assert_eq!(y, [-1.5, 11.0]);
+        // known values of both forms
+        let x: &[f64] = &[-1.0, 0.0, 2.0];
+        for (tanh, want) in [
+            (false, [-0.158_655_253_931_457, 0.0, 1.954_499_736_103_642]),
+            (true, [-0.158_808_009_391_723, 0.0, 1.954_597_694_087_775]),
+        ] {
+            let y = run(Op::Gelu { tanh }, &[(&[3], x)]);
+            assert!(y.iter().zip(want).all(|(y, w)| (y - w).abs() < 1e-12), "{y:?}");
+        }
+        assert_eq!(
+            run(Op::Clip { min: 0.0, max: 1.5 }, &[(&[3], x)]),
+            [0.0, 0.0, 1.5]
+        );
+        assert_eq!(run(Op::Pow { exponent: 3.0 }, &[(&[3], x)]), [-1.0, 0.0, 8.0]);
+        assert_eq!(run(Op::Pow { exponent: 0.5 }, &[(&[1], &[9.0])]), [3.0]);
+    }
+
+    #[test]
+    fn products_and_choices_broadcast() {
+        let b: &[f64] = &[1.0, 2.0, 3.0, 4.0, 10.0, 20.0, 30.0, 40.0];
+        let y = run(Op::MatMul, &[(&[1, 2], &[1.0, 10.0]), (&[2, 2, 2], b)]);
+        assert_eq!(y, [31.0, 42.0, 310.0, 420.0]);
+        let y = run(
+            Op::Where,
+            &[(&[2, 1], &[0.0, 1.0]), (&[], &[7.0]), (&[1, 2], &[1.0, 2.0])],
+        );
+        assert_eq!(y, [1.0, 2.0, 7.0, 7.0]);
+    }
+
+    #[test]
+    fn parts_and_means() {
+        let x: Vec<f64> = (0..12).map(f64::from).collect();
+        let op = Op::Slice {
+            axis: 1,
+            start: 1,
+            end: 3,
+        };
+        let y = run(op, &[(&[2, 3, 2], &x)]);
+        assert_eq!(y, [2.0, 3.0, 4.0, 5.0, 8.0, 9.0, 10.0, 11.0]);
+        let mean = |axes: &[usize], keep| {
+            let axes = axes.to_vec();
+            run(Op::ReduceMean { axes, keep }, &[(&[2, 3, 2], &x)])
+        };
+        assert_eq!(mean(&[0, 2], true), [3.5, 5.5, 7.5]);
+        assert_eq!(mean(&[1], false), [2.0, 3.0, 8.0, 9.0]);
+        let y = run(Op::ZeroInsert { factor: [2, 3] }, &[(&[1, 1, 2, 1], &[5.0, 6.0])]);
+        assert_eq!(y, [5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn ids_are_rows_of_their_table() {
+        let mut g = Graph::new("g");
+        let ids = g.add_input("ids", &[1, 2]).unwrap();
+        let table = g
+            .add_constant("table", &[3, 2], vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+            .unwrap();
+        let flat = g.add_reshape("flat", ids, "flat", &[2]).unwrap();
+        let y = g.add_node("look up", Op::Gather, &[flat, table], "y").unwrap();
+        g.add_output(y).unwrap();
+        let give = |ids: &[f64]| evaluate(&g, &BTreeMap::from([("ids".to_string(), ids.to_vec())]));
+        assert_eq!(
+            give(&[2.0, 0.0]).unwrap()[y.0 as usize],
+            Some(vec![4.0, 5.0, 0.0, 1.0])
+        );
+        for bad in [0.5, 3.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(matches!(
+                give(&[0.0, bad]),
+                Err(EvaluateError::Id { index: 1, .. })
+            ));
+        }
+        let seeded = crate::seeded_inputs(&g, 1, 50);
+        assert!((0..3).all(|id| seeded["ids"].contains(&(id as f32))));
+        assert!(seeded["ids"].iter().all(|id| sequence::is_row(f64::from(*id), 3)));
+    }
+
+    #[test]
+    fn abstract_constants_are_refused() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", &[1, 2]).unwrap();
+        let w = g.add_abstract_constant("w", &[1, 2]).unwrap();
+        let y = g.add_node("fc", Op::Linear, &[x, w], "y").unwrap();
+        g.add_output(y).unwrap();
+        let give = |g: &Graph| evaluate(g, &BTreeMap::from([("x".to_string(), vec![1.0, 2.0])]));
+        assert_eq!(give(&g), Err(EvaluateError::Abstract("w".into())));
+        g.set_constant(w, vec![3.0, 4.0]).unwrap();
+        assert_eq!(give(&g).unwrap()[y.0 as usize], Some(vec![11.0]));
     }
 
     #[test]

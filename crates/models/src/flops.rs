@@ -1,29 +1,45 @@
 //! How much arithmetic a graph is, counted exactly.
 //!
-//! Multiply-adds count one each. A bias is where a sum starts, and counts nothing. `other` counts one for every elementary
-//! operation on an element:
+//! Multiply-adds count one each. A bias is where a sum starts, and counts nothing. Products with weights (`mac_*`) and
+//! products of two activations (`mac_act*`: attention, matmul) are kept apart. Where a convolution reads what a zero
+//! insertion makes, only its taps on elements of the insertion's input count, as with padding.
+//!
+//! Of an abstract constant only the number of its nonzero values is known; a convolution with one is taken to have them
+//! spread evenly over its taps (rounded down).
+//!
+//! `other` counts one for every elementary operation on an element:
 //!
 //! | operator | operations |
 //! |---|---|
-//! | add, mul, relu | 1 an output element |
+//! | add, sub, mul, div, where, relu, tanh, erf, sqrt, pow | 1 an output element |
+//! | clip | 2 an element: maximum, minimum |
+//! | gelu | 9 an element with tanh: cube (2), its factor, sum, factor, tanh, 1 +, times x, half; 5 with erf |
 //! | maximum pooling | elements hit by the window, less 1 |
 //! | average pooling | elements hit by the window: the additions and one division |
 //! | softmax | 5 an element: maximum, subtraction, exponential, addition, division |
 //! | batch normalisation | 2 an element: scale and shift, once folded |
-//! | reshape, transpose | 0 |
+//! | layer normalisation | 7 an element: sum, subtraction, square, sum, division by the deviation, scale, shift; 5 a row: 2 divisions, epsilon, root, reciprocal |
+//! | attention | 6 a head and pair of tokens (causal: pairs that see each other): scaling, and a softmax's 5 |
+//! | mean | elements of the input: the additions and one division |
+//! | gather, slice, zero insertion, reshape, transpose | 0 |
 
-use crate::graph::{Graph, NodeId, Op};
+use crate::graph::{Graph, NodeId, Op, TensorId};
 use crate::shapes::{Window, windows};
 
 /// Operations of a node or a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Multiply-adds of all weights, at the positions whose tap hits an element of the input (not padding).
+    /// Multiply-adds of all weights, at the positions whose tap hits an element of the input (neither padding nor an
+    /// inserted zero).
     pub mac_dense: u64,
     /// As `mac_dense`, of weights other than 0 only.
     pub mac_theoretical: u64,
-    /// Multiply-adds as papers count them: all weights at all positions, padding included.
+    /// Multiply-adds as papers count them: all weights at all positions, padding and inserted zeros included.
     pub mac_published: u64,
+    /// Multiply-adds of two activations; in causal attention, of the pairs of tokens that see each other.
+    pub mac_act: u64,
+    /// As `mac_act`, as papers count them: all pairs of tokens.
+    pub mac_act_published: u64,
     /// All other arithmetic; see the module's text.
     pub other: u64,
 }
@@ -36,16 +52,43 @@ impl Counts {
             mac_dense: self.mac_dense.saturating_add(other.mac_dense),
             mac_theoretical: self.mac_theoretical.saturating_add(other.mac_theoretical),
             mac_published: self.mac_published.saturating_add(other.mac_published),
+            mac_act: self.mac_act.saturating_add(other.mac_act),
+            mac_act_published: self.mac_act_published.saturating_add(other.mac_act_published),
             other: self.other.saturating_add(other.other),
         }
     }
 }
 
-/// For each tap of a window, at how many of the positions it hits an element.
-fn hits(window: &Window, positions: usize) -> Vec<u64> {
-    (0..window.kernel)
-        .map(|tap| window.hits(tap, positions).len() as u64)
-        .collect()
+/// For each tap of a window, at how many of the positions it hits an element; of those only every `step`-th from the first
+/// on, where the others are inserted zeros.
+fn hits(window: &Window, positions: usize, step: usize) -> Vec<u64> {
+    let count = |tap: usize| {
+        let hit = window.hits(tap, positions);
+        if step == 1 {
+            return hit.len();
+        }
+        hit.filter(|o| window.element(tap, *o).is_multiple_of(step))
+            .count()
+    };
+    (0..window.kernel).map(|tap| count(tap) as u64).collect()
+}
+
+/// How far apart along rows and columns the elements of a tensor are that are not inserted zeros.
+fn steps(graph: &Graph, mut t: TensorId) -> [usize; 2] {
+    let mut steps = [1, 1];
+    while let Some(node) = graph.producer(t).map(|p| graph.node(p))
+        && let Op::ZeroInsert { factor } = node.op
+    {
+        // no more than the sizes of the tensor
+        steps = [steps[0] * factor[0], steps[1] * factor[1]];
+        t = node.inputs[0];
+    }
+    steps
+}
+
+/// The part of `all` equal shares that `nonzero` weights of `weights` have: exact where each weight is used equally often.
+fn share(all: u64, nonzero: u64, weights: u64) -> u64 {
+    (u128::from(all) * u128::from(nonzero) / u128::from(weights.max(1))) as u64
 }
 
 fn product(shape: &[usize]) -> u64 {
@@ -55,7 +98,7 @@ fn product(shape: &[usize]) -> u64 {
 /// The elements that all windows of a pooling hit.
 fn pooled(x: &[usize], y: &[usize], kernel: [usize; 2], strides: [usize; 2], pads: [usize; 4]) -> u64 {
     let [rows, columns] = windows(x, kernel, strides, pads, [1, 1]);
-    let sum = |w: &Window, positions: usize| hits(w, positions).iter().sum::<u64>();
+    let sum = |w: &Window, positions: usize| hits(w, positions, 1).iter().sum::<u64>();
     product(&y[..2]) * sum(&rows, y[2]) * sum(&columns, y[3])
 }
 
@@ -63,7 +106,12 @@ fn pooled(x: &[usize], y: &[usize], kernel: [usize; 2], strides: [usize; 2], pad
 pub fn node_counts(graph: &Graph, id: NodeId) -> Counts {
     let node = graph.node(id);
     let shape = |i: usize| graph.tensor(node.inputs[i]).shape.as_slice();
-    let weights = || graph.tensor(node.inputs[1]).data.as_deref();
+    // the part of the multiply-adds that have a weight other than 0
+    let nonzero = |all: u64, i: usize| {
+        let weight = graph.tensor(node.inputs[i]);
+        let nonzero = weight.nonzero_count();
+        nonzero.map_or(all, |nonzero| share(all, nonzero, weight.elements()))
+    };
     let y = graph.tensor(node.output).shape.as_slice();
     let all = product(y);
     let other = |other: u64| Counts {
@@ -79,42 +127,73 @@ pub fn node_counts(graph: &Graph, id: NodeId) -> Counts {
         } => {
             let w = shape(1);
             let [rows, columns] = windows(shape(0), [w[2], w[3]], *strides, *pads, *dilations);
-            let (rows, columns) = (hits(&rows, y[2]), hits(&columns, y[3]));
+            let step = steps(graph, node.inputs[0]);
+            let (rows, columns) = (hits(&rows, y[2], step[0]), hits(&columns, y[3], step[1]));
             // a tap hits rows[i] * columns[j] elements, whatever the channels
             let taps: Vec<u64> = rows
                 .iter()
                 .flat_map(|r| columns.iter().map(move |c| r * c))
                 .collect();
             let mac_dense = y[0] as u64 * product(&w[..2]) * taps.iter().sum::<u64>();
-            let nonzero = |data: &Vec<f32>| -> u64 {
-                let hits = |d: &[f32]| {
-                    d.iter()
-                        .zip(&taps)
-                        .filter(|(v, _)| **v != 0.0)
-                        .map(|(_, t)| t)
-                        .sum::<u64>()
-                };
-                y[0] as u64 * data.chunks_exact(taps.len()).map(hits).sum::<u64>()
+            let used = |data: &[f32]| {
+                let hits = data.iter().zip(&taps).filter(|(v, _)| **v != 0.0);
+                hits.map(|(_, t)| t).sum::<u64>()
+            };
+            let mac_theoretical = match graph.tensor(node.inputs[1]).data.as_deref() {
+                Some(data) => y[0] as u64 * data.chunks_exact(taps.len()).map(used).sum::<u64>(),
+                None => nonzero(mac_dense, 1),
             };
             Counts {
                 mac_dense,
-                mac_theoretical: weights().map_or(mac_dense, nonzero),
+                mac_theoretical,
                 mac_published: product(&w[1..]) * all,
-                other: 0,
+                ..Counts::default()
             }
         }
         Op::Linear => {
-            let mac_dense = y[0] as u64 * product(shape(1));
-            let nonzero = |d: &Vec<f32>| y[0] as u64 * d.iter().filter(|v| **v != 0.0).count() as u64;
-            let mac_theoretical = weights().map_or(mac_dense, nonzero);
+            let mac_dense = all * shape(1)[1] as u64;
             Counts {
                 mac_dense,
-                mac_theoretical,
+                mac_theoretical: nonzero(mac_dense, 1),
                 mac_published: mac_dense,
-                other: 0,
+                ..Counts::default()
             }
         }
-        Op::Add | Op::Mul | Op::Relu => other(all),
+        Op::MatMul => {
+            let macs = all * shape(0).last().copied().unwrap_or(1) as u64;
+            match (0..2).find(|i| graph.tensor(node.inputs[*i]).is_constant()) {
+                Some(weight) => Counts {
+                    mac_dense: macs,
+                    mac_theoretical: nonzero(macs, weight),
+                    mac_published: macs,
+                    ..Counts::default()
+                },
+                None => Counts {
+                    mac_act: macs,
+                    mac_act_published: macs,
+                    ..Counts::default()
+                },
+            }
+        }
+        Op::Attention { heads, causal } => {
+            let (batch, tokens, d) = (y[0] as u64, y[1] as u64, y[2] as u64);
+            let seen = if *causal {
+                tokens * (tokens + 1) / 2
+            } else {
+                tokens * tokens
+            };
+            // q k^T and the weighted sum of v
+            Counts {
+                mac_act: 2 * batch * seen * d,
+                mac_act_published: 2 * batch * tokens * tokens * d,
+                other: 6 * batch * *heads as u64 * seen,
+                ..Counts::default()
+            }
+        }
+        Op::Add | Op::Sub | Op::Mul | Op::Div | Op::Where => other(all),
+        Op::Relu | Op::Tanh | Op::Erf | Op::Sqrt | Op::Pow { .. } => other(all),
+        Op::Clip { .. } => other(2 * all),
+        Op::Gelu { tanh } => other(if *tanh { 9 } else { 5 } * all),
         Op::MaxPool {
             kernel,
             strides,
@@ -128,7 +207,11 @@ pub fn node_counts(graph: &Graph, id: NodeId) -> Counts {
         } => other(pooled(shape(0), y, *kernel, *strides, *pads)),
         Op::Softmax { .. } => other(5 * all),
         Op::BatchNorm { .. } => other(2 * all),
-        Op::Reshape | Op::Transpose { .. } => other(0),
+        Op::LayerNorm { .. } => other(7 * all + 5 * (all / y.last().copied().unwrap_or(1) as u64)),
+        Op::ReduceMean { .. } => other(product(shape(0))),
+        Op::Gather | Op::Slice { .. } | Op::ZeroInsert { .. } | Op::Reshape | Op::Transpose { .. } => {
+            other(0)
+        }
     }
 }
 
@@ -202,6 +285,80 @@ mod tests {
                 (w[1] * w[2] * w[3] * out.iter().product::<usize>()) as u64
             );
         }
+    }
+
+    #[test]
+    fn inserted_zeros_count_as_padding_does() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", &[1, 2, 3, 2]).unwrap();
+        let op = Op::ZeroInsert { factor: [2, 2] };
+        let z = g.add_node("up", op, &[x], "z").unwrap();
+        let data: Vec<f32> = (0..4 * 2 * 9).map(|i| ((i * 5) % 3) as f32).collect();
+        let w = g.add_constant("w", &[4, 2, 3, 3], data.clone()).unwrap();
+        let op = Op::Conv {
+            strides: [1, 1],
+            pads: [1; 4],
+            dilations: [1, 1],
+            groups: 1,
+        };
+        g.add_node("conv", op, &[z, w], "y").unwrap();
+        let (mut dense, mut sparse) = (0, 0);
+        for (i, v) in data.iter().enumerate() {
+            for (oy, ox) in (0..6).flat_map(|y| (0..4).map(move |x| (y, x))) {
+                let (iy, ix) = (oy + (i as i64 / 3) % 3 - 1, ox + i as i64 % 3 - 1);
+                let inside = (0..6).contains(&iy) && (0..4).contains(&ix);
+                if inside && iy % 2 == 0 && ix % 2 == 0 {
+                    dense += 1;
+                    sparse += u64::from(*v != 0.0);
+                }
+            }
+        }
+        let c = total(&g);
+        assert_eq!((c.mac_dense, c.mac_theoretical), (dense, sparse));
+        assert_eq!(c.mac_published, 4 * 2 * 9 * 24);
+    }
+
+    #[test]
+    fn products_of_activations_are_kept_apart() {
+        let count = |causal| {
+            let mut g = Graph::new("g");
+            let q = g.add_input("q", &[2, 5, 6]).unwrap();
+            let op = Op::Attention { heads: 3, causal };
+            g.add_node("attention", op, &[q, q, q], "y").unwrap();
+            total(&g)
+        };
+        let (all, causal) = (count(false), count(true));
+        assert_eq!((all.mac_act, all.other), (2 * 2 * 25 * 6, 6 * 2 * 3 * 25));
+        assert_eq!((causal.mac_act, causal.other), (2 * 2 * 15 * 6, 6 * 2 * 3 * 15));
+        assert_eq!(causal.mac_act_published, all.mac_act);
+        let mut g = Graph::new("g");
+        let a = g.add_input("a", &[2, 3, 4]).unwrap();
+        let b = g.add_input("b", &[2, 4, 5]).unwrap();
+        let c = g
+            .add_constant("c", &[4, 2], vec![0.0, 1.0, 0.0, 0.0, 2.0, 3.0, 0.0, 1.0])
+            .unwrap();
+        g.add_node("product", Op::MatMul, &[a, b], "y").unwrap();
+        assert_eq!((total(&g).mac_act, total(&g).mac_dense), (2 * 3 * 4 * 5, 0));
+        g.add_node("weights", Op::MatMul, &[a, c], "z").unwrap();
+        assert_eq!((total(&g).mac_theoretical, total(&g).mac_dense), (6 * 4, 6 * 8));
+    }
+
+    #[test]
+    fn abstract_constants_count() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", &[1, 2048, 2048]).unwrap();
+        let w = g.add_abstract_constant("w", &[50257, 2048]).unwrap();
+        let y = g.add_node("head", Op::Linear, &[x, w], "y").unwrap();
+        g.add_output(y).unwrap();
+        g.verify().unwrap();
+        assert_eq!((g.parameters(), g.nonzeros()), (50257 * 2048, 50257 * 2048));
+        g.set_nonzeros(w, 1000).unwrap();
+        assert!(g.set_nonzeros(w, u64::MAX).is_err() && g.set_nonzeros(x, 1).is_err());
+        let c = total(&g.with_batch(2).unwrap());
+        assert_eq!(c.mac_dense, 2 * 2048 * 50257 * 2048);
+        assert_eq!(c.mac_theoretical, 2 * 2048 * 1000);
+        let sparse = crate::sparsify(&g, 0.75, crate::Mask::Uniform, 0).unwrap();
+        assert_eq!(sparse.nonzeros(), 50257 * 512);
     }
 
     #[test]

@@ -28,6 +28,28 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     /// The values in row-major order, for constants only.
     pub data: Option<Arc<Vec<f32>>>,
+    /// Of an abstract constant, whose values are not held, how many are not 0. `None` for all other tensors.
+    pub nonzeros: Option<u64>,
+}
+
+impl Tensor {
+    /// Whether this is a constant, with its values or abstract.
+    pub fn is_constant(&self) -> bool {
+        self.data.is_some() || self.nonzeros.is_some()
+    }
+
+    /// The number of elements: the product of the sizes.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|d| *d as u64).product()
+    }
+
+    /// How many of a constant's values are not 0; `None` if this is no constant.
+    pub fn nonzero_count(&self) -> Option<u64> {
+        match &self.data {
+            Some(data) => Some(data.iter().filter(|v| **v != 0.0).count() as u64),
+            None => self.nonzeros,
+        }
+    }
 }
 
 /// An operator with its inputs and its output.
@@ -58,14 +80,49 @@ pub enum Op {
         /// Independent groups of channels.
         groups: usize,
     },
-    /// Matrix product with weights: `x [n, k]`, weight `[m, k]`, optional bias `[m]` to `[n, m]`.
+    /// Matrix product with weights along the last axis: `x [..., k]` of two axes or more, weight `[m, k]`, optional bias
+    /// `[m]` to `[..., m]`.
     Linear,
+    /// Matrix product of two activations: `[..., m, k]` and `[..., k, n]` to `[..., m, n]`; axes before the last two are
+    /// broadcast.
+    MatMul,
+    /// Rows of a table: ids of any shape (whole numbers from 0, less than `v`), table `[v, d]` to `ids.shape + [d]`.
+    Gather,
     /// Element-wise sum with broadcasting.
     Add,
+    /// Element-wise difference with broadcasting.
+    Sub,
     /// Element-wise product with broadcasting.
     Mul,
+    /// Element-wise quotient with broadcasting.
+    Div,
+    /// Inputs `condition, a, b`, broadcast together: `a` where the condition is not 0, otherwise `b`.
+    Where,
     /// `max(x, 0)`.
     Relu,
+    /// `min(max(x, min), max)`.
+    Clip {
+        /// The least value.
+        min: f32,
+        /// The greatest value.
+        max: f32,
+    },
+    /// Gaussian error linear unit: `x / 2 * (1 + erf(x / sqrt(2)))`.
+    Gelu {
+        /// Whether `erf(x / sqrt(2))` is approximated by `tanh(sqrt(2 / pi) * (x + 0.044715 x^3))`, as in GPT-2.
+        tanh: bool,
+    },
+    /// Hyperbolic tangent.
+    Tanh,
+    /// Gauss error function.
+    Erf,
+    /// Square root.
+    Sqrt,
+    /// `x ^ exponent`.
+    Pow {
+        /// The exponent.
+        exponent: f32,
+    },
     /// Maximum over windows of `[n, c, h, w]`; padding never wins.
     MaxPool {
         /// Window size.
@@ -103,6 +160,42 @@ pub enum Op {
         /// Added to the variance.
         epsilon: f32,
     },
+    /// `(x - mean) / sqrt(var + epsilon) * scale + bias` with mean and variance taken over the last axis; inputs
+    /// `x [..., d]` of two axes or more, scale `[d]`, bias `[d]`.
+    LayerNorm {
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// Multi-head attention: inputs q, k, v, each `[batch, tokens, d]`, to `[batch, tokens, d]`. Head `h` has the features
+    /// `h * d / heads` onwards; its result is `softmax(q k^T / sqrt(d / heads)) v`.
+    Attention {
+        /// The number of heads, which divides `d`.
+        heads: usize,
+        /// Whether a token sees itself and those before it only.
+        causal: bool,
+    },
+    /// Zeros between the elements of a plane: `[n, c, h, w]` to `[n, c, h * f0, w * f1]`, where element `(f0 * i, f1 * j)`
+    /// is element `(i, j)` of the input and all others are 0.
+    ZeroInsert {
+        /// `[f0, f1]`, each at least 1.
+        factor: [usize; 2],
+    },
+    /// The elements `start..end` along one axis.
+    Slice {
+        /// The axis, counted from the first.
+        axis: usize,
+        /// The first element.
+        start: usize,
+        /// The element after the last.
+        end: usize,
+    },
+    /// The mean over some axes.
+    ReduceMean {
+        /// The axes, ascending.
+        axes: Vec<usize>,
+        /// Whether the axes stay, with size 1.
+        keep: bool,
+    },
 }
 
 impl Op {
@@ -111,15 +204,31 @@ impl Op {
         match self {
             Op::Conv { .. } => "conv",
             Op::Linear => "linear",
+            Op::MatMul => "matmul",
+            Op::Gather => "gather",
             Op::Add => "add",
+            Op::Sub => "sub",
             Op::Mul => "mul",
+            Op::Div => "div",
+            Op::Where => "where",
             Op::Relu => "relu",
+            Op::Clip { .. } => "clip",
+            Op::Gelu { .. } => "gelu",
+            Op::Tanh => "tanh",
+            Op::Erf => "erf",
+            Op::Sqrt => "sqrt",
+            Op::Pow { .. } => "pow",
             Op::MaxPool { .. } => "maxpool",
             Op::AvgPool { .. } => "avgpool",
             Op::Softmax { .. } => "softmax",
             Op::Reshape => "reshape",
             Op::Transpose { .. } => "transpose",
             Op::BatchNorm { .. } => "batchnorm",
+            Op::LayerNorm { .. } => "layernorm",
+            Op::Attention { .. } => "attention",
+            Op::ZeroInsert { .. } => "zeroinsert",
+            Op::Slice { .. } => "slice",
+            Op::ReduceMean { .. } => "reducemean",
         }
     }
 }
@@ -325,32 +434,46 @@ impl Graph {
         &self.outputs
     }
 
-    /// The constants that a node reads or that are graph outputs, by id.
+    /// The constants that a node reads or that are graph outputs, by id; abstract ones too.
     pub fn constants(&self) -> Vec<TensorId> {
         let mut used: BTreeSet<TensorId> = self.outputs.iter().copied().collect();
         used.extend(self.net.node_weights().flat_map(|n| n.inputs.iter().copied()));
         used.into_iter()
-            .filter(|t| self.tensor(*t).data.is_some())
+            .filter(|t| self.tensor(*t).is_constant())
             .collect()
     }
 
     /// The number of values in all constants in use.
     pub fn parameters(&self) -> u64 {
-        self.constants()
-            .iter()
-            .filter_map(|t| self.tensor(*t).data.as_ref())
-            .map(|d| d.len() as u64)
-            .sum()
+        self.constants().iter().map(|t| self.tensor(*t).elements()).sum()
     }
 
     /// The number of values other than 0 in all constants in use.
     pub fn nonzeros(&self) -> u64 {
-        let count = |d: &Arc<Vec<f32>>| d.iter().filter(|v| **v != 0.0).count() as u64;
         self.constants()
             .iter()
-            .filter_map(|t| self.tensor(*t).data.as_ref())
-            .map(count)
+            .filter_map(|t| self.tensor(*t).nonzero_count())
             .sum()
+    }
+
+    /// If a tensor holds ids, the number of rows of the table that they choose from (the least, where there are several):
+    /// a [`Op::Gather`] reads it as such, directly or through reshapes.
+    pub fn vocabulary(&self, t: TensorId) -> Option<usize> {
+        let (mut rows, mut todo): (Option<usize>, _) = (None, vec![t]);
+        while let Some(t) = todo.pop() {
+            for id in self.consumers(t) {
+                let node = self.node(id);
+                match node.op {
+                    Op::Gather if node.inputs[0] == t => {
+                        let v = self.tensor(node.inputs[1]).shape[0];
+                        rows = Some(rows.map_or(v, |r| r.min(v)));
+                    }
+                    Op::Reshape => todo.push(node.output),
+                    _ => {}
+                }
+            }
+        }
+        rows
     }
 
     // ---- building
@@ -381,6 +504,7 @@ impl Graph {
                 name,
                 shape: shape.to_vec(),
                 data: None,
+                nonzeros: None,
             },
             None,
         )?;
@@ -405,6 +529,33 @@ impl Graph {
                 name,
                 shape: shape.to_vec(),
                 data: Some(Arc::new(data)),
+                nonzeros: None,
+            },
+            None,
+        )
+    }
+
+    /// Adds an abstract constant: one whose values are not held, all of them taken to be other than 0. A graph with such
+    /// constants can be counted, not evaluated.
+    ///
+    /// # Errors
+    /// If the name is taken or the shape absurd.
+    pub fn add_abstract_constant(
+        &mut self,
+        name: impl Into<String>,
+        shape: &[usize],
+    ) -> Result<TensorId, GraphError> {
+        let name = name.into();
+        let elements = shapes::elements(shape).map_err(|error| GraphError::Tensor {
+            tensor: name.clone(),
+            error,
+        })?;
+        self.add_tensor(
+            Tensor {
+                name,
+                shape: shape.to_vec(),
+                data: None,
+                nonzeros: Some(elements as u64),
             },
             None,
         )
@@ -457,6 +608,7 @@ impl Graph {
                 name: output,
                 shape,
                 data: None,
+                nonzeros: None,
             },
             None,
         )?;

@@ -1,7 +1,7 @@
 //! Seeded randomness that is the same on every platform: ChaCha8 streams, each derived from a seed, a purpose and a name,
 //! and samplers made of exactly rounded operations only (the platform's `ln` and `cos` are not).
 
-use crate::graph::Graph;
+use crate::graph::{Graph, TensorId};
 use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -86,24 +86,22 @@ fn ln(x: f64) -> f64 {
     e as f64 * std::f64::consts::LN_2 + 2.0 * t * series
 }
 
-/// Standard normal values for every graph input: `items` runs after one another, so each vector is `[items, shape...]` in
+/// Values for every graph input: standard normal, or uniform whole numbers in `0..v` where the input holds ids of a table
+/// with `v` rows ([`Graph::vocabulary`]). `items` runs come after one another, so each vector is `[items, shape...]` in
 /// row-major order. The first items do not depend on how many there are, nor an input on the others.
 pub fn seeded_inputs(graph: &Graph, seed: u64, items: usize) -> BTreeMap<String, Vec<f32>> {
-    let fill = |name: &str, n: usize| {
-        let mut stream = Stream::new(seed, "input", name);
-        (0..n).map(|_| stream.normal() as f32).collect()
+    let fill = |t: &TensorId| {
+        let tensor = graph.tensor(*t);
+        let mut stream = Stream::new(seed, "input", &tensor.name);
+        let rows = graph.vocabulary(*t);
+        let mut value = || match rows {
+            Some(rows) => stream.below(rows as u64) as f32,
+            None => stream.normal() as f32,
+        };
+        let count = items * tensor.shape.iter().product::<usize>();
+        (tensor.name.clone(), (0..count).map(|_| value()).collect())
     };
-    graph
-        .inputs()
-        .iter()
-        .map(|t| graph.tensor(*t))
-        .map(|t| {
-            (
-                t.name.clone(),
-                fill(&t.name, items * t.shape.iter().product::<usize>()),
-            )
-        })
-        .collect()
+    graph.inputs().iter().map(fill).collect()
 }
 
 #[cfg(test)]

@@ -252,18 +252,103 @@ fn conv(
 
 fn linear(inputs: &[&[usize]]) -> Result<Vec<usize>, ShapeError> {
     let (x, w) = (inputs[0], inputs[1]);
-    if x.len() != 2 {
-        return mismatch("the input", x, "[n, k]");
-    }
-    if w.len() != 2 || w[1] != x[1] {
-        return mismatch("the weight", w, format!("[m, {}]", x[1]));
+    let Some((features, rows)) = x.split_last().filter(|(_, rows)| !rows.is_empty()) else {
+        return mismatch("the input", x, "[..., k] with two axes or more");
+    };
+    if w.len() != 2 || w[1] != *features {
+        return mismatch("the weight", w, format!("[m, {features}]"));
     }
     if let Some(b) = inputs.get(2)
         && **b != [w[0]]
     {
         return mismatch("the bias", b, format!("[{}]", w[0]));
     }
-    Ok(vec![x[0], w[0]])
+    Ok([rows, &w[..1]].concat())
+}
+
+fn mat_mul(a: &[usize], b: &[usize]) -> Result<Vec<usize>, ShapeError> {
+    if a.len() < 2 {
+        return mismatch("the first factor", a, "[..., m, k]");
+    }
+    let (k, n) = (a[a.len() - 1], b.last().copied().unwrap_or(1));
+    if b.len() < 2 || b[b.len() - 2] != k {
+        return mismatch("the second factor", b, format!("[..., {k}, n]"));
+    }
+    let mut shape = broadcast(&a[..a.len() - 2], &b[..b.len() - 2])?;
+    shape.extend([a[a.len() - 2], n]);
+    Ok(shape)
+}
+
+/// Inputs `x, scale [d], bias [d]`.
+fn layer_norm(inputs: &[&[usize]]) -> Result<Vec<usize>, ShapeError> {
+    let x = inputs[0];
+    let Some(d) = x.last().filter(|_| x.len() >= 2) else {
+        return mismatch("the input", x, "[..., d] with two axes or more");
+    };
+    for s in &inputs[1..] {
+        if **s != [*d] {
+            return mismatch("a parameter", s, format!("[{d}]"));
+        }
+    }
+    Ok(x.to_vec())
+}
+
+fn attention(inputs: &[&[usize]], heads: usize) -> Result<Vec<usize>, ShapeError> {
+    let q = inputs[0];
+    if q.len() != 3 {
+        return mismatch("q", q, "[batch, tokens, d]");
+    }
+    for (what, s) in ["k", "v"].iter().zip(&inputs[1..]) {
+        if *s != q {
+            return mismatch(what, s, format!("{q:?}, as q"));
+        }
+    }
+    if heads == 0 || !q[2].is_multiple_of(heads) {
+        return attribute(format!("{} features cannot be split into {heads} heads", q[2]));
+    }
+    Ok(q.to_vec())
+}
+
+fn zero_insert(x: &[usize], factor: [usize; 2]) -> Result<Vec<usize>, ShapeError> {
+    let &[n, c, h, w] = x else {
+        return mismatch("the input", x, "[n, c, h, w]");
+    };
+    if factor.iter().any(|f| !(1..=MAX_WINDOW).contains(f)) {
+        return attribute(format!("factor {factor:?} must be 1 to {MAX_WINDOW}"));
+    }
+    // each size is at most 2^31, each factor 2^20
+    Ok(vec![n, c, h * factor[0], w * factor[1]])
+}
+
+fn slice(x: &[usize], axis: usize, start: usize, end: usize) -> Result<Vec<usize>, ShapeError> {
+    let Some(size) = x.get(axis) else {
+        return attribute(format!("axis {axis} of a tensor with {} axes", x.len()));
+    };
+    if start >= end || end > *size {
+        return attribute(format!("elements {start}..{end} of an axis of {size}"));
+    }
+    let mut shape = x.to_vec();
+    shape[axis] = end - start;
+    Ok(shape)
+}
+
+fn reduce(x: &[usize], axes: &[usize], keep: bool) -> Result<Vec<usize>, ShapeError> {
+    if axes.is_empty() || axes.windows(2).any(|a| a[0] >= a[1]) || axes.iter().any(|a| *a >= x.len()) {
+        return attribute(format!(
+            "axes {axes:?} of a tensor with {} axes: expected ascending ones",
+            x.len()
+        ));
+    }
+    let sizes = x.iter().enumerate();
+    Ok(match keep {
+        true => sizes
+            .map(|(i, d)| if axes.contains(&i) { 1 } else { *d })
+            .collect(),
+        false => sizes
+            .filter(|(i, _)| !axes.contains(i))
+            .map(|(_, d)| *d)
+            .collect(),
+    })
 }
 
 /// The shape of an operator's output. `target` is the shape asked for, which only [`Op::Reshape`] needs.
@@ -273,7 +358,8 @@ fn linear(inputs: &[&[usize]]) -> Result<Vec<usize>, ShapeError> {
 pub fn infer(op: &Op, inputs: &[&[usize]], target: Option<&[usize]>) -> Result<Vec<usize>, ShapeError> {
     let (least, most, expected) = match op {
         Op::Conv { .. } | Op::Linear => (2, 3, "2 or 3"),
-        Op::Add | Op::Mul => (2, 2, "2"),
+        Op::Add | Op::Sub | Op::Mul | Op::Div | Op::MatMul | Op::Gather => (2, 2, "2"),
+        Op::Where | Op::LayerNorm { .. } | Op::Attention { .. } => (3, 3, "3"),
         Op::BatchNorm { .. } => (5, 5, "5"),
         _ => (1, 1, "1"),
     };
@@ -296,8 +382,28 @@ pub fn infer(op: &Op, inputs: &[&[usize]], target: Option<&[usize]>) -> Result<V
             groups,
         } => conv(inputs, *strides, *pads, *dilations, *groups)?,
         Op::Linear => linear(inputs)?,
-        Op::Add | Op::Mul => broadcast(x, inputs[1])?,
-        Op::Relu => x.to_vec(),
+        Op::MatMul => mat_mul(x, inputs[1])?,
+        Op::Gather => match inputs[1] {
+            [_, d] => [x, &[*d]].concat(),
+            table => return mismatch("the table", table, "[v, d]"),
+        },
+        Op::Add | Op::Sub | Op::Mul | Op::Div => broadcast(x, inputs[1])?,
+        Op::Where => broadcast(&broadcast(x, inputs[1])?, inputs[2])?,
+        Op::Relu | Op::Gelu { .. } | Op::Tanh | Op::Erf | Op::Sqrt => x.to_vec(),
+        Op::Clip { min, max } => {
+            if !(min.is_finite() && max.is_finite() && min <= max) {
+                return attribute(format!(
+                    "limits {min:e} and {max:e}: expected finite ones, ascending"
+                ));
+            }
+            x.to_vec()
+        }
+        Op::Pow { exponent } => {
+            if !exponent.is_finite() {
+                return attribute(format!("exponent {exponent}: expected a finite one"));
+            }
+            x.to_vec()
+        }
         Op::MaxPool {
             kernel,
             strides,
@@ -347,6 +453,11 @@ pub fn infer(op: &Op, inputs: &[&[usize]], target: Option<&[usize]>) -> Result<V
             }
             x.to_vec()
         }
+        Op::LayerNorm { .. } => layer_norm(inputs)?,
+        Op::Attention { heads, .. } => attention(inputs, *heads)?,
+        Op::ZeroInsert { factor } => zero_insert(x, *factor)?,
+        Op::Slice { axis, start, end } => slice(x, *axis, *start, *end)?,
+        Op::ReduceMean { axes, keep } => reduce(x, axes, *keep)?,
     };
     elements(&shape)?;
     Ok(shape)
@@ -371,6 +482,47 @@ mod tests {
         assert_eq!(broadcast(&[2, 1, 4], &[3, 1]), Ok(vec![2, 3, 4]));
         assert_eq!(broadcast(&[], &[5]), Ok(vec![5]));
         assert!(broadcast(&[2, 3], &[2]).is_err());
+    }
+
+    #[test]
+    fn operators_check_their_inputs() {
+        let ok = |op: Op, inputs: &[&[usize]]| infer(&op, inputs, None).ok();
+        assert_eq!(ok(Op::Linear, &[&[2, 3, 4], &[5, 4], &[5]]), Some(vec![2, 3, 5]));
+        assert_eq!(ok(Op::Linear, &[&[4], &[5, 4]]), None);
+        assert_eq!(ok(Op::Gather, &[&[2, 3], &[9, 4]]), Some(vec![2, 3, 4]));
+        assert_eq!(ok(Op::Gather, &[&[2, 3], &[9]]), None);
+        assert_eq!(
+            ok(Op::MatMul, &[&[2, 1, 3, 4], &[5, 4, 6]]),
+            Some(vec![2, 5, 3, 6])
+        );
+        assert_eq!(ok(Op::MatMul, &[&[3, 4], &[3, 4]]), None);
+        let attention = |heads| Op::Attention { heads, causal: true };
+        assert_eq!(
+            ok(attention(2), &[&[1, 3, 4], &[1, 3, 4], &[1, 3, 4]]),
+            Some(vec![1, 3, 4])
+        );
+        assert_eq!(ok(attention(3), &[&[1, 3, 4], &[1, 3, 4], &[1, 3, 4]]), None);
+        assert_eq!(ok(attention(2), &[&[1, 3, 4], &[1, 2, 4], &[1, 3, 4]]), None);
+        let slice = |start, end| Op::Slice { axis: 1, start, end };
+        assert_eq!(ok(slice(1, 3), &[&[2, 3]]), Some(vec![2, 2]));
+        assert_eq!(ok(slice(1, 4), &[&[2, 3]]), None);
+        assert_eq!(ok(slice(2, 2), &[&[2, 3]]), None);
+        let mean = |axes: &[usize], keep| Op::ReduceMean {
+            axes: axes.to_vec(),
+            keep,
+        };
+        assert_eq!(ok(mean(&[1], true), &[&[2, 3]]), Some(vec![2, 1]));
+        assert_eq!(ok(mean(&[0, 1], false), &[&[2, 3]]), Some(vec![]));
+        assert_eq!(ok(mean(&[1, 0], false), &[&[2, 3]]), None);
+        let zeros = |f| Op::ZeroInsert { factor: [f, 2] };
+        assert_eq!(ok(zeros(3), &[&[1, 2, 3, 4]]), Some(vec![1, 2, 9, 8]));
+        assert_eq!(ok(zeros(0), &[&[1, 2, 3, 4]]), None);
+        assert_eq!(ok(zeros(MAX_WINDOW), &[&[1, 1, MAX_ELEMENTS, 1]]), None);
+        let clip = |min, max| Op::Clip { min, max };
+        assert_eq!(ok(clip(0.0, 6.0), &[&[2]]), Some(vec![2]));
+        assert_eq!(ok(clip(6.0, 0.0), &[&[2]]), None);
+        assert_eq!(ok(clip(0.0, f32::NAN), &[&[2]]), None);
+        assert_eq!(ok(Op::LayerNorm { epsilon: 0.1 }, &[&[2, 3], &[3], &[2]]), None);
     }
 
     #[test]

@@ -48,14 +48,33 @@ fn show_op(op: &Op) -> String {
         }
         Op::Softmax { axis } => format!("axis={axis}"),
         Op::Transpose { perm } => format!("perm={perm:?}"),
-        Op::BatchNorm { epsilon } => format!("epsilon={epsilon:e}"),
-        Op::Linear | Op::Add | Op::Mul | Op::Relu | Op::Reshape => String::new(),
+        Op::BatchNorm { epsilon } | Op::LayerNorm { epsilon } => format!("epsilon={epsilon:e}"),
+        Op::Clip { min, max } => format!("min={min:e} max={max:e}"),
+        Op::Gelu { tanh } => format!("tanh={tanh}"),
+        Op::Pow { exponent } => format!("exponent={exponent:e}"),
+        Op::Attention { heads, causal } => format!("heads={heads} causal={causal}"),
+        Op::ZeroInsert { factor } => format!("factor={factor:?}"),
+        Op::Slice { axis, start, end } => format!("axis={axis} elements={start}..{end}"),
+        Op::ReduceMean { axes, keep } => format!("axes={axes:?} keep={keep}"),
+        Op::Linear
+        | Op::MatMul
+        | Op::Gather
+        | Op::Add
+        | Op::Sub
+        | Op::Mul
+        | Op::Div
+        | Op::Where
+        | Op::Relu
+        | Op::Tanh
+        | Op::Erf
+        | Op::Sqrt
+        | Op::Reshape => String::new(),
     }
 }
 
 impl Graph {
     /// The graph as text: its name and sizes, inputs, nodes in order and outputs, one a line. Shapes are `2x3x4`;
-    /// constants show how many of their values are not zero.
+    /// constants show how many of their values are not zero, `[nonzero/all]`.
     pub fn to_text(&self) -> String {
         let shape = |t: TensorId| show_shape(&self.tensor(t).shape);
         let name = |t: TensorId| show_name(&self.tensor(t).name);
@@ -75,10 +94,14 @@ impl Graph {
             let inputs: Vec<String> = node
                 .inputs
                 .iter()
-                .map(|t| match &self.tensor(*t).data {
-                    Some(d) => {
-                        let nonzero = d.iter().filter(|v| **v != 0.0).count();
-                        format!("{} {} [{nonzero}/{}]", name(*t), shape(*t), d.len())
+                .map(|t| match self.tensor(*t).nonzero_count() {
+                    Some(nonzero) => {
+                        format!(
+                            "{} {} [{nonzero}/{}]",
+                            name(*t),
+                            shape(*t),
+                            self.tensor(*t).elements()
+                        )
                     }
                     None => name(*t),
                 })

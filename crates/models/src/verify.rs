@@ -26,9 +26,18 @@ impl Graph {
             if let Some(data) = &tensor.data {
                 check_constant(&tensor.name, &tensor.shape, data)?;
             }
+            if tensor.data.is_some() && tensor.nonzeros.is_some() {
+                return bad(format!("constant `{}` is abstract and has values", tensor.name));
+            }
+            if tensor.nonzeros.is_some_and(|n| n > tensor.elements()) {
+                return bad(format!(
+                    "constant `{}` has more nonzero values than elements",
+                    tensor.name
+                ));
+            }
             let sources = [
                 inputs.contains(&id),
-                tensor.data.is_some(),
+                tensor.is_constant(),
                 self.producer(id).is_some(),
             ];
             if sources.iter().filter(|s| **s).count() > 1 {
@@ -39,7 +48,7 @@ impl Graph {
         if order.len() != self.net.node_count() {
             return bad("the graph has a cycle".into());
         }
-        let mut ready: Vec<bool> = self.tensors.iter().map(|t| t.data.is_some()).collect();
+        let mut ready: Vec<bool> = self.tensors.iter().map(|t| t.is_constant()).collect();
         for t in &self.inputs {
             ready[t.0 as usize] = true;
         }

@@ -309,9 +309,9 @@ fn operators() {
         model(&[2, 2], one("MatMul", &["x"], vec![]), vec![]),
     );
     m.add(
-        "a product of three axes",
+        "a product of one axis",
         model(
-            &[1, 2, 2],
+            &[2],
             one("MatMul", &["w"], vec![]),
             vec![constant("w", &[2, 1], &[1.0; 2])],
         ),

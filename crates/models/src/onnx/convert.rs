@@ -476,17 +476,21 @@ fn fuse_biases(graph: &mut Graph) {
             && *shape == graph.tensor(node.output).shape
             && graph.consumers(x) == [id]
             && !graph.outputs().contains(&x);
+        let features = match made.op {
+            Op::Linear => shape.len() - 1,
+            _ => 1,
+        };
         // aligned at the last axis, every size but that of the features is 1
         let skipped = shape.len().saturating_sub(bias.shape.len());
         let alone = bias
             .shape
             .iter()
             .enumerate()
-            .all(|(i, d)| *d == 1 || i + skipped == 1);
+            .all(|(i, d)| *d == 1 || i + skipped == features);
         if !fits || !alone || bias.shape.len() > shape.len() {
             continue;
         }
-        let (m, data) = (shape[1], bias.data.as_deref());
+        let (m, data) = (shape[features], bias.data.as_deref());
         let t = if bias.shape == [m] {
             Ok(c)
         } else {

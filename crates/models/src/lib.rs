@@ -20,4 +20,4 @@ pub use flops::Counts;
 pub use graph::{Graph, GraphError, Node, NodeId, Op, Tensor, TensorId};
 pub use onnx::{ImportError, ImportOptions, import};
 pub use random::seeded_inputs;
-pub use sparsity::{Mask, SparsityError, sparsify};
+pub use sparsity::{Layers, Mask, Plan, SparsityError, sparsify};

@@ -113,11 +113,13 @@ impl Mask {
     pub fn fraction(self, asked: Option<f64>, place: &str) -> Result<f64, SparsityError> {
         match (asked, self.own_fraction()) {
             (Some(fraction), _) if !(0.0..1.0).contains(&fraction) => Err(SparsityError::Fraction(fraction)),
-            (Some(fraction), Some(own)) if (fraction - own).abs() > 1e-9 => Err(SparsityError::Contradiction {
-                fraction,
-                mask: self,
-                own,
-            }),
+            (Some(fraction), Some(own)) if (fraction - own).abs() > 1e-9 => {
+                Err(SparsityError::Contradiction {
+                    fraction,
+                    mask: self,
+                    own,
+                })
+            }
             (_, Some(own)) => Ok(own),
             (Some(fraction), None) => Ok(fraction),
             (None, None) => Err(SparsityError::NoFraction {
@@ -163,7 +165,9 @@ impl FromStr for Mask {
             },
             Some((n, m)) if !n.starts_with(char::is_alphabetic) => match (n.parse(), m.parse()) {
                 (Ok(n), Ok(m)) if 0 < n && n < m => Ok(Mask::NM { n, m }),
-                _ => Err(malformed("N:M, N of each M weights kept, with 0 < N < M, such as 2:4")),
+                _ => Err(malformed(
+                    "N:M, N of each M weights kept, with 0 < N < M, such as 2:4",
+                )),
             },
             _ if s == "skewed" => Err(malformed(
                 "skewed:CV with a coefficient of variation of at least 0, such as skewed:0.3",
@@ -263,7 +267,9 @@ impl Plan {
             }
             let tensor = graph.tensor(*weight);
             match tensor.data.as_deref() {
-                None => sparse.set_nonzeros(*weight, choose::count(&tensor.shape, *fraction, *mask) as u64)?,
+                None => {
+                    sparse.set_nonzeros(*weight, choose::count(&tensor.shape, *fraction, *mask) as u64)?
+                }
                 Some(data) => {
                     let mut masked = vec![0.0; data.len()];
                     for i in choose::indices(data, &tensor.shape, *fraction, *mask, seed, &tensor.name) {

@@ -1,7 +1,8 @@
 //! Which values of one weight tensor stay. Row-major `[output features, input features, taps...]`.
 
 use super::{Mask, kept};
-use crate::random::{Stream, exp};
+use crate::random::Stream;
+use libm::exp;
 
 /// The indices of the values that stay, each once.
 pub(super) fn indices(
@@ -31,7 +32,11 @@ pub(super) fn indices(
             let counts = row_counts(&scores, length, keep, cv);
             let mut all = Vec::with_capacity(keep);
             for (row, count) in counts.into_iter().enumerate() {
-                all.extend(draw(&mut stream, length, count).into_iter().map(|i| row * length + i));
+                all.extend(
+                    draw(&mut stream, length, count)
+                        .into_iter()
+                        .map(|i| row * length + i),
+                );
             }
             all
         }
@@ -142,7 +147,12 @@ fn shares(scores: &[f64], length: usize, keep: usize, width: f64) -> Vec<f64> {
     loop {
         let filled = full.iter().filter(|f| **f).count();
         let left = keep.saturating_sub(filled * length) as f64;
-        let sum: f64 = weights.iter().zip(&full).filter(|(_, f)| !**f).map(|(w, _)| w).sum();
+        let sum: f64 = weights
+            .iter()
+            .zip(&full)
+            .filter(|(_, f)| !**f)
+            .map(|(w, _)| w)
+            .sum();
         let scale = if sum > 0.0 { left / sum } else { 0.0 };
         let over: Vec<usize> = (0..weights.len())
             .filter(|i| !full[*i] && weights[*i] * scale > length as f64)
@@ -200,7 +210,14 @@ mod tests {
 
     #[test]
     fn skewed_rows_have_the_variation_asked_for_and_the_exact_total() {
-        for (fraction, cv) in [(0.5, 0.0), (0.5, 0.3), (0.75, 0.3), (0.75, 1.0), (0.9, 1.0), (0.9, 2.0)] {
+        for (fraction, cv) in [
+            (0.5, 0.0),
+            (0.5, 0.3),
+            (0.75, 0.3),
+            (0.75, 1.0),
+            (0.9, 1.0),
+            (0.9, 2.0),
+        ] {
             for seed in 0..4 {
                 let shape = [64, 16, 3, 3];
                 let data = values(64 * 144);

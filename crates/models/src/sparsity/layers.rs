@@ -37,7 +37,9 @@ pub enum LayersError {
         known: String,
     },
     /// A pattern matches nothing but weights that stay dense.
-    #[error("pattern `{pattern}` matches only weights that stay dense by default: {dense}; to mask them, name them in `include`")]
+    #[error(
+        "pattern `{pattern}` matches only weights that stay dense by default: {dense}; to mask them, name them in `include`"
+    )]
     OnlyDense {
         /// The pattern.
         pattern: String,
@@ -45,7 +47,9 @@ pub enum LayersError {
         dense: String,
     },
     /// An earlier rule matches all that a later one does.
-    #[error("pattern `{pattern}` is never used: earlier patterns match all of its weights ({weights}); put it before them")]
+    #[error(
+        "pattern `{pattern}` is never used: earlier patterns match all of its weights ({weights}); put it before them"
+    )]
     Shadowed {
         /// The pattern.
         pattern: String,
@@ -91,7 +95,11 @@ impl Layers {
         let name = |t: &TensorId| graph.tensor(*t).name.as_str();
         let list = |of: &[TensorId]| of.iter().map(name).collect::<Vec<_>>().join(", ");
         let matched = |pattern: &str| -> Result<Vec<TensorId>, LayersError> {
-            let found: Vec<TensorId> = all.iter().copied().filter(|t| matches(pattern, name(t))).collect();
+            let found: Vec<TensorId> = all
+                .iter()
+                .copied()
+                .filter(|t| matches(pattern, name(t)))
+                .collect();
             match found.is_empty() {
                 true => Err(LayersError::NoMatch {
                     pattern: pattern.into(),
@@ -109,7 +117,9 @@ impl Layers {
         let mut plan = Plan::default();
         for rule in &self.rules {
             let found = matched(&rule.pattern)?;
-            let fraction = rule.mask.fraction(rule.sparsity, &format!("pattern `{}`", rule.pattern))?;
+            let fraction = rule
+                .mask
+                .fraction(rule.sparsity, &format!("pattern `{}`", rule.pattern))?;
             if found.iter().all(|t| dense.contains(t)) {
                 return Err(LayersError::OnlyDense {
                     pattern: rule.pattern.clone(),
@@ -206,7 +216,9 @@ mod tests {
             error(vec![rule("fc1.weight", 0.5)], &[]),
             "no pattern matches fc0.weight; give them a sparsity, 0 to leave them dense"
         );
-        assert!(error(vec![rule("*", 0.5), rule("fc1*", 0.9)], &[]).starts_with("pattern `fc1*` is never used"));
+        assert!(
+            error(vec![rule("*", 0.5), rule("fc1*", 0.9)], &[]).starts_with("pattern `fc1*` is never used")
+        );
         assert!(error(vec![rule("*", 0.5)], &["lm_head*"]).contains("matches no weight"));
         assert!(error(vec![rule("*", 1.5)], &[]).contains("is not a fraction"));
         let none = LayerRule {

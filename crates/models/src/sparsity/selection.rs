@@ -34,7 +34,10 @@ pub fn weights(graph: &Graph) -> Vec<TensorId> {
 /// The weights that are masked unless asked otherwise, by id.
 pub fn maskable(graph: &Graph) -> Vec<TensorId> {
     let dense: BTreeSet<TensorId> = dense_by_default(graph).into_iter().collect();
-    weights(graph).into_iter().filter(|t| !dense.contains(t)).collect()
+    weights(graph)
+        .into_iter()
+        .filter(|t| !dense.contains(t))
+        .collect()
 }
 
 /// The weights of convolutions and products that stay dense unless asked for, by id: embeddings, stem, head.
@@ -113,7 +116,7 @@ mod tests {
         let mut g = Graph::new("residual");
         let x = g.add_input("x", &[1, 3, 4, 4]).unwrap();
         let shift = g.add_constant("shift", &[1], vec![0.5]).unwrap();
-        let mut w = |g: &mut Graph, name: &str, shape: &[usize]| {
+        let w = |g: &mut Graph, name: &str, shape: &[usize]| {
             let n = shape.iter().product();
             g.add_constant(name, shape, vec![1.0; n]).unwrap()
         };

@@ -456,6 +456,21 @@ impl Graph {
             .sum()
     }
 
+    /// As [`Graph::parameters`], without the means and variances of batch norms: what a training step changes, which papers
+    /// count.
+    pub fn trainable_parameters(&self) -> u64 {
+        let statistics: BTreeSet<TensorId> = self
+            .net
+            .node_weights()
+            .filter(|n| matches!(n.op, Op::BatchNorm { .. }))
+            .flat_map(|n| n.inputs[3..].iter().copied())
+            .collect();
+        let all = self.constants().into_iter();
+        all.filter(|t| !statistics.contains(t))
+            .map(|t| self.tensor(t).elements())
+            .sum()
+    }
+
     /// If a tensor holds ids, the number of rows of the table that they choose from (the least, where there are several):
     /// a [`Op::Gather`] reads it as such, directly or through reshapes.
     pub fn vocabulary(&self, t: TensorId) -> Option<usize> {

@@ -14,7 +14,7 @@ pub mod sparsity;
 mod text;
 mod verify;
 
-pub use builders::{BuiltIn, builtin, list};
+pub use builders::{BuiltIn, Values, builtin, builtin_with, default_batch, list};
 pub use evaluate::{EvaluateError, evaluate, evaluate_node};
 pub use flops::Counts;
 pub use graph::{Graph, GraphError, Node, NodeId, Op, Tensor, TensorId};

@@ -481,7 +481,10 @@ fn external_data() {
 fn everything_else() {
     let mut m = Messages::default();
     for spec in [
-        "gpt",
+        "bert",
+        "gpt:heads=3",
+        "gpt:depth=3",
+        "fabric:readout=middle",
         "mlp:depth=3",
         "mlp:layers=64",
         "mlp:layers=64-0-10",

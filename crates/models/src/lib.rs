@@ -2,6 +2,7 @@
 //! evaluator in f64), which of its weights are zero (masks) and how much work it is (operation counts). This crate knows
 //! nothing of machines.
 
+pub mod accounting;
 pub mod builders;
 mod edit;
 pub mod evaluate;

@@ -13,6 +13,7 @@ mod random;
 pub mod shapes;
 pub mod sparsity;
 mod text;
+pub mod transform;
 mod verify;
 
 pub use builders::{BuiltIn, Values, builtin, builtin_with, default_batch, list};

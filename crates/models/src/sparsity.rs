@@ -12,6 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
+pub(crate) use choose::draw;
 pub use layers::{LayerRule, Layers};
 pub use selection::{dense_by_default, maskable, weights};
 

@@ -58,7 +58,7 @@ pub(super) fn count(shape: &[usize], fraction: f64, mask: Mask) -> usize {
 }
 
 /// `keep` of `n` indices at random: the first steps of a Fisher-Yates shuffle.
-fn draw(stream: &mut Stream, n: usize, keep: usize) -> Vec<usize> {
+pub(crate) fn draw(stream: &mut Stream, n: usize, keep: usize) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..n).collect();
     for i in 0..keep {
         let j = i + stream.below((n - i) as u64) as usize;

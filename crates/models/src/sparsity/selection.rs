@@ -53,12 +53,13 @@ pub fn dense_by_default(graph: &Graph) -> Vec<TensorId> {
         let node = graph.node(*id);
         match node.op {
             // ids, table
-            Op::Gather => drop(dense.insert(node.inputs[0])),
+            Op::Gather => drop(dense.insert(node.inputs[1])),
             Op::Conv { .. } if begins(graph, node.inputs[0]) => drop(dense.insert(node.inputs[1])),
             _ => {}
         }
     }
-    dense.extend(graph.outputs().iter().filter_map(|t| head(graph, *t)));
+    let heads = graph.outputs().iter().filter_map(|t| last_product(graph, *t));
+    dense.extend(heads.map(|id| graph.node(id).inputs[1]));
     dense.into_iter().filter(|t| weights.contains(t)).collect()
 }
 
@@ -85,12 +86,13 @@ fn begins(graph: &Graph, mut t: TensorId) -> bool {
     graph.inputs().contains(&t)
 }
 
-/// The weight of the last product before a tensor.
-fn head(graph: &Graph, mut t: TensorId) -> Option<TensorId> {
+/// The product whose result reaches a tensor through no other product.
+pub(crate) fn last_product(graph: &Graph, mut t: TensorId) -> Option<NodeId> {
     loop {
-        let node = graph.node(graph.producer(t)?);
+        let id = graph.producer(t)?;
+        let node = graph.node(id);
         if is_product(node) {
-            return Some(node.inputs[1]);
+            return Some(id);
         }
         t = only_activation(graph, node)?;
     }

@@ -386,7 +386,7 @@ fn linear(inputs: &[&[f64]], k: usize, out: &[usize]) -> Vec<f64> {
 }
 
 /// The steps through the elements of `shape` for each axis of `out`: 0 where the axis is broadcast.
-fn steps(shape: &[usize], out: &[usize]) -> Vec<usize> {
+pub(crate) fn steps(shape: &[usize], out: &[usize]) -> Vec<usize> {
     let mut steps = vec![0; out.len()];
     let mut step = 1;
     for (axis, size) in shape.iter().enumerate().rev() {
@@ -399,7 +399,7 @@ fn steps(shape: &[usize], out: &[usize]) -> Vec<usize> {
 }
 
 /// Calls `visit` with the offset that `steps` gives for each index of `shape`, in row-major order.
-fn walk(shape: &[usize], steps: &[&[usize]], mut visit: impl FnMut(&[usize])) {
+pub(crate) fn walk(shape: &[usize], steps: &[&[usize]], mut visit: impl FnMut(&[usize])) {
     let mut index = vec![0; shape.len()];
     let mut at = vec![0; steps.len()];
     for _ in 0..shape.iter().product::<usize>() {

@@ -113,7 +113,7 @@ fn files() {
 fn graphs() {
     let mut m = Messages::default();
     let unknown = |op: &str, i: usize| node(op, &format!("n{i}"), &["x"], &[&format!("y{i}")]);
-    let mut nodes: Vec<Message> = (0..7).map(|i| unknown("Gelu", i)).collect();
+    let mut nodes: Vec<Message> = (0..7).map(|i| unknown("Loop", i)).collect();
     nodes.push(unknown("Erf", 7).text(7, "com.example"));
     nodes.push(relu("y0", "y"));
     m.add(
@@ -206,7 +206,11 @@ fn inputs() {
     m.add("absurd sizes", with(x(&[1 << 40, 1 << 40, 2])));
     m.add("more axes than there are", with(x(&[1; 40])));
     m.add("no shape", with(vec![Message::new().text(1, "x")]));
-    m.add("integers", with(vec![typed_input("x", 7, &[Size::Is(1)])]));
+    m.add("text", with(vec![typed_input("x", 8, &[Size::Is(1)])]));
+    m.add(
+        "ids that are no numbers",
+        with(vec![typed_input("x", 7, &[Size::Is(1)])]),
+    );
     let open = || with(vec![input("x", &[Size::Named("n"), Size::Is(3)])]).bytes();
     assert_eq!(try_import(open(), Some(4)).unwrap().tensors()[0].shape, [4, 3]);
     assert_eq!(try_import(open(), None).unwrap().tensors()[0].shape, [1, 3]);
@@ -305,8 +309,8 @@ fn operators() {
         vec![node(op, "n", &[&["x"], more].concat(), &["y"]).all(5, attributes)]
     };
     m.add(
-        "activations multiplied",
-        model(&[2, 2], one("MatMul", &["x"], vec![]), vec![]),
+        "activations multiplied that do not fit",
+        model(&[2, 3], one("MatMul", &["x"], vec![]), vec![]),
     );
     m.add(
         "a product of one axis",
@@ -384,8 +388,8 @@ fn operators() {
     );
     let six = || vec![constant("low", &[], &[0.0]), constant("high", &[], &[6.0])];
     m.add(
-        "a ReLU6",
-        model(&[1, 2], one("Clip", &["low", "high"], vec![]), six()),
+        "a clip with its limits exchanged",
+        model(&[1, 2], one("Clip", &["high", "low"], vec![]), six()),
     );
     let flag = vec![
         tensor("seed", 1, &[]).float(4, 0.5),
@@ -404,6 +408,148 @@ fn operators() {
     m.add(
         "a constant without value",
         model(&[1, 2], vec![node("Constant", "c", &[], &["y"])], vec![]),
+    );
+    insta::assert_snapshot!(m.0);
+}
+
+/// The operators of transformers and what exporters leave of shapes.
+#[test]
+fn selections() {
+    let mut m = Messages::default();
+    let whole = |name: &str, v: &[i64]| {
+        v.iter()
+            .fold(tensor(name, 7, &[v.len() as i64]), |t, v| t.int(7, *v))
+    };
+    let mut add = |case: &str, op: &str, more: &[&str], attributes: Vec<Message>, constants: Vec<Message>| {
+        let nodes = vec![node(op, "n", &[&["x"], more].concat(), &["y"]).all(5, attributes)];
+        m.add(case, model(&[1, 2, 4], nodes, constants));
+    };
+    let c = || vec![constant("c", &[4], &[1.0; 4])];
+    add("ids that are computed", "Gather", &["x"], vec![], vec![]);
+    add(
+        "an index beyond the axis",
+        "Gather",
+        &["i"],
+        vec![int("axis", 2)],
+        vec![whole("i", &[4])],
+    );
+    add(
+        "indices apart",
+        "Gather",
+        &["i"],
+        vec![int("axis", 2)],
+        vec![whole("i", &[0, 2])],
+    );
+    let ends = || {
+        vec![
+            whole("a", &[0]),
+            whole("b", &[9]),
+            whole("axes", &[2]),
+            whole("steps", &[2]),
+        ]
+    };
+    add(
+        "a slice with steps",
+        "Slice",
+        &["a", "b", "axes", "steps"],
+        vec![],
+        ends(),
+    );
+    add("an empty slice", "Slice", &["a", "a"], vec![], ends());
+    add("a slice without ends", "Slice", &["a"], vec![], ends());
+    add(
+        "a split that does not fit",
+        "Split",
+        &["s"],
+        vec![int("axis", 2)],
+        vec![whole("s", &[1])],
+    );
+    add(
+        "computed tensors put together",
+        "Concat",
+        &["x"],
+        vec![int("axis", 0)],
+        vec![],
+    );
+    add(
+        "a norm over other axes",
+        "LayerNormalization",
+        &["c"],
+        vec![int("axis", 1)],
+        c(),
+    );
+    add(
+        "a norm of other features",
+        "LayerNormalization",
+        &["c"],
+        vec![],
+        vec![constant("c", &[2], &[1.0; 2])],
+    );
+    add("a computed exponent", "Pow", &["x"], vec![], vec![]);
+    add(
+        "a mean over no axis",
+        "ReduceMean",
+        &[],
+        vec![ints("axes", &[3])],
+        vec![],
+    );
+    add("numbers made integers", "Cast", &[], vec![int("to", 7)], vec![]);
+    add("numbers made text", "Cast", &[], vec![int("to", 8)], vec![]);
+    add(
+        "a computed tensor repeated",
+        "Expand",
+        &["s"],
+        vec![],
+        vec![whole("s", &[3, 2, 4])],
+    );
+    add("a triangle of a computed tensor", "Trilu", &[], vec![], vec![]);
+    add("numbers compared", "Less", &["x"], vec![], vec![]);
+    add("a choice by numbers", "Where", &["x", "x"], vec![], vec![]);
+    add(
+        "a GELU of another kind",
+        "Gelu",
+        &[],
+        vec![
+            Message::new()
+                .text(1, "approximate")
+                .text(4, "sigmoid")
+                .int(20, 3),
+        ],
+        vec![],
+    );
+    let range = |v: [i64; 3]| {
+        let names = ["a", "b", "c"];
+        let constants = names.iter().zip(v).map(|(n, v)| whole(n, &[v])).collect();
+        let nodes = vec![
+            node("Range", "range", &names, &["r"]),
+            node("Cast", "cast", &["r"], &["f"]).all(5, vec![int("to", 1)]),
+            node("Add", "add", &["x", "f"], &["y"]),
+        ];
+        model(&[1, 3], nodes, constants)
+    };
+    assert!(try_import(range([0, 3, 1]).bytes(), None).is_ok());
+    m.add("a range without steps", range([0, 3, 0]));
+    m.add("an endless range", range([0, i64::MAX, 1]));
+    m.add("a range of another length", range([9, 0, -2]));
+    m.add("an empty range", range([3, 0, 1]));
+    let zero = vec![
+        node("Div", "divide", &["a", "b"], &["s"]),
+        node("Reshape", "reshape", &["x", "s"], &["y"]),
+    ];
+    m.add(
+        "sizes divided by zero",
+        model(&[1], zero, vec![whole("a", &[1]), whole("b", &[0])]),
+    );
+    let overflow = vec![
+        node("Div", "divide", &["a", "b"], &["c"]),
+        node("Add", "add", &["x", "c"], &["y"]),
+    ];
+    let constants = vec![constant("a", &[1], &[1.0]), constant("b", &[1], &[0.0])];
+    m.add("constants divided by zero", model(&[1], overflow, constants));
+    let inf = constant("c", &[2], &[1.0, f32::NEG_INFINITY]);
+    m.add(
+        "a weight of -inf",
+        model(&[2], vec![node("Add", "add", &["x", "c"], &["y"])], vec![inf]),
     );
     insta::assert_snapshot!(m.0);
 }

@@ -76,9 +76,12 @@ fn a_batch_is_its_samples() {
             values[graph.outputs()[0].0 as usize].take().unwrap()
         };
         let n: usize = one.tensor(one.inputs()[0]).shape.iter().product();
-        let x: Vec<f64> = (0..2 * n)
-            .map(|i| ((i * 37 % 101) as f64 - 50.0) / 20.0)
-            .collect();
+        let rows = one.vocabulary(one.inputs()[0]);
+        let value = |i: usize| match rows {
+            Some(rows) => (i * 37 % rows) as f64,
+            None => ((i * 37 % 101) as f64 - 50.0) / 20.0,
+        };
+        let x: Vec<f64> = (0..2 * n).map(value).collect();
         let both = [run(&one, &x[..n]), run(&one, &x[n..])].concat();
         assert_eq!(run(&two, &x), both, "{case}");
         checked += 1;

@@ -1,11 +1,11 @@
 //! The graph of a file as a whole: who makes each tensor, in which order the nodes go, inputs, constants and outputs.
 
-use super::ImportOptions;
 use super::error::{Problem, UnsupportedOperator, shown, type_name};
 use super::operators;
 use super::proto::{GraphProto, Model, NodeProto, TensorProto, ValueInfo};
 use super::scan::Budget;
 use super::values::{self, Folder, Values};
+use super::{ImportOptions, Level};
 use crate::graph::{Graph, GraphError, Op, TensorId};
 use crate::shapes::{self, ShapeError};
 use std::cmp::Reverse;
@@ -29,8 +29,15 @@ enum Source<'a> {
 pub(crate) enum Value {
     /// A tensor of the graph.
     Tensor(TensorId),
-    /// Integers, which only shapes and axes may be.
-    Integers(Arc<Vec<i64>>),
+    /// Constant integers (or truth values, as 0 and 1): shapes, axes, ids, masks.
+    Integers(Arc<Integers>),
+}
+
+/// A constant tensor of integers.
+pub(crate) struct Integers {
+    pub shape: Vec<usize>,
+    /// In row-major order.
+    pub data: Vec<i64>,
 }
 
 /// The state of an import.
@@ -41,7 +48,9 @@ pub(crate) struct Importer<'a> {
     values: BTreeMap<&'a str, Value>,
     /// Constants made from others, by what they were made from and how.
     prepared: BTreeMap<(TensorId, String), TensorId>,
-    folder: Folder,
+    /// Tensors of ids: integer inputs and what has their values.
+    pub ids: BTreeSet<TensorId>,
+    pub folder: Folder,
     pub budget: Budget,
 }
 
@@ -51,6 +60,7 @@ pub(crate) fn convert(
     path: &Path,
     budget: Budget,
     options: &ImportOptions,
+    level: Level,
 ) -> Result<Graph, Problem> {
     let Some(proto) = &model.graph else {
         return Err(Problem::Missing { what: "graph" });
@@ -72,6 +82,7 @@ pub(crate) fn convert(
         sources: sources(proto)?,
         values: BTreeMap::new(),
         prepared: BTreeMap::new(),
+        ids: BTreeSet::new(),
         folder: Folder::new(path),
         budget,
     };
@@ -82,7 +93,10 @@ pub(crate) fn convert(
     importer.outputs(proto)?;
     let mut graph = importer.graph;
     fuse_biases(&mut graph);
-    let graph = graph.compact();
+    let graph = match level {
+        Level::Raised => crate::raise::raise(&graph),
+        Level::AsWritten => graph.compact(),
+    };
     let graph = match options.batch {
         Some(batch) => graph.with_batch(batch)?,
         None => graph,
@@ -191,6 +205,16 @@ fn sources(proto: &GraphProto) -> Result<BTreeMap<&str, Source<'_>>, Problem> {
     Ok(sources)
 }
 
+impl Value {
+    /// The tensor, if it holds floating-point numbers.
+    fn number(&self, ids: &BTreeSet<TensorId>) -> Option<TensorId> {
+        match self {
+            Value::Tensor(t) if !ids.contains(t) => Some(*t),
+            _ => None,
+        }
+    }
+}
+
 impl<'a> Importer<'a> {
     /// The nodes that the outputs need, each after those that it depends on, otherwise in the order of the file.
     fn order(&self, proto: &'a GraphProto) -> Result<Vec<usize>, Problem> {
@@ -263,6 +287,10 @@ impl<'a> Importer<'a> {
             }
             let shape = input_shape(input)?;
             let t = self.graph.add_input(input.name.as_str(), &shape)?;
+            let kind = input.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+            if kind.is_some_and(|k| values::is_integer(k.elem_type)) {
+                self.ids.insert(t);
+            }
             self.values.insert(&input.name, Value::Tensor(t));
         }
         Ok(())
@@ -284,7 +312,8 @@ impl<'a> Importer<'a> {
         }
         for output in &proto.output {
             let name = output.name.as_str();
-            let Some(Value::Tensor(t)) = self.value(name)? else {
+            let value = self.value(name)?;
+            let Some(t) = value.and_then(|v| v.number(&self.ids)) else {
                 return Err(Problem::DataType {
                     tensor: shown(name),
                     found: "integers".into(),
@@ -325,7 +354,7 @@ impl<'a> Importer<'a> {
         let (shape, data) = values::decode(name, tensor, &mut self.folder, &mut self.budget)?;
         let value = match data {
             Values::Floats(data) => Value::Tensor(self.graph.add_constant(name, &shape, data)?),
-            Values::Integers(data) => Value::Integers(Arc::new(data)),
+            Values::Integers(data) => Value::Integers(Arc::new(Integers { shape, data })),
         };
         self.values.insert(name, value.clone());
         Ok(Some(value))
@@ -417,8 +446,9 @@ fn input_shape(input: &ValueInfo) -> Result<Vec<usize>, Problem> {
     let Some((kind, shape)) = kind.and_then(|k| k.shape.as_ref().map(|s| (k, s))) else {
         return Err(Problem::NoShape { tensor: tensor() });
     };
-    if !values::is_float(kind.elem_type) {
-        let (found, expected) = (type_name(kind.elem_type), "float32, float64, float16 or bfloat16");
+    if !values::is_float(kind.elem_type) && !values::is_integer(kind.elem_type) {
+        let expected = "float32, float64, float16 or bfloat16 (or int64, int32 for ids)";
+        let found = type_name(kind.elem_type);
         return Err(Problem::DataType {
             tensor: tensor(),
             found,

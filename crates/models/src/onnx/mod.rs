@@ -1,16 +1,20 @@
 //! ONNX files to graphs. A file is scanned for what decoding it would cost, decoded, checked as a graph, and translated
 //! node by node; products with constants become [`Op::Linear`](crate::Op::Linear), constant additions become biases,
-//! and what moves nothing (Identity, Dropout) goes.
+//! what is computed of constants alone becomes a constant, and what moves nothing (Identity, Dropout) goes. Then
+//! [`raise`](crate::raise) makes single operators of attention, norms and activations that are written out.
 //!
 //! Whatever bytes a file holds, an import ends with a graph or an error, in memory proportional to the file's size.
 
 mod attributes;
+mod constants;
 mod convert;
 mod error;
 mod operators;
 mod proto;
 mod rearrange;
 mod scan;
+mod select;
+mod sequence;
 mod values;
 
 pub use error::{ImportError, Problem, UnsupportedOperator};
@@ -30,11 +34,32 @@ pub struct ImportOptions {
     pub batch: Option<usize>,
 }
 
+/// How much an import makes of what it reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Patterns of operators become single ones.
+    Raised,
+    /// Each operator of the file stays one.
+    AsWritten,
+}
+
 /// Reads a model file and the data files beside it. Reads nothing outside the model's folder.
 ///
 /// # Errors
 /// An [`ImportError`] with the file and a [`Problem`].
 pub fn import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Graph, ImportError> {
+    import_at(path, options, Level::Raised)
+}
+
+/// As [`import`], at either level.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_at(
+    path: impl AsRef<Path>,
+    options: &ImportOptions,
+    level: Level,
+) -> Result<Graph, ImportError> {
     let path = path.as_ref();
     let fail = |problem| ImportError::new(path, problem);
     let read = |e: std::io::Error| {
@@ -55,7 +80,7 @@ pub fn import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Graph, 
         }));
     }
     let bytes = std::fs::read(path).map_err(read)?;
-    import_bytes(bytes, path, options)
+    from_bytes(bytes, path, options, level)
 }
 
 /// Imports a model whose bytes are in memory. `path` names it in messages; data files are looked for beside it.
@@ -63,6 +88,15 @@ pub fn import(path: impl AsRef<Path>, options: &ImportOptions) -> Result<Graph, 
 /// # Errors
 /// As [`import`].
 pub fn import_bytes(bytes: Vec<u8>, path: &Path, options: &ImportOptions) -> Result<Graph, ImportError> {
+    from_bytes(bytes, path, options, Level::Raised)
+}
+
+fn from_bytes(
+    bytes: Vec<u8>,
+    path: &Path,
+    options: &ImportOptions,
+    level: Level,
+) -> Result<Graph, ImportError> {
     let fail = |problem| ImportError::new(path, problem);
     let mut budget = scan::Budget::new(bytes.len() as u64);
     scan::scan(&bytes, &mut budget).map_err(fail)?;
@@ -71,5 +105,5 @@ pub fn import_bytes(bytes: Vec<u8>, path: &Path, options: &ImportOptions) -> Res
             detail: error::shown(&e.to_string()),
         })
     })?;
-    convert::convert(model, path, budget, options).map_err(fail)
+    convert::convert(model, path, budget, options, level).map_err(fail)
 }

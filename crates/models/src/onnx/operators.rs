@@ -1,7 +1,7 @@
 //! One function an ONNX operator: attributes and inputs to nodes of the graph.
 
 use super::attributes::{Attributes, axis};
-use super::convert::{Importer, Value, node_name};
+use super::convert::{Importer, Integers, Value, node_name};
 use super::error::{Problem, shown};
 use super::proto::{NodeProto, TensorProto};
 use crate::evaluate::transpose;
@@ -10,27 +10,55 @@ use crate::shapes::{self, ShapeError};
 use std::sync::Arc;
 
 /// The operators that can be imported.
-pub(crate) const SUPPORTED: [&str; 20] = [
+pub(crate) const SUPPORTED: [&str; 48] = [
     "Add",
+    "And",
     "AveragePool",
     "BatchNormalization",
+    "Cast",
     "Clip",
+    "Concat",
     "Constant",
+    "ConstantOfShape",
     "Conv",
+    "Div",
     "Dropout",
+    "Equal",
+    "Erf",
+    "Expand",
     "Flatten",
+    "Gather",
+    "Gelu",
     "Gemm",
     "GlobalAveragePool",
+    "Greater",
+    "GreaterOrEqual",
     "Identity",
+    "LayerNormalization",
+    "Less",
+    "LessOrEqual",
     "MatMul",
     "MaxPool",
     "Mul",
+    "Not",
+    "Or",
+    "Pow",
+    "Range",
+    "ReduceMean",
     "Relu",
     "Reshape",
+    "Shape",
+    "Slice",
     "Softmax",
+    "Split",
+    "Sqrt",
     "Squeeze",
+    "Sub",
+    "Tanh",
     "Transpose",
+    "Trilu",
     "Unsqueeze",
+    "Where",
 ];
 
 /// The tensor of a `Constant` node that has one.
@@ -46,8 +74,13 @@ pub(crate) fn convert(importer: &mut Importer, proto: &NodeProto) -> Result<(), 
     let name = node_name(proto);
     let (least, most) = match proto.op_type.as_str() {
         "Constant" => (0, 0),
-        "Add" | "MatMul" | "Mul" | "Reshape" => (2, 2),
-        "Conv" | "Gemm" => (2, 3),
+        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "MatMul" | "Reshape" | "Gather" | "Expand" => (2, 2),
+        "And" | "Or" | "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => (2, 2),
+        "Range" | "Where" => (3, 3),
+        "Conv" | "Gemm" | "LayerNormalization" => (2, 3),
+        "Concat" => (1, usize::MAX),
+        "Slice" => (1, 5),
+        "ReduceMean" | "Split" | "Trilu" => (1, 2),
         "BatchNormalization" => (5, 5),
         "Clip" | "Dropout" => (1, 3),
         "Squeeze" | "Unsqueeze" => (1, 2),
@@ -63,6 +96,8 @@ pub(crate) fn convert(importer: &mut Importer, proto: &NodeProto) -> Result<(), 
     if !(least..=most).contains(&inputs) {
         let expected = if least == most {
             least.to_string()
+        } else if most == usize::MAX {
+            format!("at least {least}")
         } else {
             format!("{least} to {most}")
         };
@@ -72,7 +107,36 @@ pub(crate) fn convert(importer: &mut Importer, proto: &NodeProto) -> Result<(), 
         return node.arity("outputs", 0, "1");
     }
     match proto.op_type.as_str() {
-        "Add" => node.element_wise(Op::Add),
+        "Add" => node.arithmetic(Op::Add, i64::checked_add),
+        "Sub" => node.arithmetic(Op::Sub, i64::checked_sub),
+        "Mul" => node.arithmetic(Op::Mul, i64::checked_mul),
+        "Div" => node.arithmetic(Op::Div, i64::checked_div),
+        "And" => node.compare(|a, b| a != 0 && b != 0),
+        "Or" => node.compare(|a, b| a != 0 || b != 0),
+        "Equal" => node.compare(|a, b| a == b),
+        "Less" => node.compare(|a, b| a < b),
+        "LessOrEqual" => node.compare(|a, b| a <= b),
+        "Greater" => node.compare(|a, b| a > b),
+        "GreaterOrEqual" => node.compare(|a, b| a >= b),
+        "Not" => node.not(),
+        "Cast" => node.cast(),
+        "Concat" => node.concat(),
+        "ConstantOfShape" => node.constant_of_shape(),
+        "Erf" => node.unary(Op::Erf),
+        "Expand" => node.expand(),
+        "Gather" => node.gather(),
+        "Gelu" => node.gelu(),
+        "LayerNormalization" => node.layer_norm(),
+        "Pow" => node.pow(),
+        "Range" => node.range(),
+        "ReduceMean" => node.reduce_mean(),
+        "Shape" => node.shape_values(),
+        "Slice" => node.slice(),
+        "Split" => node.split(),
+        "Sqrt" => node.unary(Op::Sqrt),
+        "Tanh" => node.unary(Op::Tanh),
+        "Trilu" => node.trilu(),
+        "Where" => node.choose(),
         "AveragePool" | "MaxPool" => node.pool(),
         "BatchNormalization" => node.batch_norm(),
         "Clip" => node.clip(),
@@ -84,8 +148,7 @@ pub(crate) fn convert(importer: &mut Importer, proto: &NodeProto) -> Result<(), 
         "GlobalAveragePool" => node.global_pool(),
         "Identity" => node.alias(),
         "MatMul" => node.mat_mul(),
-        "Mul" => node.element_wise(Op::Mul),
-        "Relu" => node.relu(),
+        "Relu" => node.unary(Op::Relu),
         "Reshape" => node.reshape(),
         "Softmax" => node.softmax(),
         "Squeeze" => node.squeeze(),
@@ -129,7 +192,7 @@ impl Node<'_, '_, '_> {
         })
     }
 
-    fn not_constant<T>(&self, what: &'static str, tensor: &str) -> Result<T, Problem> {
+    pub(super) fn not_constant<T>(&self, what: &'static str, tensor: &str) -> Result<T, Problem> {
         Err(Problem::NotConstant {
             node: shown(self.name),
             operator: self.operator(),
@@ -146,7 +209,12 @@ impl Node<'_, '_, '_> {
         })
     }
 
-    fn mismatch<T>(&self, what: &'static str, got: &[usize], expected: &str) -> Result<T, Problem> {
+    pub(super) fn mismatch<T>(
+        &self,
+        what: &'static str,
+        got: &[usize],
+        expected: &str,
+    ) -> Result<T, Problem> {
         self.shape_error(ShapeError::Mismatch {
             what,
             got: got.to_vec(),
@@ -165,7 +233,7 @@ impl Node<'_, '_, '_> {
             .filter(|n| !n.is_empty())
     }
 
-    fn value(&mut self, i: usize) -> Result<Value, Problem> {
+    pub(super) fn value(&mut self, i: usize) -> Result<Value, Problem> {
         let Some(name) = self.proto.input.get(i).filter(|n| !n.is_empty()) else {
             return self.usage(format!("its input {i} is left out, which is not possible"));
         };
@@ -181,8 +249,8 @@ impl Node<'_, '_, '_> {
     /// An input that holds floating-point numbers.
     pub(super) fn tensor(&mut self, i: usize) -> Result<TensorId, Problem> {
         match self.value(i)? {
-            Value::Tensor(t) => Ok(t),
-            Value::Integers(_) => Err(Problem::DataType {
+            Value::Tensor(t) if !self.importer.ids.contains(&t) => Ok(t),
+            _ => Err(Problem::DataType {
                 tensor: shown(self.input(i).unwrap_or_default()),
                 found: "integers".into(),
                 expected: "floating-point numbers",
@@ -190,11 +258,25 @@ impl Node<'_, '_, '_> {
         }
     }
 
-    /// An input that must be a constant list of integers.
-    pub(super) fn integers(&mut self, i: usize, what: &'static str) -> Result<Arc<Vec<i64>>, Problem> {
+    /// An input that must be constant integers.
+    pub(super) fn integers(&mut self, i: usize, what: &'static str) -> Result<Arc<Integers>, Problem> {
         match self.value(i)? {
             Value::Integers(v) => Ok(v),
             Value::Tensor(_) => self.not_constant(what, self.input(i).unwrap_or_default()),
+        }
+    }
+
+    pub(super) fn shape_of(&self, value: &Value) -> Vec<usize> {
+        match value {
+            Value::Tensor(t) => self.shape(*t),
+            Value::Integers(v) => v.shape.clone(),
+        }
+    }
+
+    pub(super) fn is_constant(&self, value: &Value) -> bool {
+        match value {
+            Value::Tensor(t) => self.data(*t).is_some(),
+            Value::Integers(_) => true,
         }
     }
 
@@ -216,15 +298,23 @@ impl Node<'_, '_, '_> {
 
     // ---- results
 
-    /// Adds a node for this one's output.
+    /// Adds a node for this one's first output.
     pub(super) fn emit(&mut self, op: Op, inputs: &[TensorId]) -> Result<(), Problem> {
-        let output = self.proto.output[0].clone();
-        let t = self.add(op, inputs, output)?;
-        self.importer.set_value(&self.proto.output[0], Value::Tensor(t));
+        self.emit_as(0, op, inputs)
+    }
+
+    /// Adds a node for one of this one's outputs. What is computed of constants alone is a constant.
+    pub(super) fn emit_as(&mut self, i: usize, op: Op, inputs: &[TensorId]) -> Result<(), Problem> {
+        let output = self.proto.output[i].clone();
+        let t = match self.fold(&op, inputs)? {
+            Some((shape, data)) => self.importer.graph.add_constant(output, &shape, data)?,
+            None => self.add(op, inputs, output)?,
+        };
+        self.importer.set_value(&self.proto.output[i], Value::Tensor(t));
         Ok(())
     }
 
-    fn add(&mut self, op: Op, inputs: &[TensorId], output: String) -> Result<TensorId, Problem> {
+    pub(super) fn add(&mut self, op: Op, inputs: &[TensorId], output: String) -> Result<TensorId, Problem> {
         match self.importer.graph.add_node(self.name, op, inputs, output) {
             Ok(t) => Ok(t),
             Err(GraphError::Shape { error, .. }) => self.shape_error(error),
@@ -233,7 +323,7 @@ impl Node<'_, '_, '_> {
     }
 
     /// The input under another name.
-    fn alias(&mut self) -> Result<(), Problem> {
+    pub(super) fn alias(&mut self) -> Result<(), Problem> {
         let value = self.value(0)?;
         self.importer.set_value(&self.proto.output[0], value);
         Ok(())
@@ -241,14 +331,9 @@ impl Node<'_, '_, '_> {
 
     // ---- operators
 
-    fn element_wise(&mut self, op: Op) -> Result<(), Problem> {
-        let inputs = [self.tensor(0)?, self.tensor(1)?];
-        self.emit(op, &inputs)
-    }
-
-    fn relu(&mut self) -> Result<(), Problem> {
+    pub(super) fn unary(&mut self, op: Op) -> Result<(), Problem> {
         let x = self.tensor(0)?;
-        self.emit(Op::Relu, &[x])
+        self.emit(op, &[x])
     }
 
     /// Padding `[top, left, bottom, right]`, given or for an output of `ceil(input / stride)`.
@@ -402,16 +487,16 @@ impl Node<'_, '_, '_> {
         self.emit(Op::BatchNorm { epsilon }, &inputs)
     }
 
-    /// `Clip` that is a ReLU.
+    /// `Clip`, which from 0 without upper limit is a ReLU.
     fn clip(&mut self) -> Result<(), Problem> {
-        let (mut least, mut most) = (f32::MIN, f32::MAX);
+        let (mut min, mut max) = (f32::MIN, f32::MAX);
         if self.importer.opset < 11 {
-            (least, most) = (
-                self.attributes.float("min", least)?,
-                self.attributes.float("max", most)?,
+            (min, max) = (
+                self.attributes.float("min", min)?,
+                self.attributes.float("max", max)?,
             );
         } else {
-            for (i, limit) in [(1, &mut least), (2, &mut most)] {
+            for (i, limit) in [(1, &mut min), (2, &mut max)] {
                 if self.input(i).is_none() {
                     continue;
                 }
@@ -422,12 +507,10 @@ impl Node<'_, '_, '_> {
                 };
             }
         }
-        if least != 0.0 || most < f32::MAX {
-            return self.usage(format!(
-                "only a Clip from 0 without upper limit (a ReLU) is supported, this is {least:e} to {most:e}"
-            ));
+        if min == 0.0 && max == f32::MAX {
+            return self.unary(Op::Relu);
         }
-        self.relu()
+        self.unary(Op::Clip { min, max })
     }
 
     fn constant(&mut self) -> Result<(), Problem> {
@@ -453,7 +536,11 @@ impl Node<'_, '_, '_> {
             (Some((shape, data)), None) => {
                 Value::Tensor(self.importer.graph.add_constant(output, &shape, data)?)
             }
-            (None, Some(v)) => Value::Integers(Arc::new(v)),
+            (None, Some(data)) => {
+                let single = self.proto.attribute.iter().any(|a| a.name == "value_int");
+                let shape = if single { vec![] } else { vec![data.len()] };
+                Value::Integers(Arc::new(Integers { shape, data }))
+            }
             _ => return self.usage("expected one of value, value_float(s) and value_int(s)"),
         };
         self.importer.set_value(output, value);
@@ -461,7 +548,7 @@ impl Node<'_, '_, '_> {
     }
 
     fn dropout(&mut self) -> Result<(), Problem> {
-        if self.input(2).is_some() && self.integers(2, "training mode")?.iter().any(|v| *v != 0) {
+        if self.input(2).is_some() && self.integers(2, "training mode")?.data.iter().any(|v| *v != 0) {
             return self.usage("is in training mode; export for inference");
         }
         self.alias()
@@ -514,8 +601,12 @@ impl Node<'_, '_, '_> {
         }
     }
 
+    /// A product with a constant matrix is `Linear`.
     fn mat_mul(&mut self) -> Result<(), Problem> {
-        let x = self.tensor(0)?;
+        let (x, second) = (self.tensor(0)?, self.tensor(1)?);
+        if self.data(second).is_none() || self.shape(second).len() != 2 {
+            return self.emit(Op::MatMul, &[x, second]);
+        }
         let w = self.weight(false, 1.0)?;
         self.emit(Op::Linear, &[x, w])
     }

@@ -2,33 +2,52 @@
 //! constants.
 
 use super::attributes::{axis, show_ints};
-use super::convert::Value;
+use super::convert::{Integers, Value};
 use super::error::Problem;
 use super::operators::Node;
 use crate::evaluate::transpose;
-use crate::graph::{Op, TensorId};
+use crate::graph::Op;
 use crate::shapes;
+use std::sync::Arc;
 
 impl Node<'_, '_, '_> {
     /// The input in another shape; of a constant, another constant.
-    fn emit_reshape(&mut self, x: TensorId, shape: &[usize]) -> Result<(), Problem> {
-        if let Err(error) = shapes::infer(&Op::Reshape, &[&self.shape(x)], Some(shape)) {
+    pub(super) fn emit_reshape(&mut self, x: &Value, shape: &[usize]) -> Result<(), Problem> {
+        let from = self.shape_of(x);
+        let empty = |s: &[usize]| s.iter().product::<usize>() == 0;
+        if !(empty(&from) && empty(shape))
+            && let Err(error) = shapes::infer(&Op::Reshape, &[&from], Some(shape))
+        {
             return self.shape_error(error);
         }
-        let t = if self.data(x).is_some() {
-            self.importer
-                .prepare(x, &format!("as{shape:?}"), shape, <[f32]>::to_vec)?
-        } else {
-            let output = self.proto.output[0].as_str();
-            self.importer.graph.add_reshape(self.name, x, output, shape)?
+        let output = self.proto.output[0].as_str();
+        let value = match x {
+            Value::Integers(v) => {
+                self.importer.budget.charge(8 * v.data.len() as u64)?;
+                Value::Integers(Arc::new(Integers {
+                    shape: shape.to_vec(),
+                    data: v.data.clone(),
+                }))
+            }
+            Value::Tensor(x) if self.data(*x).is_some() => {
+                let how = format!("as{shape:?}");
+                Value::Tensor(self.importer.prepare(*x, &how, shape, <[f32]>::to_vec)?)
+            }
+            Value::Tensor(x) => {
+                let t = self.importer.graph.add_reshape(self.name, *x, output, shape)?;
+                if self.importer.ids.contains(x) {
+                    self.importer.ids.insert(t);
+                }
+                Value::Tensor(t)
+            }
         };
-        self.importer.set_value(&self.proto.output[0], Value::Tensor(t));
+        self.importer.set_value(output, value);
         Ok(())
     }
 
     pub(super) fn flatten(&mut self) -> Result<(), Problem> {
-        let x = self.tensor(0)?;
-        let shape = self.shape(x);
+        let x = self.value(0)?;
+        let shape = self.shape_of(&x);
         let given = self.attributes.int("axis", 1)?;
         // unlike elsewhere, the axis may be the number of axes
         let at = if given == shape.len() as i64 {
@@ -44,14 +63,14 @@ impl Node<'_, '_, '_> {
             );
         };
         let target = [shape[..at].iter().product(), shape[at..].iter().product()];
-        self.emit_reshape(x, &target)
+        self.emit_reshape(&x, &target)
     }
 
     pub(super) fn reshape(&mut self) -> Result<(), Problem> {
-        let x = self.tensor(0)?;
-        let asked = self.integers(1, "shape")?;
+        let x = self.value(0)?;
+        let asked = self.integers(1, "shape")?.data.clone();
         let allow_zero = self.attributes.flag("allowzero", false)?;
-        let from = self.shape(x);
+        let from = self.shape_of(&x);
         let bad = |node: &Self| node.usage(format!("shape {from:?} cannot become {}", show_ints(&asked)));
         if asked.len() > shapes::MAX_RANK || asked.iter().filter(|v| **v == -1).count() > 1 {
             return bad(self);
@@ -72,7 +91,7 @@ impl Node<'_, '_, '_> {
             target[open] = from.iter().product::<usize>() / rest;
         }
         match shapes::elements(&target) {
-            Ok(n) if n == from.iter().product() => self.emit_reshape(x, &target),
+            Ok(n) if n == from.iter().product() => self.emit_reshape(&x, &target),
             _ => bad(self),
         }
     }
@@ -82,7 +101,7 @@ impl Node<'_, '_, '_> {
         let given = if self.importer.opset < 13 {
             self.attributes.ints("axes")?.map(<[i64]>::to_vec)
         } else if self.input(1).is_some() {
-            Some(self.integers(1, "axes")?.to_vec())
+            Some(self.integers(1, "axes")?.data.clone())
         } else {
             None
         };
@@ -98,8 +117,8 @@ impl Node<'_, '_, '_> {
     }
 
     pub(super) fn squeeze(&mut self) -> Result<(), Problem> {
-        let x = self.tensor(0)?;
-        let shape = self.shape(x);
+        let x = self.value(0)?;
+        let shape = self.shape_of(&x);
         let target: Vec<usize> = match self.axes(shape.len())? {
             Some(axes) => {
                 if let Some(a) = axes.iter().find(|a| shape[**a] != 1) {
@@ -110,21 +129,21 @@ impl Node<'_, '_, '_> {
                     .map(|i| shape[i])
                     .collect()
             }
-            None if shape.first() == Some(&1) && self.data(x).is_none() => {
+            None if shape.first() == Some(&1) && !self.is_constant(&x) => {
                 return self.usage("without axes the batch would go as well; give the axes");
             }
             None => shape.iter().copied().filter(|d| *d != 1).collect(),
         };
-        self.emit_reshape(x, &target)
+        self.emit_reshape(&x, &target)
     }
 
     pub(super) fn unsqueeze(&mut self) -> Result<(), Problem> {
-        let x = self.tensor(0)?;
-        let shape = self.shape(x);
+        let x = self.value(0)?;
+        let shape = self.shape_of(&x);
         // axes count in the result
         let count = match (self.importer.opset < 13, self.input(1).is_some()) {
             (true, _) => self.attributes.ints("axes")?.map_or(0, <[i64]>::len),
-            (false, true) => self.integers(1, "axes")?.len(),
+            (false, true) => self.integers(1, "axes")?.data.len(),
             (false, false) => 0,
         };
         let rank = shape.len().saturating_add(count);
@@ -149,7 +168,7 @@ impl Node<'_, '_, '_> {
                 }
             })
             .collect();
-        self.emit_reshape(x, &target)
+        self.emit_reshape(&x, &target)
     }
 
     pub(super) fn transpose(&mut self) -> Result<(), Problem> {

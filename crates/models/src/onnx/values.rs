@@ -24,7 +24,7 @@ pub(crate) enum Values {
 pub(crate) const FLOAT: i32 = 1;
 const INT32: i32 = 6;
 const INT64: i32 = 7;
-const BOOL: i32 = 9;
+pub(crate) const BOOL: i32 = 9;
 const FLOAT16: i32 = 10;
 const DOUBLE: i32 = 11;
 const BFLOAT16: i32 = 16;
@@ -34,6 +34,11 @@ const READABLE: &str = "float32, float64, float16, bfloat16 (or int64, int32, bo
 /// Whether the elements are numbers that a network computes with.
 pub(crate) fn is_float(data_type: i32) -> bool {
     matches!(data_type, FLOAT | FLOAT16 | DOUBLE | BFLOAT16)
+}
+
+/// Whether the elements are ids, shapes or axes.
+pub(crate) fn is_integer(data_type: i32) -> bool {
+    matches!(data_type, INT64 | INT32)
 }
 
 /// Where data files may be, and those seen so far.
@@ -121,7 +126,7 @@ pub(crate) fn decode(
     } else {
         tensor.raw_data.clone()
     };
-    let values = if let Some(bytes) = bytes {
+    let mut values = if let Some(bytes) = bytes {
         length(count as u64 * width, bytes.len() as u64, "bytes")?;
         budget.charge(count as u64 * target)?;
         from_bytes(&bytes, tensor.data_type)
@@ -144,6 +149,9 @@ pub(crate) fn decode(
             _ => Values::Integers(tensor.int32_data.iter().map(|v| i64::from(*v)).collect()),
         }
     };
+    if let Values::Floats(floats) = &mut values {
+        clamp_mask(floats);
+    }
     if let Values::Floats(floats) = &values
         && let Some(index) = floats.iter().position(|v| !v.is_finite())
     {
@@ -154,6 +162,14 @@ pub(crate) fn decode(
         });
     }
     Ok((shape, values))
+}
+
+/// Makes the -inf of an attention mask, which is nothing but 0 and -inf, the least finite number: added to a score or put in
+/// its place, it leaves nothing of it in a softmax either.
+fn clamp_mask(data: &mut [f32]) {
+    if data.iter().all(|v| *v == 0.0 || *v == f32::NEG_INFINITY) {
+        data.iter_mut().for_each(|v| *v = v.max(f32::MIN));
+    }
 }
 
 /// Little-endian elements, as ONNX stores them.

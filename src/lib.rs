@@ -2,6 +2,7 @@
 
 pub mod arrays;
 pub mod error;
+pub mod flops;
 pub mod layers;
 pub mod machines;
 pub mod models;

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod compile;
+pub mod flops;
 pub mod list;
 pub mod run;
 pub mod show;

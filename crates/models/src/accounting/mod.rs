@@ -93,6 +93,18 @@ pub fn total(graph: &Graph, convention: Convention, functional: Functional) -> F
         })
 }
 
+/// The graph with all values of its constants taken to be other than 0, and not held: what it would be without zeros.
+/// Constants that are abstract already keep their count (a banded fabric's zeros are how it is built).
+pub fn dense(graph: &Graph) -> Graph {
+    let mut dense = graph.clone();
+    for tensor in &mut dense.tensors {
+        if tensor.data.take().is_some() {
+            tensor.nonzeros = Some(tensor.elements());
+        }
+    }
+    dense
+}
+
 /// Trainable constants: all but the means and variances of batch norms. Their values, and how many are not 0.
 pub fn parameters(graph: &Graph) -> (u64, u64) {
     let statistics: BTreeSet<TensorId> = graph

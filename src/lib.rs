@@ -6,5 +6,6 @@ pub mod flops;
 pub mod layers;
 pub mod machines;
 pub mod models;
+pub mod papers;
 pub mod simulate;
 pub mod validation;

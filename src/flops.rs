@@ -171,3 +171,12 @@ fn describe(graph: &Graph, id: NodeId) -> Option<(String, Option<u64>)> {
 pub fn shape(sizes: &[usize]) -> String {
     sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("x")
 }
+
+/// A difference of shares in per cent, with its sign unless it rounds to nothing: `+1.09 %`, `0.00 %`.
+pub fn deviation(x: f64) -> String {
+    let text = format!("{:.2}", 100.0 * x);
+    match text.trim_start_matches('-') {
+        "0.00" => "0.00 %".into(),
+        _ => format!("{:+.2} %", 100.0 * x),
+    }
+}

@@ -2,7 +2,7 @@
 //! as they were printed; no other number does.
 
 use crate::error::Error;
-use crate::flops::Counted;
+use crate::flops::{Counted, deviation};
 use meshloom_models::accounting::{self, Convention};
 use meshloom_models::transform::{Transform, Transformed, transform};
 use meshloom_models::{Graph, Mask, Plan};
@@ -133,7 +133,7 @@ fn markdown(head: &[&str], rows: Vec<Vec<String>>) -> String {
 }
 
 fn off(computed: f64, published: f64) -> String {
-    format!("{:+.2} %", 100.0 * (computed / published - 1.0))
+    deviation(computed / published - 1.0)
 }
 
 /// All tables of the page, by name.
@@ -272,7 +272,7 @@ fn width_table() -> Result<String, Error> {
                 format!("`{spec}`"),
                 sparsity(*s),
                 format!("{} to {}", found.shape[0], found.made[0].1[0]),
-                format!("{:+.2} %", 100.0 * found.deviation()),
+                deviation(found.deviation()),
                 sparsity(found.sparsity),
                 grouped(from),
                 grouped(to),
@@ -305,7 +305,7 @@ fn transformation_table() -> Result<String, Error> {
             let (parameters, nonzeros) = accounting::parameters(&made.graph);
             let new: u64 = made.layers.iter().flat_map(|l| &l.made).map(|m| m.2).sum();
             let old: u64 = made.layers.iter().map(|l| l.nonzeros).sum();
-            let off = made.layers.iter().map(|l| 100.0 * l.deviation());
+            let off = made.layers.iter().map(|l| l.deviation());
             let (least, most) = off.fold((f64::MAX, f64::MIN), |(a, b), d| (a.min(d), b.max(d)));
             let after = model.flops(&made.graph, Convention::SparseIft).inference as f64;
             rows.push(vec![
@@ -316,8 +316,8 @@ fn transformation_table() -> Result<String, Error> {
                 grouped(new),
                 grouped(old),
                 made.layers.len().to_string(),
-                format!("{least:+.2} %"),
-                format!("{most:+.2} %"),
+                deviation(least),
+                deviation(most),
                 format!("{:.3}", after / before),
             ]);
         }

@@ -30,14 +30,19 @@ fn tables() {
         "fabric:banded=true --sparsity 0.5 --mask skewed:0.3",
         "gpt:layers=1 --sparsity 0.5 --mask-all --layers --convention spdf",
     ] {
-        text += &format!("$ meshloom flops {line}\n{}\n", meshloom(&format!("flops {line}")).ok());
+        text += &format!(
+            "$ meshloom flops {line}\n{}\n",
+            meshloom(&format!("flops {line}")).ok()
+        );
     }
     settled().bind(|| insta::assert_snapshot!(text));
 }
 
 #[test]
 fn json_has_the_keys_that_are_documented() {
-    let keys = |value: &Value| -> BTreeSet<String> { value.as_object().expect("an object").keys().cloned().collect() };
+    let keys = |value: &Value| -> BTreeSet<String> {
+        value.as_object().expect("an object").keys().cloned().collect()
+    };
     let plain = [
         "training_flops_per_sequence",
         "inference_flops_per_sequence",
@@ -51,7 +56,10 @@ fn json_has_the_keys_that_are_documented() {
     );
     let all = json("gpt3-xl --sparsity 0.75 --seq 2048 --tokens 26e9");
     let expected = plain.iter().chain(&["sequences", "training_flops_total"]);
-    assert_eq!(keys(&all), expected.map(|s| s.to_string()).collect::<BTreeSet<_>>());
+    assert_eq!(
+        keys(&all),
+        expected.map(|s| s.to_string()).collect::<BTreeSet<_>>()
+    );
     assert_eq!(all["convention"], "spdf");
     assert_eq!(number(&all, "sequences"), 26e9 / 2048.0);
     assert_eq!(

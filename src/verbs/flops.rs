@@ -2,7 +2,7 @@
 
 use super::{Zeros, print};
 use meshloom::error::Error;
-use meshloom::flops::{Counted, shape};
+use meshloom::flops::{Counted, deviation, shape};
 use meshloom_models::Graph;
 use meshloom_models::accounting::{self, Convention};
 use meshloom_models::transform::{Transform, Transformed, transform};
@@ -229,8 +229,8 @@ fn transformation(model: &Counted, dense: &Graph, made: &Transformed, asked: f64
         "dense".into(),
         "now".into(),
         "nonzeros".into(),
-        format!("sparsity for {}", sparsity(asked)),
-        format!("at {}", sparsity(asked)),
+        format!("sparsity {}, nudged", sparsity(asked)),
+        format!("nonzeros at {}", sparsity(asked)),
     ]];
     let mut groups: Vec<(usize, [String; 6])> = Vec::new();
     for layer in &made.layers {
@@ -244,7 +244,7 @@ fn transformation(model: &Counted, dense: &Graph, made: &Transformed, asked: f64
             now.join(" + "),
             grouped(layer.nonzeros),
             sparsity(layer.sparsity),
-            format!("{:+.2} %", 100.0 * layer.deviation()),
+            deviation(layer.deviation()),
         ];
         match groups.iter_mut().find(|(_, r)| r[1..] == row[1..]) {
             Some((count, _)) => *count += 1,

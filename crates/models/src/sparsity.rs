@@ -251,7 +251,8 @@ impl Plan {
     /// The graph with its weights masked.
     ///
     /// A tensor's random choice depends on the seed and on its name alone. A kept weight that is 0.0 in the model stays so,
-    /// and counts as zero in [`Graph::nonzeros`]. Of an abstract constant only the count is set.
+    /// and counts as zero in [`Graph::nonzeros`]. Of an abstract constant only the count is set, as if zeros that it has already
+    /// were spread evenly.
     ///
     /// # Errors
     /// If a weight is not of this graph, or no constant.
@@ -269,7 +270,9 @@ impl Plan {
             let tensor = graph.tensor(*weight);
             match tensor.data.as_deref() {
                 None => {
-                    sparse.set_nonzeros(*weight, choose::count(&tensor.shape, *fraction, *mask) as u64)?
+                    let nonzeros = tensor.nonzeros.unwrap_or(tensor.elements());
+                    let left = choose::count(&tensor.shape, nonzeros, *fraction, *mask);
+                    sparse.set_nonzeros(*weight, left)?;
                 }
                 Some(data) => {
                     let mut masked = vec![0.0; data.len()];

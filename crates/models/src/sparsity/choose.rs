@@ -43,10 +43,11 @@ pub(super) fn indices(
     }
 }
 
-/// How many values stay, from the shape alone: what [`indices`] would give.
-pub(super) fn count(shape: &[usize], fraction: f64, mask: Mask) -> usize {
+/// How many values other than 0 stay of a tensor of which `nonzeros` are, from the shape alone: what [`indices`] would give,
+/// or, where there are zeros already, what it would give if these were spread evenly.
+pub(super) fn count(shape: &[usize], nonzeros: u64, fraction: f64, mask: Mask) -> u64 {
     let all: usize = shape.iter().product();
-    match mask {
+    let kept = match mask {
         Mask::Existing => all,
         Mask::Uniform | Mask::Magnitude | Mask::Skewed { .. } => kept(all, fraction),
         Mask::NM { n, m } => {
@@ -54,6 +55,11 @@ pub(super) fn count(shape: &[usize], fraction: f64, mask: Mask) -> usize {
             let a_row = features / m * n + group_keeps(features % m, n, m);
             all / features * a_row
         }
+    } as u64;
+    match mask {
+        // zeros go first
+        Mask::Magnitude => kept.min(nonzeros),
+        _ => (u128::from(kept) * u128::from(nonzeros) / all.max(1) as u128) as u64,
     }
 }
 
@@ -180,7 +186,7 @@ mod tests {
     fn n_of_m_are_kept_in_every_group_of_input_features() {
         let (n, m, shape) = (2, 4, [3, 8, 2, 1]);
         let data = values(48);
-        let mut kept = vec![false; 48];
+        let mut kept = [false; 48];
         for i in indices(&data, &shape, 0.5, Mask::NM { n, m }, 0, "w") {
             assert!(!kept[i]);
             kept[i] = true;
@@ -204,7 +210,7 @@ mod tests {
             let (shape, mask) = ([2, features], Mask::NM { n, m });
             let kept = indices(&values(2 * features), &shape, 0.0, mask, 0, "w");
             assert_eq!(kept.len(), 2 * a_row, "{features} {n}:{m}");
-            assert_eq!(count(&shape, 0.0, mask), kept.len());
+            assert_eq!(count(&shape, 2 * features as u64, 0.0, mask), kept.len() as u64);
         }
     }
 
@@ -224,7 +230,10 @@ mod tests {
                 let mut rows = vec![0.0; 64];
                 let all = indices(&data, &shape, fraction, Mask::Skewed { cv }, seed, "w");
                 assert_eq!(all.len(), kept(data.len(), fraction));
-                assert_eq!(count(&shape, fraction, Mask::Skewed { cv }), all.len());
+                assert_eq!(
+                    count(&shape, 64 * 144, fraction, Mask::Skewed { cv }),
+                    all.len() as u64
+                );
                 for i in &all {
                     rows[i / 144] += 1.0;
                 }
@@ -235,6 +244,18 @@ mod tests {
                 sorted.dedup();
                 assert_eq!(sorted.len(), all.len());
             }
+        }
+    }
+
+    #[test]
+    fn zeros_that_are_there_stay() {
+        for (mask, nonzeros) in [
+            (Mask::Uniform, 25),
+            (Mask::Magnitude, 50),
+            (Mask::NM { n: 1, m: 2 }, 25),
+        ] {
+            assert_eq!(count(&[10, 10], 50, 0.5, mask), nonzeros);
+            assert_eq!(count(&[10, 10], 0, 0.5, mask), 0);
         }
     }
 

@@ -175,7 +175,7 @@ impl Splitter<'_> {
                 &format!("{}.{i}", node.name),
                 &node.op,
                 &inputs,
-                branch_name(&output, i as usize, count),
+                branch_name(&output, i, count),
                 &[],
             )?);
         }

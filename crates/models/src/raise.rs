@@ -26,6 +26,7 @@ pub fn raise(graph: &Graph) -> Graph {
                 || functions::layer_norm(&mut graph, id)
                 || functions::scale_and_shift(&mut graph, id)
                 || functions::pooling(&mut graph, id)
+                || trim(&mut graph, id)
                 || reshapes(&mut graph, id);
         }
         graph = graph.compact();
@@ -67,6 +68,34 @@ fn scaled(graph: &Graph, t: TensorId) -> Option<(f64, TensorId)> {
 /// Equal but for float32 rounding.
 fn near(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-6 * b.abs()
+}
+
+/// Constant operands of element-wise operators without leading axes of size 1, which change nothing: positions `[1, tokens,
+/// d]` become `[tokens, d]`.
+fn trim(graph: &mut Graph, id: NodeId) -> bool {
+    let node = graph.node(id).clone();
+    if !matches!(node.op, Op::Add | Op::Sub | Op::Mul | Op::Div) {
+        return false;
+    }
+    let mut inputs = node.inputs.clone();
+    for t in &mut inputs {
+        let tensor = graph.tensor(*t).clone();
+        let ones = tensor.shape.iter().take_while(|d| **d == 1).count();
+        // two axes stay
+        let ones = ones.min(tensor.shape.len().saturating_sub(2));
+        if let (Some(data), true) = (tensor.data, ones > 0) {
+            let shape = &tensor.shape[ones..];
+            let name = format!("{}.trimmed", tensor.name);
+            let there = graph.find(&name).filter(|t| graph.tensor(*t).shape == shape);
+            let new = match there {
+                Some(new) => Ok(new),
+                None => graph.add_constant(graph.fresh_name(&name), shape, data.to_vec()),
+            };
+            let Ok(new) = new else { return false };
+            *t = new;
+        }
+    }
+    inputs != node.inputs && graph.replace_node(id, node.op, &inputs).is_ok()
 }
 
 /// Reshapes of reshapes, those that change nothing, and those around operators that do not care.

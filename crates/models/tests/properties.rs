@@ -3,7 +3,9 @@
 mod common;
 
 use meshloom_models::onnx::import_bytes;
-use meshloom_models::{Graph, ImportOptions, Mask, builders, flops, sparsify, sparsity};
+use meshloom_models::{
+    Graph, ImportOptions, Mask, builders, builtin, evaluate, flops, raise, seeded_inputs, sparsify, sparsity,
+};
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -93,5 +95,42 @@ proptest! {
         prop_assert_eq!(b.other, a.other * batch as u64);
         let back = many.with_batch(1).unwrap();
         prop_assert_eq!(back.tensors(), one.tensors());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(120) })]
+
+    #[test]
+    fn models_of_any_parameters_are_sound(
+        family in 0..4usize,
+        sizes in prop::collection::vec(1usize..7, 6),
+        flags in prop::collection::vec(any::<bool>(), 2),
+        seed in any::<u64>(),
+    ) {
+        let [a, b, c, d, e, f] = sizes[..] else { return Ok(()) };
+        let [g, h] = flags[..] else { return Ok(()) };
+        let spec = match family {
+            0 => format!("gpt:layers={a},width={},heads={b},seq={c},vocab={d},mlp={e},tied={g}", b * f),
+            1 => format!("resnet{}:width={a},classes={b},size={}", [18, 34, 50][c % 3], 8 * d),
+            2 => format!(
+                "fabric:layers={},scales={},channels={c},classes={d},in_channels={e},banded={g},readout={}",
+                a + 1, b.min(4), if h { "finest" } else { "coarsest" },
+            ),
+            _ => format!("mobilenetv2:width=0.{a},size={},classes={b}", 32 + c),
+        };
+        let built = builtin(&spec, 1, seed).unwrap();
+        built.graph.verify().unwrap();
+        prop_assert_eq!(&builtin(&built.resolved, 1, seed).unwrap().resolved, &built.resolved);
+        let counts = flops::total(&built.graph);
+        prop_assert!(counts.mac_theoretical <= counts.mac_dense && counts.mac_dense <= counts.mac_published);
+        prop_assert!(counts.mac_act <= counts.mac_act_published);
+        let inputs = seeded_inputs(&built.graph, seed, 1).into_iter();
+        let inputs = inputs.map(|(name, v)| (name, v.into_iter().map(f64::from).collect())).collect();
+        let values = evaluate(&built.graph, &inputs).unwrap();
+        let y = values[built.graph.outputs()[0].0 as usize].as_ref().unwrap();
+        prop_assert!(y.iter().all(|v| v.is_finite() && *v != 0.0), "{spec}");
+        // raising what is built changes nothing but the ids
+        prop_assert_eq!(raise(&built.graph).to_text(), built.graph.to_text());
     }
 }

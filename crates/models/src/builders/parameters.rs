@@ -28,8 +28,16 @@ impl Parameters {
     /// Reads `key=value,key=value` and adds the model's own defaults.
     pub(super) fn parse(model: &Model, text: &str) -> Result<Self, BuilderError> {
         let known = model.family.parameters;
-        let mut given = BTreeMap::new();
+        let mut given: BTreeMap<&'static str, String> = BTreeMap::new();
+        let mut last: Option<&'static str> = None;
         for part in text.split(',').filter(|p| !p.trim().is_empty()) {
+            // a comma within a value: what is wrong is said of the value
+            if let Some(value) = last.and_then(|key| given.get_mut(key))
+                && !part.contains('=')
+            {
+                value.push_str(&format!(",{}", part.trim()));
+                continue;
+            }
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             let Some(key) = known.iter().find(|k| **k == key.trim()) else {
                 return Err(BuilderError::UnknownParameter {
@@ -41,6 +49,7 @@ impl Parameters {
             if given.insert(*key, value.trim().to_string()).is_some() {
                 return Err(BuilderError::Twice((*key).into()));
             }
+            last = Some(*key);
         }
         for (key, value) in model.defaults {
             given.entry(key).or_insert_with(|| (*value).into());

@@ -263,7 +263,7 @@ fn transformation(model: &Counted, dense: &Graph, made: &Transformed, asked: f64
     }
     if !made.left.is_empty() {
         text += &format!(
-            "\nleft dense, because they are grouped convolutions: {}\n",
+            "\nleft as they are, because they are grouped convolutions, shared, or have few values: {}\n",
             made.left.join(", ")
         );
     }

@@ -101,7 +101,7 @@ pub(crate) fn last_product(graph: &Graph, mut t: TensorId) -> Option<NodeId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::builders::mlp;
+    use crate::builders::{Values, builtin_with, mlp};
 
     fn names(graph: &Graph, of: &[TensorId]) -> Vec<String> {
         of.iter().map(|t| graph.tensor(*t).name.clone()).collect()
@@ -153,5 +153,39 @@ mod tests {
             ["fc0.weight", "fc1.weight", "fc2.weight"]
         );
         assert_eq!(maskable(&g), weights(&g));
+    }
+
+    #[test]
+    fn built_in_models_keep_their_stem_head_and_embeddings() {
+        for (spec, dense) in [
+            ("gpt:layers=2", &["lm_head.weight"][..]),
+            ("gpt:layers=2,tied=true", &["wte.weight"]),
+            ("resnet18", &["conv1.weight", "fc.weight"]),
+            ("resnet50:stem=imagenet", &["conv1.weight", "fc.weight"]),
+            ("mobilenetv2", &["features.0.0.weight", "classifier.1.weight"]),
+            ("mobilenetv2-cifar", &["pre.0.weight", "conv2.weight"]),
+            ("fabric", &["l1s1.input.weight", "readout.weight"]),
+            ("fabric:readout=finest", &["l1s1.input.weight", "readout.weight"]),
+        ] {
+            let g = builtin_with(spec, 1, 0, Values::Abstract).unwrap().graph;
+            let mut found = names(&g, &dense_by_default(&g));
+            found.sort();
+            let mut expected: Vec<String> = dense.iter().map(|s| s.to_string()).collect();
+            expected.sort();
+            assert_eq!(found, expected, "{spec}");
+            assert_eq!(maskable(&g).len() + dense.len(), weights(&g).len(), "{spec}");
+        }
+        let g = builtin_with("gpt:layers=1", 1, 0, Values::Abstract)
+            .unwrap()
+            .graph;
+        assert_eq!(
+            names(&g, &maskable(&g)),
+            [
+                "h0.attn.c_attn.weight",
+                "h0.attn.c_proj.weight",
+                "h0.mlp.c_fc.weight",
+                "h0.mlp.c_proj.weight"
+            ]
+        );
     }
 }

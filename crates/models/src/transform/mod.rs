@@ -13,7 +13,8 @@
 //!
 //! Transformed are the weights that are masked by default ([`crate::sparsity::maskable`]): embeddings, stem and head stay
 //! dense (but widen where they touch widened features), as do norms and biases. Grouped convolutions cannot be factorized
-//! or doped and stay as they are.
+//! or doped and stay as they are. Of a weight that has zeros already (a banded fabric's) the number of the others counts,
+//! not their places; if that is smaller than a low rank, it stays as it is.
 //!
 //! The weights of a graph that has values are drawn anew, by seed and name, with deviations that keep the scale of the
 //! activations; those of an abstract graph are abstract.
@@ -87,7 +88,9 @@ pub enum TransformError {
     #[error("a transformation needs a sparsity above 0 and below 1, got {0}")]
     Sparsity(f64),
     /// No layer can be transformed.
-    #[error("model `{0}` has no layers to transform: embeddings, stem and head stay dense")]
+    #[error(
+        "model `{0}` has no layers to transform: embeddings, stem and head stay dense, grouped convolutions and weights with few values stay as they are"
+    )]
     Nothing(String),
     /// The model's widths have too small a common divisor to be widened by so little.
     #[error(
@@ -123,7 +126,8 @@ pub struct Transformed {
     pub layers: Vec<TransformedLayer>,
     /// Constants that stay dense and are larger than before, in order; by wide only.
     pub widened: Vec<Widened>,
-    /// Weights that are masked by default and stay as they are: those of grouped convolutions.
+    /// Weights that are masked by default and stay as they are: those of grouped convolutions, those with too few values
+    /// other than 0, those that several layers share.
     pub left: Vec<String>,
 }
 
@@ -145,6 +149,24 @@ pub struct TransformedLayer {
 }
 
 impl TransformedLayer {
+    /// A layer, `kept` of whose new values the sparsity asked for would keep if the dense layer had no zeros.
+    fn new(
+        (name, shape, nonzeros): (String, Vec<usize>, u64),
+        made: Vec<(String, Vec<usize>, u64)>,
+        kept: u64,
+        sparsity: f64,
+    ) -> TransformedLayer {
+        let elements = shape.iter().map(|d| *d as u128).product::<u128>().max(1);
+        TransformedLayer {
+            published: (u128::from(kept) * u128::from(nonzeros) / elements) as u64,
+            name,
+            shape,
+            nonzeros,
+            made,
+            sparsity,
+        }
+    }
+
     /// How far the published sparsity is from the dense layer's count, as a share of it.
     pub fn deviation(&self) -> f64 {
         self.published as f64 / self.nonzeros.max(1) as f64 - 1.0

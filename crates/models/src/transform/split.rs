@@ -31,7 +31,7 @@ pub(super) fn split(
             Transform::Parallel if layer => splitter.parallel(id)?,
             Transform::Parallel if splitter.branches.contains_key(&node.inputs[0]) => splitter.norms(node)?,
             Transform::Factorized if layer && !grouped => splitter.factorized(node)?,
-            Transform::Doped if layer && !grouped => splitter.doped(node)?,
+            Transform::Doped if layer && !grouped && splitter.low_rank_fits(node) => splitter.doped(node)?,
             _ => {
                 if layer {
                     left.push(graph.tensor(node.inputs[1]).name.clone());
@@ -72,7 +72,7 @@ struct Dense {
     inputs: usize,
     outputs: usize,
     nonzeros: u64,
-    /// Root mean square of the values.
+    /// Root mean square of the values other than 0.
     scale: f64,
 }
 
@@ -80,14 +80,16 @@ impl Splitter<'_> {
     fn dense(&self, node: &Node) -> Dense {
         let weight = node.inputs[1];
         let tensor = self.rebuild.old.tensor(weight);
+        let nonzeros = tensor.nonzero_count().unwrap_or(tensor.elements());
         Dense {
             weight,
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             inputs: tensor.shape[1..].iter().product(),
             outputs: tensor.shape[0],
-            nonzeros: tensor.nonzero_count().unwrap_or(tensor.elements()),
-            scale: self.rebuild.root_mean_square(weight),
+            nonzeros,
+            scale: self.rebuild.root_mean_square(weight)
+                * (tensor.elements() as f64 / nonzeros.max(1) as f64).sqrt(),
         }
     }
 
@@ -128,15 +130,14 @@ impl Splitter<'_> {
                 &[],
             )?);
         }
-        let all = branches * dense.shape.iter().product::<usize>() as u64;
-        self.layers.push(TransformedLayer {
-            name: dense.name,
-            nonzeros: dense.nonzeros,
+        let elements: usize = dense.shape.iter().product();
+        let all = branches * elements as u64;
+        self.layers.push(TransformedLayer::new(
+            (dense.name, dense.shape, dense.nonzeros),
             made,
-            published: branches * kept(dense.shape.iter().product(), self.sparsity) as u64,
-            sparsity: 1.0 - dense.nonzeros as f64 / all as f64,
-            shape: dense.shape,
-        });
+            branches * kept(elements, self.sparsity) as u64,
+            1.0 - dense.nonzeros as f64 / all as f64,
+        ));
         let readers = old.consumers(node.output);
         let norm = |r: &NodeId| {
             let reader = old.node(*r);
@@ -222,9 +223,7 @@ impl Splitter<'_> {
         let deviations = [
             (rank as f64 / nonzeros[0].max(1) as f64).sqrt(),
             dense.scale
-                * ((dense.inputs * dense.outputs) as f64 * self.share(dense, rank)
-                    / nonzeros[1].max(1) as f64)
-                    .sqrt(),
+                * (dense.nonzeros as f64 * self.share(dense, rank) / nonzeros[1].max(1) as f64).sqrt(),
         ];
         let then = match &node.op {
             Op::Conv { .. } => Op::Conv {
@@ -278,28 +277,37 @@ impl Splitter<'_> {
         let bias = self.reads(node)?.1;
         let t = self.factors(node, &dense, nonzeros, (rank, &bias), output, &mut made)?;
         self.rebuild.map.insert(node.output, t);
-        self.layers.push(TransformedLayer {
-            name: dense.name,
-            shape: dense.shape,
-            nonzeros: dense.nonzeros,
+        self.layers.push(TransformedLayer::new(
+            (dense.name, dense.shape, dense.nonzeros),
             made,
-            published: sizes
+            sizes
                 .iter()
                 .map(|n| kept(*n as usize, self.sparsity) as u64)
                 .sum(),
-            sparsity: 1.0 - dense.nonzeros as f64 / all as f64,
-        });
+            1.0 - dense.nonzeros as f64 / all as f64,
+        ));
         Ok(())
+    }
+
+    fn doped_rank(&self, dense: &Dense) -> usize {
+        let elements = (dense.inputs * dense.outputs) as f64;
+        let exact = self.sparsity * elements / (dense.inputs + dense.outputs) as f64;
+        (exact + 1e-9).floor() as usize
+    }
+
+    /// Whether a layer has as many values other than 0 as its low rank would.
+    fn low_rank_fits(&self, node: &Node) -> bool {
+        let dense = self.dense(node);
+        let low = self.doped_rank(&dense) * (dense.inputs + dense.outputs);
+        low as u64 <= dense.nonzeros
     }
 
     fn doped(&mut self, node: &Node) -> Result<(), GraphError> {
         let dense = self.dense(node);
         let elements = dense.inputs * dense.outputs;
-        let exact = self.sparsity * elements as f64 / (dense.inputs + dense.outputs) as f64;
-        let rank = (exact + 1e-9).floor() as usize;
+        let rank = self.doped_rank(&dense);
         let low = [(rank * dense.inputs) as u64, (rank * dense.outputs) as u64];
-        // a weight that has zeros already may be smaller than the low rank
-        let nonzeros = dense.nonzeros.saturating_sub(low[0] + low[1]);
+        let nonzeros = dense.nonzeros - low[0] - low[1];
         let output = self.rebuild.old.tensor(node.output).name.clone();
         let (x, bias) = self.reads(node)?;
         let name = format!("{}.sparse", dense.name);
@@ -323,14 +331,12 @@ impl Splitter<'_> {
             let low_rank = self.factors(node, &dense, low, (rank, &[]), output, &mut made)?;
             self.sum(node, &[sparse, low_rank])?;
         }
-        self.layers.push(TransformedLayer {
-            name: dense.name,
-            nonzeros: dense.nonzeros,
+        self.layers.push(TransformedLayer::new(
+            (dense.name, dense.shape, dense.nonzeros),
             made,
-            published: kept(elements, self.sparsity) as u64 + low[0] + low[1],
-            sparsity: 1.0 - nonzeros as f64 / elements as f64,
-            shape: dense.shape,
-        });
+            kept(elements, self.sparsity) as u64 + low[0] + low[1],
+            1.0 - nonzeros as f64 / elements as f64,
+        ));
         Ok(())
     }
 }

@@ -320,14 +320,12 @@ impl Widener<'_> {
         };
         self.rebuild.map.insert(t, there);
         if self.sparse.contains(&t) {
-            self.layers.push(TransformedLayer {
-                name: tensor.name.clone(),
-                shape: tensor.shape.clone(),
-                nonzeros,
-                made: vec![(tensor.name.clone(), shape, nonzeros)],
-                published: kept(elements, self.sparsity) as u64,
-                sparsity: 1.0 - nonzeros as f64 / elements as f64,
-            });
+            self.layers.push(TransformedLayer::new(
+                (tensor.name.clone(), tensor.shape.clone(), nonzeros),
+                vec![(tensor.name.clone(), shape, nonzeros)],
+                kept(elements, self.sparsity) as u64,
+                1.0 - nonzeros as f64 / elements as f64,
+            ));
         } else {
             self.widened.push(Widened {
                 name: tensor.name.clone(),

@@ -358,6 +358,10 @@ mod tests {
         assert_eq!(c.mac_dense, 2 * 2048 * 50257 * 2048);
         assert_eq!(c.mac_theoretical, 2 * 2048 * 1000);
         let sparse = crate::sparsify(&g, 0.75, crate::Mask::Uniform, 0).unwrap();
+        // zeros that are there stay
+        assert_eq!(sparse.nonzeros(), 250);
+        g.set_nonzeros(w, 50257 * 2048).unwrap();
+        let sparse = crate::sparsify(&g, 0.75, crate::Mask::Uniform, 0).unwrap();
         assert_eq!(sparse.nonzeros(), 50257 * 512);
     }
 

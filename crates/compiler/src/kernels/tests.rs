@@ -78,6 +78,7 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
             .map(|i| (0..LANES).map(|lane| input_color(i, lane)).collect())
             .collect(),
         slack: case.slack.clone(),
+        keep_all: false,
         output: case.output.clone(),
         output_colors: (0..LANES).map(output_color).collect(),
     };

@@ -52,11 +52,54 @@ struct Cutter<'c, 'a> {
     rng: ChaCha8Rng,
     disturb: f64,
     rects: Vec<Rect>,
+    sram: u64,
 }
 
 impl Cutter<'_, '_> {
     fn chance(&mut self) -> f64 {
         self.rng.random_range(-1.0..1.0) * self.disturb
+    }
+
+    /// Gives the rectangle to two kernels, by the cut after which the slower one is fastest, then the other.
+    fn pair(&mut self, from: usize, at: Rect) -> bool {
+        let sides = (1..at.width).map(|size| {
+            let (a, b) = (
+                Rect { width: size, ..at },
+                Rect {
+                    x: at.x + size,
+                    width: at.width - size,
+                    ..at
+                },
+            );
+            (a, b)
+        });
+        let stacked = (1..at.height).map(|size| {
+            let (a, b) = (
+                Rect { height: size, ..at },
+                Rect {
+                    y: at.y + size,
+                    height: at.height - size,
+                    ..at
+                },
+            );
+            (a, b)
+        });
+        let sram = self.sram;
+        let best = sides.chain(stacked).min_by_key(|(a, b)| {
+            let mut cost = |k: usize, r: &Rect| match self.costs.of(k, r.width, r.height) {
+                Some(c) if c.bytes <= sram => c.cycles,
+                _ => u64::MAX,
+            };
+            let (a, b) = (cost(from, a), cost(from + 1, b));
+            (a.max(b), a.min(b))
+        });
+        match best {
+            Some((a, b)) => {
+                (self.rects[from], self.rects[from + 1]) = (a, b);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Gives the rectangle to the kernels from..to.
@@ -67,6 +110,9 @@ impl Cutter<'_, '_> {
         }
         if at.width as usize * (at.height as usize) < to - from {
             return false;
+        }
+        if to - from == 2 {
+            return self.pair(from, at);
         }
         let total: f64 = self.share[from..to].iter().sum();
         // where the order is cut: near the middle of the work
@@ -168,7 +214,7 @@ fn strips(n: u32, machine: &Machine) -> Vec<Rect> {
 }
 
 /// How many ways of cutting are tried.
-const TRIES: u32 = 300;
+const TRIES: u32 = 3000;
 
 /// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height.
 pub fn run(
@@ -189,7 +235,18 @@ pub fn run(
         for k in 0..n {
             alone_fits(plan, machine, &mut costs, k, fixed)?;
         }
+        // the pipeline keeps its pace if whatever waits for another path has room for it
+        let ample = if fixed.is_none() && options.placement == Placement::Work && plan.items > 1 {
+            costs.contexts.iter_mut().for_each(|c| c.keep_all = true);
+            let found = by_work(plan, machine, &mut costs, options.seed);
+            costs.contexts.iter_mut().for_each(|c| c.keep_all = false);
+            costs.known.clear();
+            found
+        } else {
+            None
+        };
         match (fixed, options.placement) {
+            _ if ample.is_some() => ample,
             (Some((width, height)), _) => Some(vec![Rect { width, height, ..whole }; 1]),
             (None, Placement::Strips) => Some(strips(n as u32, machine)),
             (None, Placement::Work) => by_work(plan, machine, &mut costs, options.seed),
@@ -296,6 +353,7 @@ fn by_work(plan: &Plan, machine: &Machine, costs: &mut Costs, seed: u64) -> Opti
         rng: ChaCha8Rng::seed_from_u64(seed),
         disturb: 0.0,
         rects: vec![Rect::default(); n],
+        sram,
     };
     let mut best: Option<((u64, u64), Vec<Rect>)> = None;
     for attempt in 0..TRIES {

@@ -40,6 +40,7 @@ pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
             .map(|i| (0..LANES).map(|lane| input_color(i, lane)).collect())
             .collect(),
         slack: kernel.inputs.iter().map(slack).collect(),
+        keep_all: false,
         output: plan.edges[kernel.output].layout.clone(),
         output_colors: (0..LANES).map(output_color).collect(),
     }

@@ -317,8 +317,18 @@ fn alone_fits(
         None => Err(CompileError::DoesNotFit {
             what: format!("kernel {} ({op})", kernel.name),
             needs: "a rectangle with more columns or rows".into(),
-            has: format!("{w}x{h} PEs on {}", machine.name),
-            helps: format!("--set mesh.width={} --set mesh.height={}", (w + 1) * 2, (h + 1) * 2),
+            has: match fixed {
+                Some(_) => format!("{w}x{h} PEs"),
+                None => format!(
+                    "{w}x{h} PEs on {}, whose first column and row are left to streams",
+                    machine.name
+                ),
+            },
+            helps: format!(
+                "--set mesh.width={} --set mesh.height={}",
+                (w + 1).max(2) * 2,
+                (h + 1) * 2
+            ),
         }),
     }
 }

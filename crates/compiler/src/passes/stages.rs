@@ -1,7 +1,7 @@
 //! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
-use super::{lanes, memory, placement, routes};
+use super::{balance, lanes, memory, placement, routes};
 use crate::kernels::{self, Context};
 use crate::plan::*;
 use crate::{CompileError, Options, Stages};
@@ -125,6 +125,12 @@ pub fn place(
             lanes::run(&mut plan, machine, most);
         }
         let placed = placement::run(&mut plan, machine, options, fixed)
+            .map(|()| {
+                // a kernel of its own keeps the orders that it has among the others
+                if fixed.is_none() {
+                    balance::run(&mut plan, machine, options);
+                }
+            })
             .and_then(|()| memory::run(&mut plan, machine))
             .and_then(|()| routes::run(&mut plan, machine));
         match placed {

@@ -191,7 +191,7 @@ fn resident_products() {
         let sets = [format!("mesh.width={}", w + 1), format!("mesh.height={}", h + 1), "pe.sram_bytes=131072".into()];
         let machine = machine(&sets.iter().map(String::as_str).collect::<Vec<_>>());
         let options = Options {
-            items: 4,
+            items: 6,
             ..Options::default()
         };
         let print = |what: &str, row: &Row, base: &Row| {

@@ -7,8 +7,9 @@
 //! the last column adds the bias (it starts from it), applies what is fused, and sends the row's output features.
 //!
 //! Where several items stream through, operators with one tap work in a *steady* form if SRAM has room for it: all products of an item are
-//! one instruction of a microthread; another one, of lower priority, hands the sums of the item before on and clears them. These moves
-//! so take the slots that lie idle while a stored weight's product is issued. What does not depend on the item is set once.
+//! one instruction of a microthread, and there are two sets of accumulators. Sums leave at once, by a microthread of higher priority, and
+//! do not hold up the next item while they wait for their neighbours; one of lower priority clears accumulators in the slots that lie idle
+//! while a stored weight's product is issued. What does not depend on the item is set once.
 
 use super::streams::{Role, role, sums_along_rows};
 use super::*;
@@ -65,10 +66,11 @@ struct Cut {
     steady: bool,
 }
 
-/// The microthreads, by priority: what arrives, products, sums and results.
+/// The microthreads, by priority: what arrives, sums and results, and in the steady form products and the clearing of accumulators.
 const RECEIVE: u8 = 1;
-const PRODUCTS: u8 = 2;
-const SUMS: u8 = 3;
+const SUMS: u8 = 2;
+const PRODUCTS: u8 = 3;
+const CLEAR: u8 = 4;
 
 /// What the PEs of a rectangle have of an operator's features.
 pub(crate) struct Shares {
@@ -226,8 +228,8 @@ impl MixKernel<'_> {
                 && widest(i) * cut.widest() <= 65535
         };
         let possible = c.items > 1
-            && c.machine.pe.threads > SUMS as u32
-            && c.machine.pe.move_queue >= 3
+            && c.machine.pe.threads > CLEAR as u32
+            && c.machine.pe.move_queue >= 2
             && self.mix.terms.iter().enumerate().all(one);
         possible.then(|| Cut {
             columns: cut.columns.clone(),
@@ -425,13 +427,12 @@ impl Implementation for MixKernel<'_> {
                 + if i + 1 == cut.columns.len() { outputs * length_out } else { 0 };
             let loads = (0..cut.rows.len() - 1).map(|r| self.load(c, &cut, i, r));
             let (busy, stored) = loads.max().unwrap_or_default();
-            // sums move while products are issued
-            let idle = match cut.steady && linear.lists() {
-                true => stored * cost.issue as u64,
+            // accumulators are cleared while products are issued
+            let hidden = match cut.steady && linear.lists() {
+                true => (stored * cost.issue as u64).min(outputs * length_out / 2),
                 false => 0,
             };
-            let sums = outputs * length_out * 3 / 2;
-            slowest = slowest.max(busy + fixed - sums.min(idle));
+            slowest = slowest.max(busy + fixed - hidden);
         }
         // partial sums pass the columns one after another
         let hop = (2 * c.machine.router.ramp_cycles + c.machine.router.hop_cycles + 1) as u64;
@@ -698,10 +699,7 @@ impl MixKernel<'_> {
         };
         let receive = |a: &mut Assembler| a.start(RECEIVE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         receive(a);
-        for base in [y_next, y] {
-            a.emit(Instr::Base(9, Val::Imm(base)));
-            a.map(Op::Mov, 9, start, None, Count::None);
-        }
+        a.map(Op::Mov, 9, start, None, Count::None);
         // r0 items left, r1 elements waited for, r6 elements an item; this item's and the next one's features r13, r14, and sums r7, r8
         a.emit(Instr::Set(0, Val::Imm(c.items as i64)));
         a.emit(Instr::Mul(6, features, Val::Imm(length as i64)));
@@ -717,21 +715,23 @@ impl MixKernel<'_> {
         a.emit(Instr::Base(0, reg(14)));
         receive(a);
         a.bind(last);
+        // the sums of the item before have left their buffer
+        a.emit(Instr::Wait(SUMS, None));
+        a.emit(Instr::Base(9, reg(8)));
+        a.start(CLEAR, Op::Mov, 9, start, None, Count::None);
         // all that the next item needs is ready before this one's sums leave: they have priority over this thread
         a.emit(Instr::Base(9, reg(7)));
         swap(a, 7, 8);
         swap(a, 13, 14);
-        a.emit(Instr::Add(9, reg(7), Val::Imm(y_first)));
-        a.emit(Instr::Base(11, reg(9)));
-        a.emit(Instr::Add(9, reg(13), Val::Imm(x_first)));
-        a.emit(Instr::Base(12, reg(9)));
+        a.emit(Instr::Add(15, reg(7), Val::Imm(y_first)));
+        a.emit(Instr::Base(11, reg(15)));
+        a.emit(Instr::Add(15, reg(13), Val::Imm(x_first)));
+        a.emit(Instr::Base(12, reg(15)));
         a.emit(Instr::Add(1, reg(1), reg(6)));
         a.emit(Instr::Sub(0, reg(0), Val::Imm(1)));
         a.emit(Instr::Wait(PRODUCTS, None));
-        // the sums of the item before have left their buffer
-        a.emit(Instr::Wait(SUMS, None));
+        a.emit(Instr::Wait(CLEAR, None));
         self.finish_item(a, c, role, Some(SUMS), false);
-        a.start(SUMS, Op::Mov, 9, start, None, Count::None);
         a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
         a.emit(Instr::Halt);
     }
@@ -753,12 +753,12 @@ impl MixKernel<'_> {
             Role::Middle(_) => run(a, Op::Add, 15, Operand::Desc(14), sum, Count::Reduce),
             Role::Last(_) | Role::Only if staged => {
                 // the item before must have left
-                a.emit(Instr::Wait(2, None));
+                a.emit(Instr::Wait(SUMS, None));
                 match role {
                     Role::Only => a.map(Op::Mov, 17, Operand::Desc(9), None, Count::None),
                     _ => a.map(Op::Add, 17, Operand::Desc(14), sum, Count::Reduce),
                 }
-                a.start(2, op, 16, Operand::Desc(17), other, count);
+                a.start(SUMS, op, 16, Operand::Desc(17), other, count);
             }
             Role::Last(_) if !self.mix.relu && c.ty == Ty::F32 => {
                 run(a, Op::Add, 16, Operand::Desc(14), sum, Count::Reduce);

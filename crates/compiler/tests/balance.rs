@@ -20,7 +20,8 @@ fn inputs(graph: &Graph, items: usize) -> Vec<(String, Vec<f32>)> {
 
 /// Compiles and runs; a graph with zeros skips them.
 fn run(graph: &Graph, machine: &Machine, options: &Options) -> (Compiled, Outcome) {
-    let compiled = compile(graph, machine, options, &inputs(graph, options.items)).unwrap_or_else(|e| panic!("{e}"));
+    let compiled =
+        compile(graph, machine, options, &inputs(graph, options.items)).unwrap_or_else(|e| panic!("{e}"));
     let outcome = engine::run(&compiled.program, machine, &engine::Options::default());
     (compiled, outcome.unwrap_or_else(|e| panic!("{e}")))
 }
@@ -135,7 +136,6 @@ fn one_zero(graph: &Graph) -> Graph {
 
 struct Row {
     interval: f64,
-    total: u64,
     mac: u64,
     balance: (f64, f64),
     text: String,
@@ -151,8 +151,14 @@ fn measure(graph: &Graph, machine: &Machine, options: &Options) -> Row {
     let r = compiled.plans[0].places[0];
     let pes = (r.width * r.height) as u64;
     let at = |x: u32, y: u32| &stage.pes[(y * machine.mesh.width + x) as usize];
-    let all: Vec<_> = (r.y..r.y + r.height).flat_map(|y| (r.x..r.x + r.width).map(move |x| at(x, y))).collect();
-    let class = |c: Class| all.iter().map(|p| p.classes[c as usize] - p.load_classes[c as usize]).sum::<u64>();
+    let all: Vec<_> = (r.y..r.y + r.height)
+        .flat_map(|y| (r.x..r.x + r.width).map(move |x| at(x, y)))
+        .collect();
+    let class = |c: Class| {
+        all.iter()
+            .map(|p| p.classes[c as usize] - p.load_classes[c as usize])
+            .sum::<u64>()
+    };
     let slot = |i: usize| all.iter().map(|p| p.slots[i] - p.load_slots[i]).sum::<u64>();
     let n = pes * items as u64;
     let text = format!(
@@ -165,11 +171,16 @@ fn measure(graph: &Graph, machine: &Machine, options: &Options) -> Row {
         class(Class::WaitInput) / n,
         class(Class::WaitRoom) / n,
     );
-    let balance = compiled.plans[0].balance.first().map_or((1.0, 1.0), |b| (b.before, b.after));
+    let balance = compiled.plans[0]
+        .balance
+        .first()
+        .map_or((1.0, 1.0), |b| (b.before, b.after));
     assert!(error(graph, &compiled, &outcome, items) < 1e-5);
     Row {
-        interval: (done[last] - done[from]) as f64 / (last - from) as f64,
-        total: stage.end - stage.load_end,
+        interval: match last {
+            0 => (stage.end - stage.load_end) as f64,
+            _ => (done[last] - done[from]) as f64 / (last - from) as f64,
+        },
         mac: all.iter().map(|p| p.operations[0]).sum::<u64>() / n * pes,
         balance,
         text,
@@ -180,7 +191,9 @@ fn measure(graph: &Graph, machine: &Machine, options: &Options) -> Row {
 #[test]
 #[ignore = "a table of docs/sparsity.md: minutes"]
 fn resident_products() {
-    println!("| shape, PEs | weights | cycles an item | speed-up | theoretical | share | imbalance before, after | mac slots | moves | reduce | scalar | issue | wait_input | wait_room |");
+    println!(
+        "| shape, PEs | weights | cycles an item | speed-up | theoretical | share | imbalance before, after | mac slots | moves | reduce | scalar | issue | wait_input | wait_room |"
+    );
     let shapes = std::env::var("SHAPES").unwrap_or("512-512,8,8 768-768,8,8 1024-512,8,8".into());
     for shape in shapes.split(' ') {
         let [layers, width, height] = shape.split(',').collect::<Vec<_>>()[..] else {
@@ -188,17 +201,25 @@ fn resident_products() {
         };
         let (w, h): (u32, u32) = (width.parse().unwrap(), height.parse().unwrap());
         let model = builtin(&format!("mlp:layers={layers}"), 32, 0).unwrap();
-        let sets = [format!("mesh.width={}", w + 1), format!("mesh.height={}", h + 1), "pe.sram_bytes=131072".into()];
+        let sets = [
+            format!("mesh.width={}", w + 1),
+            format!("mesh.height={}", h + 1),
+            "pe.sram_bytes=131072".into(),
+        ];
         let machine = machine(&sets.iter().map(String::as_str).collect::<Vec<_>>());
         let options = Options {
-            items: 6,
+            items: std::env::var("ITEMS").map_or(6, |n| n.parse().unwrap()),
             ..Options::default()
         };
         let print = |what: &str, row: &Row, base: &Row| {
             let (gain, theory) = (base.interval / row.interval, base.mac as f64 / row.mac as f64);
             println!(
-                "| {layers}, {width}x{height} | {what} | {} | {gain:.2} | {theory:.2} | {:.1}% | {:.3}, {:.3} | {} | {} |",
-                row.interval, 100.0 * gain / theory, row.balance.0, row.balance.1, row.text, row.total
+                "| {layers}, {width}x{height} | {what} | {} | {gain:.2} | {theory:.2} | {:.1}% | {:.3}, {:.3} | {}|",
+                row.interval.round(),
+                100.0 * gain / theory,
+                row.balance.0,
+                row.balance.1,
+                row.text
             );
         };
         let zero = measure(&one_zero(&model.graph), &machine, &options);
@@ -208,12 +229,26 @@ fn resident_products() {
         for fraction in [0.5, 0.75, 0.9] {
             let graph = sparsify(&model.graph, fraction, Mask::Uniform, 0).unwrap();
             for balance in [true, false] {
-                let row = measure(&graph, &machine, &Options { balance, ..options.clone() });
-                let name = format!("lists, {}%{}", 100.0 * fraction, if balance { "" } else { ", order as it is" });
+                let row = measure(
+                    &graph,
+                    &machine,
+                    &Options {
+                        balance,
+                        ..options.clone()
+                    },
+                );
+                let name = format!(
+                    "lists, {}%{}",
+                    100.0 * fraction,
+                    if balance { "" } else { ", order as it is" }
+                );
                 print(&name, &row, &zero);
             }
         }
         let utilisation = dense.mac as f64 / (dense.interval * (w * h) as f64);
-        println!("dense: {:.1}% of the peak in the steady interval", 100.0 * utilisation);
+        println!(
+            "dense: {:.1}% of the peak in the steady interval",
+            100.0 * utilisation
+        );
     }
 }

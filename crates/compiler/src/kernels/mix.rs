@@ -95,7 +95,10 @@ impl Cut {
     }
 
     fn widest(&self) -> usize {
-        (0..self.rows.len() - 1).map(|r| self.outputs(r)).max().unwrap_or(0)
+        (0..self.rows.len() - 1)
+            .map(|r| self.outputs(r))
+            .max()
+            .unwrap_or(0)
     }
 
     fn features(&self, column: usize) -> usize {
@@ -139,13 +142,17 @@ impl MixKernel<'_> {
         }
         let load = |t: usize, n: usize| features(t).div_ceil(n) as u64 * Self::work(&self.mix.terms[t]);
         for _ in needed..width {
-            let open = all.iter_mut().enumerate().filter(|(_, (t, _, n))| *n < features(*t));
+            let open = all
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, (t, _, n))| *n < features(*t));
             match open.max_by_key(|(i, (t, _, n))| (load(*t, *n), usize::MAX - i)) {
                 Some((_, lane)) => lane.2 += 1,
                 None => break,
             }
         }
-        all.iter_mut().for_each(|(t, _, n)| *n = fewest(features(*t), *n as u32) as usize);
+        all.iter_mut()
+            .for_each(|(t, _, n)| *n = fewest(features(*t), *n as u32) as usize);
         Some(all)
     }
 
@@ -183,14 +190,19 @@ impl MixKernel<'_> {
             let linear = &self.mix.terms[term];
             // small chunks let work begin early; an instruction of a few hundred steps hides its own cost
             let total = if linear.lists() {
-                self.sums(c, term).stored.last().copied().unwrap_or(0) as f64 / linear.taps.len().max(1) as f64
+                self.sums(c, term).stored.last().copied().unwrap_or(0) as f64
+                    / linear.taps.len().max(1) as f64
             } else {
                 (linear.m * linear.k) as f64
             };
             let density = total / (linear.m * linear.k).max(1) as f64;
             let tap = linear.taps.iter().map(|t| linear.hits(t)).max().unwrap_or(1);
             let steps = (outputs * tap) as f64 * density.max(0.02);
-            let widest = columns.iter().filter(|c| c.term == term).map(|c| c.to - c.from).max();
+            let widest = columns
+                .iter()
+                .filter(|c| c.term == term)
+                .map(|c| c.to - c.from)
+                .max();
             ((256.0 / steps).ceil() as usize)
                 .clamp(1, widest.unwrap_or(1).max(1))
                 .min((65535 / outputs.max(1)).max(1))
@@ -223,9 +235,7 @@ impl MixKernel<'_> {
         };
         // an index of a list has 16 bits; dense products of several samples are several instructions
         let one = |(i, t): (usize, &Linear)| {
-            t.taps.len() == 1
-                && (t.lists() || t.samples == 1)
-                && widest(i) * cut.widest() <= 65535
+            t.taps.len() == 1 && (t.lists() || t.samples == 1) && widest(i) * cut.widest() <= 65535
         };
         let possible = c.items > 1
             && c.machine.pe.threads > CLEAR as u32
@@ -424,7 +434,11 @@ impl Implementation for MixKernel<'_> {
             let fixed = c.move_slots(features, c.inputs[column.term].length())
                 + chunks * linear.taps.len() as u64 * per_instruction
                 + outputs * length_out * 3 / 2
-                + if i + 1 == cut.columns.len() { outputs * length_out } else { 0 };
+                + if i + 1 == cut.columns.len() {
+                    outputs * length_out
+                } else {
+                    0
+                };
             let loads = (0..cut.rows.len() - 1).map(|r| self.load(c, &cut, i, r));
             let (busy, stored) = loads.max().unwrap_or_default();
             // accumulators are cleared while products are issued
@@ -464,7 +478,16 @@ impl Implementation for MixKernel<'_> {
             let stream = format!("{name}: input {i}");
             let lanes = (0..layout.lanes).map(|lane| {
                 let (entry, color) = ((0, lane_row(lane, layout.lanes, height)), c.input_colors[i][lane]);
-                distribute(&mut region, &stream, color, layout, lane, c.per_wavelet(), entry, &parts)
+                distribute(
+                    &mut region,
+                    &stream,
+                    color,
+                    layout,
+                    lane,
+                    c.per_wavelet(),
+                    entry,
+                    &parts,
+                )
             });
             entries.push(lanes.collect());
         }
@@ -474,7 +497,14 @@ impl Implementation for MixKernel<'_> {
         let exits = (0..lanes)
             .map(|lane| {
                 let rows = lane_row(lane, lanes, height)..lane_row(lane + 1, lanes, height);
-                collect(&mut region, &stream, c.output_colors[lane], rows, width - 1, |x, _| x + 1 == width)
+                collect(
+                    &mut region,
+                    &stream,
+                    c.output_colors[lane],
+                    rows,
+                    width - 1,
+                    |x, _| x + 1 == width,
+                )
             })
             .collect();
         // columns of one lane and one part in the sum share their code, in the rows of one lane
@@ -488,7 +518,11 @@ impl Implementation for MixKernel<'_> {
         }
         for (term, lane, role, columns) in groups {
             // only the last column knows lanes of the output
-            let parts = if matches!(role, Role::Only | Role::Last(_)) { lanes } else { 1 };
+            let parts = if matches!(role, Role::Only | Role::Last(_)) {
+                lanes
+            } else {
+                1
+            };
             for part in 0..parts {
                 let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
                 let at = Lattice {
@@ -500,7 +534,9 @@ impl Implementation for MixKernel<'_> {
                     dy: 1,
                 };
                 let ways = (c.input_colors[term][lane], c.output_colors[part]);
-                region.blocks.push(self.block(name, c, &cut, (term, ways), role, at, &images));
+                region
+                    .blocks
+                    .push(self.block(name, c, &cut, (term, ways), role, at, &images));
             }
         }
         let gives = (0..height)
@@ -543,16 +579,27 @@ impl MixKernel<'_> {
         );
         let element = c.ty.bytes() as i64;
         let most = |f: &dyn Fn(usize, usize) -> usize| {
-            at.places().map(|(x, y)| f(x as usize, y as usize)).max().unwrap_or(0)
+            at.places()
+                .map(|(x, y)| f(x as usize, y as usize))
+                .max()
+                .unwrap_or(0)
         };
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
         let x_bytes = most(&|i, _| cut.features(i)) as u32 * pitch_x as u32;
         let x = a.buffer("x", x_bytes, 0);
-        let next = if cut.ahead { a.buffer("x.next", x_bytes, 0) } else { x };
+        let next = if cut.ahead {
+            a.buffer("x.next", x_bytes, 0)
+        } else {
+            x
+        };
         let y_bytes = cut.widest() as u32 * pitch_y as u32;
         let y = a.buffer("y", y_bytes, 16);
-        let y_next = if cut.steady { a.buffer("y.next", y_bytes, 16) } else { y };
+        let y_next = if cut.steady {
+            a.buffer("y.next", y_bytes, 16)
+        } else {
+            y
+        };
         let ends = matches!(role, Role::Only | Role::Last(_));
         let staged = ends && cut.staged;
         let out = if staged { a.buffer("out", y_bytes, 0) } else { 0 };
@@ -594,18 +641,35 @@ impl MixKernel<'_> {
         if staged {
             a.memory(17, Ty::F32, Val::Imm(out), &all, &[ey, 1], true);
         }
-        let start = if ends { Operand::Desc(10) } else { Operand::Imm(0.0) };
+        let start = if ends {
+            Operand::Desc(10)
+        } else {
+            Operand::Imm(0.0)
+        };
         if cut.steady {
             let count = a.param("count", number("count", &|i, r| self.load(c, cut, i, r).1 as i64));
             let index = a.param("index", number("index", &|_, _| first_weight + 4));
-            let values = a.param("values", number("values", &|i, r| weights + images[r][i].1 as i64));
+            let values = a.param(
+                "values",
+                number("values", &|i, r| weights + images[r][i].1 as i64),
+            );
             let tap = &linear.taps[0];
-            let product = self.set_up(&mut a, c, linear, tap, outputs, features, (ex, ey), [y, x, first_weight], List::Memory {
-                index,
-                value: values,
-                count,
-                ty: c.ty,
-            });
+            let product = self.set_up(
+                &mut a,
+                c,
+                linear,
+                tap,
+                outputs,
+                features,
+                (ex, ey),
+                [y, x, first_weight],
+                List::Memory {
+                    index,
+                    value: values,
+                    count,
+                    ty: c.ty,
+                },
+            );
             let bases = [x, next, y, y_next, 4 * tap.y as i64, element * tap.x as i64];
             self.steady_items(&mut a, c, role, product, (features, length_in), start, bases);
             return a.finish(at);
@@ -639,7 +703,10 @@ impl MixKernel<'_> {
                 (cut.features(i).div_ceil(cut.chunk[term]) * linear.taps.len()).div_ceil(2) as i64 * 4
             };
             let index = a.param("index", number("index", &|i, _| first_weight + counts(i)));
-            let values = a.param("values", number("values", &|i, r| weights + images[r][i].1 as i64));
+            let values = a.param(
+                "values",
+                number("values", &|i, r| weights + images[r][i].1 as i64),
+            );
             a.emit(Instr::Set(10, Val::Imm(first_weight)));
             a.emit(Instr::Set(7, index));
             a.emit(Instr::Set(8, values));
@@ -739,10 +806,13 @@ impl MixKernel<'_> {
     /// Hands the partial sums on, or adds them up, applies what is fused and sends the result; by a microthread if one is given.
     fn finish_item(&self, a: &mut Assembler, c: &Context, role: Role, thread: Option<u8>, staged: bool) {
         let sum = Some(Operand::Desc(9));
-        let run = |a: &mut Assembler, op: Op, dst: u8, from: Operand, other: Option<Operand>, count: Count| match thread {
-            Some(t) => a.start(t, op, dst, from, other, count),
-            None => a.map(op, dst, from, other, count),
-        };
+        let run =
+            |a: &mut Assembler, op: Op, dst: u8, from: Operand, other: Option<Operand>, count: Count| {
+                match thread {
+                    Some(t) => a.start(t, op, dst, from, other, count),
+                    None => a.map(op, dst, from, other, count),
+                }
+            };
         // the result's operation, its second operand and class
         let (op, other, count) = match self.mix.relu {
             true => (Op::Max, Some(Operand::Imm(0.0)), Count::Other),
@@ -891,7 +961,14 @@ impl MixKernel<'_> {
             return;
         }
         let shape = [reg(5), outputs, imm(tap.rows), imm(tap.columns)];
-        a.memory(11, Ty::F32, Val::Imm(y_at), &shape, &[0, ey, row_y, column_y], true);
+        a.memory(
+            11,
+            Ty::F32,
+            Val::Imm(y_at),
+            &shape,
+            &[0, ey, row_y, column_y],
+            true,
+        );
         a.memory(12, c.ty, x_at, &shape, &[ex, 0, row, column], true);
         let strides = vec![outputs, Val::Imm(1), Val::Imm(0), Val::Imm(0)];
         a.emit(Instr::Desc(
@@ -907,7 +984,13 @@ impl MixKernel<'_> {
             },
         ));
         let mac = |a: &mut Assembler| {
-            a.map(Op::Mac, 11, Operand::Desc(13), Some(Operand::Desc(12)), Count::Mac);
+            a.map(
+                Op::Mac,
+                11,
+                Operand::Desc(13),
+                Some(Operand::Desc(12)),
+                Count::Mac,
+            );
         };
         if linear.samples > 1 {
             a.emit(Instr::Set(12, imm(linear.samples)));

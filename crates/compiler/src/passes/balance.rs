@@ -66,7 +66,12 @@ impl Product {
                 let stored = hits.iter().filter(|(index, _)| t.stored(m, k, *index).is_some());
                 stored.map(|(_, n)| n).sum::<u32>()
             };
-            let row = |m: usize| (0..t.k).map(|k| (k as u32, of(m, k))).filter(|(_, n)| *n > 0).collect();
+            let row = |m: usize| {
+                (0..t.k)
+                    .map(|k| (k as u32, of(m, k)))
+                    .filter(|(_, n)| *n > 0)
+                    .collect()
+            };
             (0..t.m).map(row).collect()
         });
         Some(Product {
@@ -132,13 +137,16 @@ impl Product {
             for (term, work) in self.work.iter().enumerate() {
                 let columns = self.column_of(plan, term, orders);
                 for (m, row) in work.iter().enumerate() {
-                    row.iter().for_each(|(k, n)| adds[m][columns[*k as usize]] += *n as f64);
+                    row.iter()
+                        .for_each(|(k, n)| adds[m][columns[*k as usize]] += *n as f64);
                 }
             }
             views.push(View {
                 product: index,
                 starts: self.rows.clone(),
-                pes: (0..height).map(|r| (r * width..(r + 1) * width).collect()).collect(),
+                pes: (0..height)
+                    .map(|r| (r * width..(r + 1) * width).collect())
+                    .collect(),
                 adds,
             });
         }
@@ -147,14 +155,18 @@ impl Product {
             let own: Vec<usize> = (0..width).filter(|c| self.columns[*c].0 == term).collect();
             let mut adds = vec![vec![0.0; height]; plan.edges[self.inputs[term]].layout.features];
             for (m, row) in self.work[term].iter().enumerate() {
-                row.iter().for_each(|(k, n)| adds[*k as usize][rows[m]] += *n as f64);
+                row.iter()
+                    .for_each(|(k, n)| adds[*k as usize][rows[m]] += *n as f64);
             }
             let mut starts: Vec<usize> = own.iter().map(|c| self.columns[*c].1).collect();
             starts.push(own.last().map_or(0, |c| self.columns[*c].2));
             views.push(View {
                 product: index,
                 starts,
-                pes: own.iter().map(|c| (0..height).map(|r| r * width + c).collect()).collect(),
+                pes: own
+                    .iter()
+                    .map(|c| (0..height).map(|r| r * width + c).collect())
+                    .collect(),
                 adds,
             });
         }
@@ -164,9 +176,16 @@ impl Product {
 
 /// The most over the mean of those that have any; 1 where there are none.
 fn imbalance(loads: &[u64]) -> f64 {
-    let (most, sum) = (loads.iter().max().copied().unwrap_or(0), loads.iter().sum::<u64>());
+    let (most, sum) = (
+        loads.iter().max().copied().unwrap_or(0),
+        loads.iter().sum::<u64>(),
+    );
     let some = loads.iter().filter(|n| **n > 0).count();
-    if sum == 0 { 1.0 } else { most as f64 * some as f64 / sum as f64 }
+    if sum == 0 {
+        1.0
+    } else {
+        most as f64 * some as f64 / sum as f64
+    }
 }
 
 /// Groups of edges that share an order which may be chosen.
@@ -188,7 +207,10 @@ fn groups(plan: &Plan) -> Vec<Vec<usize>> {
     if !plan.stage_name.is_empty() {
         plan.outputs.iter().for_each(|(_, u)| free[u.edge] = false);
     }
-    plan.outputs.iter().filter(|(_, u)| u.flat).for_each(|(_, u)| free[u.edge] = false);
+    plan.outputs
+        .iter()
+        .filter(|(_, u)| u.flat)
+        .for_each(|(_, u)| free[u.edge] = false);
     for k in &plan.kernels {
         let alike = match &k.kind {
             Kind::Mix(_) | Kind::Embedding(_) => true,
@@ -284,14 +306,22 @@ impl Search {
     /// Swaps pairs, half of them with a place of the PE that has most to do.
     fn improve(&mut self, rng: &mut ChaCha8Rng) {
         let n = self.order.len();
-        let step: usize = self.views.iter().map(|v| v.pes.first().map_or(0, Vec::len) * 4).sum();
+        let step: usize = self
+            .views
+            .iter()
+            .map(|v| v.pes.first().map_or(0, Vec::len) * 4)
+            .sum();
         let tries = (TRIES * n).min(EFFORT / step.max(1));
         // places of the fullest PE
         let mut hot: Vec<usize> = Vec::new();
         for t in 0..tries {
             if t % 64 == 0 {
                 let fullest = |v: &View| {
-                    let loads = v.pes.iter().enumerate().flat_map(|(i, pes)| pes.iter().map(move |p| (i, *p)));
+                    let loads = v
+                        .pes
+                        .iter()
+                        .enumerate()
+                        .flat_map(|(i, pes)| pes.iter().map(move |p| (i, *p)));
                     loads
                         .map(|(i, p)| (self.loads[v.product][p], i))
                         .fold((0.0, 0), |best, one| if one.0 > best.0 { one } else { best })
@@ -310,7 +340,13 @@ impl Search {
 }
 
 /// A better order for a group of edges, if one is found.
-fn search(plan: &Plan, products: &[Product], group: &[usize], orders: &Orders, seed: u64) -> Option<Vec<usize>> {
+fn search(
+    plan: &Plan,
+    products: &[Product],
+    group: &[usize],
+    orders: &Orders,
+    seed: u64,
+) -> Option<Vec<usize>> {
     let mut member = vec![false; plan.edges.len()];
     group.iter().for_each(|e| member[*e] = true);
     let touched: Vec<&Product> = products
@@ -338,7 +374,11 @@ fn search(plan: &Plan, products: &[Product], group: &[usize], orders: &Orders, s
     let n = order.len();
     let ranges: Vec<Vec<usize>> = views
         .iter()
-        .map(|v| (0..n).map(|p| v.starts.partition_point(|s| *s <= p) - 1).collect())
+        .map(|v| {
+            (0..n)
+                .map(|p| v.starts.partition_point(|s| *s <= p) - 1)
+                .collect()
+        })
         .collect();
     let over = |l: &[u64], mean: f64| l.iter().map(|n| *n as f64 / mean).collect::<Vec<f64>>();
     let most = |l: &[f64]| l.iter().fold(0.0f64, |a, b| a.max(*b));
@@ -441,7 +481,8 @@ pub fn run(plan: &mut Plan, machine: &Machine, options: &Options) {
     let fits = |plan: &Plan, k: usize| {
         let r = plan.places[k];
         let e = kernels::of(&plan.kernels[k].kind).estimate(&context(plan, machine, k), r.width, r.height);
-        e.filter(|e| e.bytes <= machine.pe.sram_bytes as u64).map(|e| e.cycles)
+        e.filter(|e| e.bytes <= machine.pe.sram_bytes as u64)
+            .map(|e| e.cycles)
     };
     let mut balanced = plan.clone();
     for (edge, (order, own)) in balanced.edges.iter_mut().zip(orders.iter().zip(&own)) {

@@ -66,7 +66,10 @@ impl Cut {
     }
 
     fn widest(&self) -> usize {
-        (0..self.rows.len() - 1).map(|r| self.outputs(r)).max().unwrap_or(0)
+        (0..self.rows.len() - 1)
+            .map(|r| self.outputs(r))
+            .max()
+            .unwrap_or(0)
     }
 
     fn features(&self, column: usize) -> usize {
@@ -112,13 +115,17 @@ impl MixKernel<'_> {
         }
         let load = |t: usize, n: usize| features(t).div_ceil(n) as u64 * Self::work(&self.mix.terms[t]);
         for _ in needed..width {
-            let open = all.iter_mut().enumerate().filter(|(_, (t, _, n))| *n < features(*t));
+            let open = all
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, (t, _, n))| *n < features(*t));
             match open.max_by_key(|(i, (t, _, n))| (load(*t, *n), usize::MAX - i)) {
                 Some((_, lane)) => lane.2 += 1,
                 None => break,
             }
         }
-        all.iter_mut().for_each(|(t, _, n)| *n = fewest(features(*t), *n as u32) as usize);
+        all.iter_mut()
+            .for_each(|(t, _, n)| *n = fewest(features(*t), *n as u32) as usize);
         Some(all)
     }
 
@@ -163,14 +170,19 @@ impl MixKernel<'_> {
             let linear = &self.mix.terms[term];
             // small chunks let work begin early; an instruction of a few hundred steps hides its own cost
             let total = if linear.lists() {
-                self.sums(c, term).stored.last().copied().unwrap_or(0) as f64 / linear.taps.len().max(1) as f64
+                self.sums(c, term).stored.last().copied().unwrap_or(0) as f64
+                    / linear.taps.len().max(1) as f64
             } else {
                 (linear.m * linear.k) as f64
             };
             let density = total / (linear.m * linear.k).max(1) as f64;
             let tap = linear.taps.iter().map(|t| linear.hits(t)).max().unwrap_or(1);
             let steps = (outputs * tap) as f64 * density.max(0.02);
-            let widest = columns.iter().filter(|c| c.term == term).map(|c| c.to - c.from).max();
+            let widest = columns
+                .iter()
+                .filter(|c| c.term == term)
+                .map(|c| c.to - c.from)
+                .max();
             ((256.0 / steps).ceil() as usize)
                 .clamp(1, widest.unwrap_or(1).max(1))
                 .min((65535 / outputs.max(1)).max(1))
@@ -378,7 +390,11 @@ impl Implementation for MixKernel<'_> {
             let fixed = c.move_slots(features, c.inputs[column.term].length())
                 + chunks * linear.taps.len() as u64 * per_instruction
                 + outputs * length_out * 3 / 2
-                + if i + 1 == cut.columns.len() { outputs * length_out } else { 0 };
+                + if i + 1 == cut.columns.len() {
+                    outputs * length_out
+                } else {
+                    0
+                };
             let busy = (0..cut.rows.len() - 1).map(|r| self.load(c, &cut, i, r).0).max();
             // what can't come in, or leave, meanwhile takes its time between items
             let input = &c.inputs[column.term];
@@ -422,7 +438,16 @@ impl Implementation for MixKernel<'_> {
             let stream = format!("{name}: input {i}");
             let lanes = (0..layout.lanes).map(|lane| {
                 let (entry, color) = ((0, lane_row(lane, layout.lanes, height)), c.input_colors[i][lane]);
-                distribute(&mut region, &stream, color, layout, lane, c.per_wavelet(), entry, &parts)
+                distribute(
+                    &mut region,
+                    &stream,
+                    color,
+                    layout,
+                    lane,
+                    c.per_wavelet(),
+                    entry,
+                    &parts,
+                )
             });
             entries.push(lanes.collect());
         }
@@ -432,7 +457,14 @@ impl Implementation for MixKernel<'_> {
         let exits = (0..lanes)
             .map(|lane| {
                 let rows = lane_row(lane, lanes, height)..lane_row(lane + 1, lanes, height);
-                collect(&mut region, &stream, c.output_colors[lane], rows, width - 1, |x, _| x + 1 == width)
+                collect(
+                    &mut region,
+                    &stream,
+                    c.output_colors[lane],
+                    rows,
+                    width - 1,
+                    |x, _| x + 1 == width,
+                )
             })
             .collect();
         // columns of one lane and one part in the sum share their code, in the rows of one lane
@@ -446,7 +478,11 @@ impl Implementation for MixKernel<'_> {
         }
         for (term, lane, role, columns) in groups {
             // only the last column knows lanes of the output
-            let parts = if matches!(role, Role::Only | Role::Last(_)) { lanes } else { 1 };
+            let parts = if matches!(role, Role::Only | Role::Last(_)) {
+                lanes
+            } else {
+                1
+            };
             for part in 0..parts {
                 let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
                 let at = Lattice {
@@ -458,7 +494,9 @@ impl Implementation for MixKernel<'_> {
                     dy: 1,
                 };
                 let ways = (c.input_colors[term][lane], c.output_colors[part]);
-                region.blocks.push(self.block(name, c, &cut, (term, ways), role, at, &images));
+                region
+                    .blocks
+                    .push(self.block(name, c, &cut, (term, ways), role, at, &images));
             }
         }
         let gives = (0..height)
@@ -501,7 +539,10 @@ impl MixKernel<'_> {
         );
         let element = c.ty.bytes() as i64;
         let most = |f: &dyn Fn(usize, usize) -> usize| {
-            at.places().map(|(x, y)| f(x as usize, y as usize)).max().unwrap_or(0)
+            at.places()
+                .map(|(x, y)| f(x as usize, y as usize))
+                .max()
+                .unwrap_or(0)
         };
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
@@ -564,7 +605,11 @@ impl MixKernel<'_> {
             a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         }
         let item = a.here("item");
-        let start = if ends { Operand::Desc(10) } else { Operand::Imm(0.0) };
+        let start = if ends {
+            Operand::Desc(10)
+        } else {
+            Operand::Imm(0.0)
+        };
         a.map(Op::Mov, 9, start, None, Count::None);
         // r1 elements waited for, r2 X, r3 weights, r4 features left, r5 features of this chunk
         a.emit(Instr::Set(2, reg(13)));
@@ -575,7 +620,10 @@ impl MixKernel<'_> {
                 (cut.features(i).div_ceil(cut.chunk[term]) * linear.taps.len()).div_ceil(2) as i64 * 4
             };
             let index = a.param("index", number("index", &|i, _| first_weight + counts(i)));
-            let values = a.param("values", number("values", &|i, r| weights + images[r][i].1 as i64));
+            let values = a.param(
+                "values",
+                number("values", &|i, r| weights + images[r][i].1 as i64),
+            );
             a.emit(Instr::Set(10, Val::Imm(first_weight)));
             a.emit(Instr::Set(7, index));
             a.emit(Instr::Set(8, values));
@@ -640,7 +688,14 @@ impl MixKernel<'_> {
                     _ => a.map(Op::Add, 17, Operand::Desc(14), sum, Count::Reduce),
                 }
                 if relu {
-                    a.start(2, Op::Max, 16, Operand::Desc(17), Some(Operand::Imm(0.0)), Count::Other);
+                    a.start(
+                        2,
+                        Op::Max,
+                        16,
+                        Operand::Desc(17),
+                        Some(Operand::Imm(0.0)),
+                        Count::Other,
+                    );
                 } else {
                     a.start(2, Op::Mov, 16, Operand::Desc(17), None, Count::None);
                 }
@@ -653,7 +708,13 @@ impl MixKernel<'_> {
                     a.map(Op::Add, 9, Operand::Desc(14), sum, Count::Reduce);
                 }
                 if relu {
-                    a.map(Op::Max, 16, Operand::Desc(9), Some(Operand::Imm(0.0)), Count::Other);
+                    a.map(
+                        Op::Max,
+                        16,
+                        Operand::Desc(9),
+                        Some(Operand::Imm(0.0)),
+                        Count::Other,
+                    );
                 } else {
                     a.map(Op::Mov, 16, Operand::Desc(9), None, Count::None);
                 }
@@ -715,7 +776,14 @@ impl MixKernel<'_> {
             return;
         }
         let shape = [reg(5), outputs, imm(tap.rows), imm(tap.columns)];
-        a.memory(11, Ty::F32, Val::Imm(y_at), &shape, &[0, ey, row_y, column_y], true);
+        a.memory(
+            11,
+            Ty::F32,
+            Val::Imm(y_at),
+            &shape,
+            &[0, ey, row_y, column_y],
+            true,
+        );
         a.memory(12, c.ty, x_at, &shape, &[ex, 0, row, column], true);
         let strides = vec![outputs, Val::Imm(1), Val::Imm(0), Val::Imm(0)];
         a.emit(Instr::Desc(
@@ -731,7 +799,13 @@ impl MixKernel<'_> {
             },
         ));
         let mac = |a: &mut Assembler| {
-            a.map(Op::Mac, 11, Operand::Desc(13), Some(Operand::Desc(12)), Count::Mac);
+            a.map(
+                Op::Mac,
+                11,
+                Operand::Desc(13),
+                Some(Operand::Desc(12)),
+                Count::Mac,
+            );
         };
         if linear.samples > 1 {
             a.emit(Instr::Set(12, imm(linear.samples)));

@@ -380,7 +380,7 @@ fn a_cnn_is_right_on_odd_machines() {
         "link.bits=64 pe.lanes.f32_simple=1 pe.lanes.f16_simple=1",
         "pe.lanes.f32=2 pe.lanes.f16=64",
         "router.queue_depth=1 pe.input_queue_depth=1 pe.output_queue_depth=1",
-        "router.colors=7 router.switch_positions=2 router.filters=1 pe.threads=5",
+        "router.colors=7 router.switch_positions=2 router.filters=2 pe.threads=5",
         "pe.move_queue=1",
         "pe.moves_first=false pe.cost.issue=0 pe.sram.banks=1",
         "edge.bits_per_second=54.4e9 edge.latency_cycles=1 router.ramp_cycles=1",

@@ -152,7 +152,12 @@ fn inputs() {
     ];
     let mut all: Vec<String> = files.iter().map(|f| format!("{SMALL} --input {f}")).collect();
     let ids = [
-        npz(at("large-id.npz"), "ids", &[1, 4], vec![1i64, 2, (1 << 24) + 1, 3]),
+        npz(
+            at("large-id.npz"),
+            "ids",
+            &[1, 4],
+            vec![1i64, 2, (1 << 24) + 1, 3],
+        ),
         npz(at("no-row.npz"), "ids", &[1, 4], vec![1i64, 8, 9, 0]),
         npz(at("negative.npz"), "ids", &[1, 4], vec![1i32, -1, 2, 0]),
         npz(at("between.npz"), "ids", &[1, 4], vec![1.5f32; 4]),
@@ -245,9 +250,11 @@ fn models_that_do_not_fit() {
         ],
     );
     all.push("run tests/data/digits-cnn/model.onnx --batch 1000".into());
-    all.push("run tests/data/digits-cnn/model.onnx --set mesh.width=3 --set mesh.height=3 --stages one".into());
+    all.push(
+        "run tests/data/digits-cnn/model.onnx --set mesh.width=3 --set mesh.height=3 --stages one".into(),
+    );
     all.push("compile mlp:layers=4096-4096 --batch 1".into());
-    all.push("compile gpt:layers=12 --stages one".into());
+    all.push("compile gpt:layers=12,width=256 --stages one".into());
     settled().bind(|| insta::assert_snapshot!(refused(&all)));
 }
 

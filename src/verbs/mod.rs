@@ -7,9 +7,9 @@ pub mod list;
 pub mod run;
 pub mod show;
 
+use clap::builder::TypedValueParser;
 use meshloom::error::Error;
 use meshloom::models::Model;
-use clap::builder::TypedValueParser;
 use meshloom_compiler::{Options, Placement, Stages};
 use meshloom_models::Graph;
 use meshloom_models::sparsity::{self, Mask, Plan};

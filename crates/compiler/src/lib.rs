@@ -243,7 +243,10 @@ fn finish(
     }
     let found = |(name, u): &(String, plan::Use)| {
         let edge = &plan.edges[u.edge].name;
-        let port = ports.iter().flatten().find(|p| p.name == *edge || p.name == *name);
+        let port = ports
+            .iter()
+            .flatten()
+            .find(|p| p.name == *edge || p.name == *name);
         port.map(|p| OutputPort {
             name: name.clone(),
             ..p.clone()

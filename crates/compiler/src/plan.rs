@@ -1,8 +1,8 @@
 //! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
 use meshloom_models::{NodeId, TensorId};
-use meshloom_simulator::{Expr, Side};
 use meshloom_simulator::program::{Color, Port, Region, Ty};
+use meshloom_simulator::{Expr, Side};
 use std::sync::Arc;
 
 /// How a tensor travels: as a stream of its features, one after another, each as its elements at all other positions in row-major order;
@@ -65,7 +65,9 @@ impl Layout {
     /// The same stream seen as \[outer, features * inner\]: one element a feature and outer index.
     pub fn flattened(&self) -> Layout {
         let order = self.order.as_ref().map(|o| {
-            let all = o.iter().flat_map(|f| (0..self.inner).map(move |i| f * self.inner + i));
+            let all = o
+                .iter()
+                .flat_map(|f| (0..self.inner).map(move |i| f * self.inner + i));
             Arc::new(all.collect())
         });
         Layout {

@@ -52,7 +52,11 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
     let mut stages: Vec<Plan> = Vec::new();
     for (s, range) in cuts.windows(2).map(|c| c[0]..c[1]).enumerate() {
         let mut stage = Plan {
-            stage_name: if cuts.len() > 2 { format!("stage{s}") } else { String::new() },
+            stage_name: if cuts.len() > 2 {
+                format!("stage{s}")
+            } else {
+                String::new()
+            },
             kernels: plan.kernels[range.clone()].to_vec(),
             edges: Vec::new(),
             outputs: Vec::new(),
@@ -98,7 +102,12 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
                 ..edge.clone()
             });
             if matches!(edge.source, Source::Input(_)) {
-                stage.edges.last_mut().expect("just added").axes.clone_from(&edge.axes);
+                stage
+                    .edges
+                    .last_mut()
+                    .expect("just added")
+                    .axes
+                    .clone_from(&edge.axes);
             }
         }
         for kernel in &mut stage.kernels {
@@ -181,7 +190,10 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
         Stages::One => Ok(vec![place(&split(plan, &whole)[0], machine, options, None)?]),
         Stages::Layer => {
             let cuts: Vec<usize> = (0..=n).collect();
-            split(plan, &cuts).iter().map(|p| place(p, machine, options, None)).collect()
+            split(plan, &cuts)
+                .iter()
+                .map(|p| place(p, machine, options, None))
+                .collect()
         }
         Stages::Auto => {
             match place(&split(plan, &whole)[0], machine, options, None) {
@@ -218,7 +230,10 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 }
                 cuts.push(good);
             }
-            split(plan, &cuts).iter().map(|p| place(p, machine, options, None)).collect()
+            split(plan, &cuts)
+                .iter()
+                .map(|p| place(p, machine, options, None))
+                .collect()
         }
     }
 }

@@ -25,18 +25,25 @@ pub struct Mutant<'a> {
     pub ways: Vec<Change<'a>>,
     /// What the program shows of it beforehand.
     pub excuse: Option<Reason>,
-    /// The code that it changes: region, block and places. Where it goes the same way with it, this is the reason.
-    pub code: Option<(usize, usize, Vec<(u32, u32)>)>,
+    /// The PEs whose code or weights it changes.
+    pub changes: Option<Changed>,
+}
+
+/// PEs of a block whose code, or one bit of whose weights, is changed.
+pub struct Changed {
+    region: usize,
+    block: usize,
+    places: Vec<(u32, u32)>,
+    /// A word and a bit of it.
+    weight: Option<(usize, u32)>,
 }
 
 const ONE_POSITION: Reason = Surely("the hold of a switch with one position to stand at, or none");
 const ONCE: Reason = Surely("the last hold of a stream that comes once");
 const PASSES_NOTHING: Reason = Surely("a filter that passes nothing");
 const NO_TRAFFIC: Reason = Perhaps("a route that nothing takes");
-const ALONE: Reason = Perhaps("a buffer that is written and read through one descriptor");
-const FROM_ZERO: Reason = Perhaps("products added to 0");
-const IDLE: Reason = Perhaps("products on PEs that have no weights");
-const NOT_READ: Reason = Perhaps("a feature that no stored weight of these PEs reads");
+const EMPTY: Reason = Perhaps("a number of a list without elements");
+const SAME_NUMBERS: Reason = Perhaps("the same numbers leave the PE, made in the same way");
 
 /// Collects mutants of one program.
 pub struct Breeder<'a> {
@@ -79,7 +86,7 @@ impl<'a> Breeder<'a> {
         for (r, region) in stage.regions.iter().enumerate() {
             for (n, block) in region.blocks.iter().enumerate() {
                 for at in block.at.places() {
-                    let trace = b.follow(r, block, at);
+                    let trace = b.follow(r, block, at, None);
                     let trace = trace.unwrap_or_else(|e| panic!("{} block {n} at {at:?}: {e}", region.name));
                     for color in trace.sent.keys() {
                         let ramp = (region.x + at.0, region.y + at.1, Port::Ramp);
@@ -102,24 +109,41 @@ impl<'a> Breeder<'a> {
         &self.compiled.program.stages[0]
     }
 
-    /// What a block's code does on the PE at a place of a region.
-    fn follow(&self, r: usize, block: &Block, at: (u32, u32)) -> Result<Trace, String> {
+    /// What a block's code does on the PE at a place of a region, with a bit of its weights flipped.
+    fn follow(
+        &self,
+        r: usize,
+        block: &Block,
+        at: (u32, u32),
+        weight: Option<(usize, u32)>,
+    ) -> Result<Trace, String> {
         let emitted = &self.compiled.plans[0].regions[r];
+        let mut weights = emitted.weights[(at.1 * emitted.region.width + at.0) as usize].clone();
+        if let Some((word, bit)) = weight {
+            weights[word] ^= 1 << bit;
+        }
         let known = Arrivals {
             load: colors::LOAD,
-            weights: &emitted.weights[(at.1 * emitted.region.width + at.0) as usize],
+            weights: &weights,
             streams: &self.streams,
         };
         follow(block, at, &known, self.machine)
     }
 
-    /// Whether code does the same in a corrupted program, step by step.
-    pub fn same(&self, program: &Program, (r, b, places): &(usize, usize, Vec<(u32, u32)>)) -> bool {
-        let block = &program.stages[0].regions[*r].blocks[*b];
-        places.iter().all(|at| {
-            let before = &self.traces[&(*r, *b, *at)];
-            self.follow(*r, block, *at).is_ok_and(|t| t.steps == before.steps)
-        })
+    /// Why a mutant can't be noticed, if the PEs that it changes do the same as before.
+    pub fn same(&self, program: &Program, kind: &str, changed: &Changed) -> Option<Reason> {
+        let (r, b) = (changed.region, changed.block);
+        let block = &program.stages[0].regions[r].blocks[b];
+        let mut steps = changed.weight.is_none();
+        for at in &changed.places {
+            let before = &self.traces[&(r, b, *at)];
+            let after = self.follow(r, block, *at, changed.weight).ok()?;
+            if after.sends != before.sends {
+                return None;
+            }
+            steps &= after.steps == before.steps;
+        }
+        Some(if steps { Surely(same_steps(kind)) } else { SAME_NUMBERS })
     }
 
     fn add(
@@ -134,7 +158,7 @@ impl<'a> Breeder<'a> {
             what,
             ways: vec![Box::new(change)],
             excuse,
-            code: None,
+            changes: None,
         });
     }
 
@@ -150,7 +174,12 @@ impl<'a> Breeder<'a> {
         self.add(kind, what, excuse, move |p| {
             change(&mut p.stages[0].regions[r].blocks[b])
         });
-        self.all.last_mut().expect("just added").code = Some((r, b, places.to_vec()));
+        self.all.last_mut().expect("just added").changes = Some(Changed {
+            region: r,
+            block: b,
+            places: places.to_vec(),
+            weight: None,
+        });
     }
 
     /// Routes, their filters and holds.
@@ -203,7 +232,7 @@ impl<'a> Breeder<'a> {
             what: name.into(),
             ways: others.map(way).collect(),
             excuse: unused,
-            code: None,
+            changes: None,
         });
         let alone = |at| !several || live(route, at) == [k] || live(route, at).is_empty();
         let single = route.at.places().all(alone).then_some(ONE_POSITION);
@@ -282,18 +311,16 @@ impl<'a> Breeder<'a> {
                 }
                 for (q, param) in block.params.iter().enumerate() {
                     let what = format!("{} block {b} parameter {}", region.name, param.name);
-                    let excuse = self.of_places(r, b, &places);
-                    self.add_code("parameter", what.clone(), excuse, (r, b, &places), move |block| {
+                    self.add_code("parameter", what.clone(), None, (r, b, &places), move |block| {
                         let e = &mut block.params[q].value;
                         *e = plus(e, 1);
                     });
                     for &place in &places {
                         let what = format!("{what} at {place:?}");
-                        let excuse = self.of_places(r, b, &[place]);
                         self.add_code(
                             "parameter of a PE",
                             what,
-                            excuse,
+                            None,
                             (r, b, &[place]),
                             move |block| {
                                 block.params[q].value = at_place(&param.value, region, place, 1);
@@ -305,17 +332,6 @@ impl<'a> Breeder<'a> {
         }
     }
 
-    /// Whether something holds of the code of a block on all these PEs.
-    fn everywhere(&self, (r, b, places): (usize, usize, &[(u32, u32)]), holds: impl Fn(&Trace) -> bool) -> bool {
-        places.iter().all(|at| holds(&self.traces[&(r, b, *at)]))
-    }
-
-    /// Why numbers of these PEs may not matter.
-    fn of_places(&self, r: usize, b: usize, places: &[(u32, u32)]) -> Option<Reason> {
-        let idle = self.everywhere((r, b, places), Trace::idle).then_some(IDLE);
-        idle.or(self.everywhere((r, b, places), |t| t.unread).then_some(NOT_READ))
-    }
-
     fn descriptor(
         &mut self,
         at: (usize, usize, &[(u32, u32)]),
@@ -323,24 +339,15 @@ impl<'a> Breeder<'a> {
         d: &'a Descriptor,
         what: &str,
     ) {
-        let of_places = self.of_places(at.0, at.1, at.2);
-        // no other descriptor points where this one does
-        let own = self.everywhere(at, |t| {
-            t.touched.get(&k).is_none_or(|own| {
-                let mut others = t.touched.iter().filter(|(set, _)| **set != k);
-                others.all(|(_, bytes)| bytes.is_disjoint(own))
-            })
-        });
-        let own = own.then_some(ALONE);
         // moving on by the element's bytes right after the descriptor is set works for bases of any kind
         if let Place::Memory { strides, .. } = &d.place {
             let by = Instr::Advance(n, Val::Imm(d.ty.bytes() as i64));
-            self.add_code("base", what.into(), own.or(of_places), at, move |block| {
+            self.add_code("base", what.into(), None, at, move |block| {
                 insert(block, k + 1, by, false)
             });
             for i in 0..strides.len() {
                 let what = format!("{what} stride {i}");
-                self.add_code("stride", what, own.or(of_places), at, move |block| {
+                self.add_code("stride", what, None, at, move |block| {
                     bump(block, k, 1, |instr| match &mut descriptor(instr).place {
                         Place::Memory { strides, .. } => &mut strides[i],
                         _ => unreachable!("a memory descriptor"),
@@ -349,11 +356,11 @@ impl<'a> Breeder<'a> {
             }
         }
         for i in 0..d.shape.len() {
-            self.add_code("extent", format!("{what} extent {i}"), of_places, at, move |block| {
+            self.add_code("extent", format!("{what} extent {i}"), None, at, move |block| {
                 bump(block, k, -1, |instr| &mut descriptor(instr).shape[i]);
             });
         }
-        self.add_code("type", what.into(), of_places, at, move |block| {
+        self.add_code("type", what.into(), None, at, move |block| {
             let ty = &mut descriptor(&mut block.code[k]).ty;
             *ty = if *ty == Ty::F32 { Ty::F16 } else { Ty::F32 };
         });
@@ -382,7 +389,7 @@ impl<'a> Breeder<'a> {
                 _ => unreachable!("picked as a vector instruction"),
             }
         }
-        let of_places = self.of_places(at.0, at.1, at.2);
+        let (r, b, places) = at;
         match v {
             Vector::Map { op, .. } => {
                 let other = match op {
@@ -396,9 +403,7 @@ impl<'a> Breeder<'a> {
                     Op::Div => Op::Mul,
                     Op::Exp | Op::Rsqrt | Op::Tanh => Op::Mov,
                 };
-                let from_zero = self.everywhere(at, |t| t.from_zero.get(&k).copied().unwrap_or(false));
-                let excuse = from_zero.then_some(FROM_ZERO).or(of_places);
-                self.add_code("operation", what.into(), excuse, at, move |block| {
+                self.add_code("operation", what.into(), None, at, move |block| {
                     if let Vector::Map { op, .. } = vector(&mut block.code[k]) {
                         *op = other;
                     }
@@ -413,6 +418,9 @@ impl<'a> Breeder<'a> {
                         }
                     };
                 }
+                // where there is nothing, addresses may be checked all the same
+                let none = |at: &(u32, u32)| self.traces[&(r, b, *at)].lists.get(&k).is_none_or(|n| *n == 0);
+                let empty = places.iter().all(none).then_some(EMPTY);
                 let fields: [(&str, i64, VectorField); 4] = [
                     ("modulo", 1, field!(Vector::Axpy, modulo)),
                     ("divisor", 1, field!(Vector::Axpy, divisor)),
@@ -420,7 +428,7 @@ impl<'a> Breeder<'a> {
                     ("x step", 4, field!(Vector::Axpy, x_step)),
                 ];
                 for (name, by, pick) in fields {
-                    self.add_code("list", format!("{what} {name}"), None, at, move |block| {
+                    self.add_code("list", format!("{what} {name}"), empty, at, move |block| {
                         bump(block, k, by, |i| pick(vector(i)))
                     });
                 }
@@ -430,7 +438,7 @@ impl<'a> Breeder<'a> {
                     ("count", -1, field!(List::Memory, count)),
                 ];
                 for (name, by, pick) in parts {
-                    self.add_code("list", format!("{what} {name}"), None, at, move |block| {
+                    self.add_code("list", format!("{what} {name}"), empty, at, move |block| {
                         bump(block, k, by, |i| match vector(i) {
                             Vector::Axpy { list, .. } => pick(list),
                             _ => unreachable!("an axpy"),
@@ -476,20 +484,25 @@ impl<'a> Breeder<'a> {
             }
             let place = (x - region.x, y - region.y);
             let n = emitted.weights[(place.1 * region.width + place.0) as usize].len();
-            let Some(trace) = (0..region.blocks.len()).find_map(|b| self.traces.get(&(r, b, place))) else {
+            let of = |b: &usize| self.traces.contains_key(&(r, *b, place));
+            let Some(block) = (0..region.blocks.len()).find(of) else {
                 assert_eq!(n, 0, "weights of a PE without code");
                 return 0;
             };
-            let idle = trace.idle();
-            let reads = trace.reads.clone();
+            let reads = self.traces[&(r, block, place)].reads.clone();
             for (word, reads) in reads.into_iter().enumerate() {
                 let name = format!("{} PE {place:?} word {word} {reads:?}", region.name);
                 for (kind, bit, excuse) in bits(&reads) {
-                    let excuse = excuse.or(idle.then_some(IDLE));
                     self.add(kind, format!("{name} bit {bit}"), excuse, move |p| {
                         let mut data = p.stages[0].feeds[f].data.host().expect("weights").to_vec();
                         data[first + word].bits ^= 1 << bit;
                         p.stages[0].feeds[f].data = data.into();
+                    });
+                    self.all.last_mut().expect("just added").changes = Some(Changed {
+                        region: r,
+                        block,
+                        places: vec![place],
+                        weight: Some((word, bit)),
                     });
                 }
             }
@@ -522,7 +535,7 @@ fn bits(reads: &BTreeSet<Read>) -> Vec<(&'static str, u32, Option<Reason>)> {
 }
 
 /// Why code that does the same step by step was changed without effect.
-pub fn same(kind: &str) -> &'static str {
+fn same_steps(kind: &str) -> &'static str {
     match kind {
         "base" => "a base that is set anew before use, or of an operand without elements",
         "stride" => "the stride of an extent of 1, or of an operand without elements",

@@ -74,8 +74,8 @@ fn fate(
         first.get_or_insert(program);
     }
     let program = accepted.as_ref().or(first.as_ref()).expect("a way to corrupt");
-    let same = mutant.code.is_some_and(|code| breeder.same(program, &code));
-    let excuse = same.then(|| Surely(breed::same(mutant.kind))).or(mutant.excuse);
+    let same = |changed| breeder.same(program, mutant.kind, changed);
+    let excuse = mutant.excuse.or_else(|| same(mutant.changes.as_ref()?));
     let Some(program) = accepted else {
         return (excuse, Fate::Refused);
     };

@@ -1,6 +1,6 @@
-//! What the code of one PE does, followed instruction by instruction: where it goes, which bytes its vector instructions touch, and how
-//! it uses its weights. Nothing here knows a kernel. The numbers that arrive are not known, except weights and streams given whole; code
-//! whose way depends on others can't be followed.
+//! What the code of one PE does, followed instruction by instruction: which elements its vector instructions work on, of what the numbers
+//! are made that it sends, and how it uses its weights. Nothing here knows a kernel. The numbers that arrive are names, except weights
+//! and streams given whole; code whose way depends on others can't be followed. Microthreads do at once what they are given.
 
 use meshloom_simulator::Machine;
 use meshloom_simulator::program::*;
@@ -24,27 +24,16 @@ pub enum Read {
 /// What the code of one PE did.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
-    /// Of everything that decides which numbers leave the PE: operations, the elements they work on, one after another.
+    /// Of all that its vector instructions do: operations and the elements that they work on, one after another.
     pub steps: u64,
+    /// Of what it sends: how each number is made of those that arrive and of weights, one after another, and the flags.
+    pub sends: u64,
     /// How each word of weights was read.
     pub reads: Vec<BTreeSet<Read>>,
-    /// The bytes touched through the descriptor that an instruction set, by its index.
-    pub touched: BTreeMap<usize, BTreeSet<i64>>,
-    /// Vector instructions, by index, each of whose results always started from a zero of its own.
-    pub from_zero: BTreeMap<usize, bool>,
     /// Wavelets' elements sent, by colour.
     pub sent: BTreeMap<Color, u64>,
-    /// Bytes that arrived and were not read.
-    pub unread: bool,
-    /// Lists of sparse elements that were worked through, and those with elements.
-    pub lists: (usize, usize),
-}
-
-impl Trace {
-    /// Whether all its lists of sparse elements are empty.
-    pub fn idle(&self) -> bool {
-        self.lists.0 > 0 && self.lists.1 == 0
-    }
+    /// The most elements of any list that an instruction, by its index, went through.
+    pub lists: BTreeMap<usize, i64>,
 }
 
 /// What is known of what arrives: the words of weights, and streams that come whole.
@@ -54,22 +43,63 @@ pub struct Arrivals<'a> {
     pub streams: &'a BTreeMap<Color, Vec<u32>>,
 }
 
+/// A number: its bits, if they are known, and how it is made.
+#[derive(Clone, Copy)]
+struct Number {
+    bits: Option<u32>,
+    made: u64,
+}
+
+fn hash(of: impl Hash) -> u64 {
+    let mut h = DefaultHasher::new();
+    of.hash(&mut h);
+    h.finish()
+}
+
+impl Number {
+    fn known(bits: u32, ty: Ty) -> Number {
+        Number {
+            bits: Some(bits),
+            made: if bits == 0 { 0 } else { hash((bits, ty)) },
+        }
+    }
+
+    fn made(of: impl Hash) -> Number {
+        Number {
+            bits: None,
+            made: hash(of),
+        }
+    }
+
+    fn zero(self) -> bool {
+        self.bits == Some(0)
+    }
+
+    /// The same number as an element of another type.
+    fn convert(self, from: Ty, to: Ty) -> Number {
+        if from == to || self.zero() {
+            self
+        } else {
+            Number::made((self.made, to))
+        }
+    }
+}
+
 /// A byte of SRAM.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Cell {
-    /// Its value, unless it came of numbers that are not known.
+    /// Its value, if it is known.
     value: Option<u8>,
+    /// The number that it is a part of; which byte of how many.
+    made: u64,
+    part: (u8, u8),
     /// The word of weights that it is of, and the byte in it.
     weight: Option<(u32, u8)>,
-    /// It arrived, and has not been read yet.
-    fresh: bool,
 }
 
 /// A descriptor register.
 #[derive(Clone)]
 struct Vectors {
-    /// The instruction that set it.
-    set: usize,
     ty: Ty,
     shape: Vec<i64>,
     place: Where,
@@ -110,7 +140,8 @@ struct Core<'a> {
     registers: [i64; 16],
     descriptors: BTreeMap<u8, Vectors>,
     memory: Vec<Cell>,
-    hash: DefaultHasher,
+    steps: DefaultHasher,
+    sends: DefaultHasher,
     trace: Trace,
 }
 
@@ -135,19 +166,24 @@ pub fn follow(
         memory: vec![
             Cell {
                 value: Some(0),
-                ..Cell::default()
+                made: 0,
+                part: (0, 1),
+                weight: None,
             };
             end.min(machine.pe.sram_bytes) as usize
         ],
-        hash: DefaultHasher::new(),
+        steps: DefaultHasher::new(),
+        sends: DefaultHasher::new(),
         trace: Trace {
             reads: vec![BTreeSet::new(); known.weights.len()],
             ..Trace::default()
         },
     };
     core.run()?;
-    core.trace.unread |= core.memory.iter().any(|c| c.fresh);
-    core.trace.steps = core.hash.finish();
+    // what is not taken stays in the way of what follows
+    core.taken.hash(&mut core.sends);
+    core.trace.steps = core.steps.finish();
+    core.trace.sends = core.sends.finish();
     Ok(core.trace)
 }
 
@@ -202,7 +238,7 @@ impl Core<'_> {
                     }
                 }
                 Instr::Desc(d, of) => {
-                    let of = self.resolve(here, of)?;
+                    let of = self.resolve(of)?;
                     self.descriptors.insert(*d, of);
                 }
                 Instr::Base(d, v) => {
@@ -216,7 +252,7 @@ impl Core<'_> {
                 Instr::Vector(v) => self.vector(here, 0, v)?,
                 Instr::Async(thread, v, None) => self.vector(here, *thread, v)?,
                 Instr::Wait(thread, count) => {
-                    (*thread, count.map(|c| self.value(c))).hash(&mut self.hash);
+                    (*thread, count.map(|c| self.value(c))).hash(&mut self.steps);
                 }
                 Instr::Halt => return Ok(()),
                 other => return Err(format!("{other:?} is not followed")),
@@ -225,7 +261,7 @@ impl Core<'_> {
         Err("endless".into())
     }
 
-    fn resolve(&self, set: usize, d: &Descriptor) -> Result<Vectors, Lost> {
+    fn resolve(&self, d: &Descriptor) -> Result<Vectors, Lost> {
         let shape: Vec<i64> = d.shape.iter().map(|n| self.value(*n)).collect();
         if shape.iter().any(|n| !(0..=100_000).contains(n)) {
             return Err(format!("extents {shape:?}"));
@@ -239,7 +275,6 @@ impl Core<'_> {
             Place::Out { color, flag } => Where::Out(*color, *flag),
         };
         Ok(Vectors {
-            set,
             ty: d.ty,
             shape,
             place,
@@ -269,40 +304,62 @@ impl Core<'_> {
         Ok(&mut self.memory[at..at + n])
     }
 
-    /// Reads bytes, as what is told for weights by the byte at which they begin in their word; the value, if it is known.
-    fn read(&mut self, address: i64, n: usize, kind: fn(u8) -> Read) -> Result<Option<u32>, Lost> {
+    /// Reads an element; `kind` is what is told for weights, by the half of the word at which it begins.
+    fn read(&mut self, address: i64, ty: Ty, kind: fn(u8) -> Read) -> Result<Number, Lost> {
+        let n = ty.bytes() as usize;
         let cells = self.bytes(address, n)?;
-        cells.iter_mut().for_each(|c| c.fresh = false);
         let weight = cells[0].weight;
-        let value = cells.iter().enumerate().try_fold(0, |all, (i, c)| {
+        let bits = cells.iter().enumerate().try_fold(0, |all, (i, c)| {
             c.value.map(|v| all | (v as u32) << (8 * i))
         });
+        let whole = |(i, c): (usize, &Cell)| c.made == cells[0].made && c.part == (i as u8, n as u8);
+        let number = match bits {
+            Some(bits) => Number::known(bits, ty),
+            None if cells.iter().enumerate().all(whole) => Number {
+                bits: None,
+                made: cells[0].made,
+            },
+            None => {
+                let parts: Vec<_> = cells.iter().map(|c| (c.made, c.part, c.value)).collect();
+                Number::made(parts)
+            }
+        };
         if let Some((word, byte)) = weight {
             self.trace.reads[word as usize].insert(kind(byte / 2));
         }
-        Ok(value)
+        Ok(number)
     }
 
-    fn element(&mut self, address: i64, ty: Ty) -> Result<Option<u32>, Lost> {
+    fn element(&mut self, address: i64, ty: Ty) -> Result<Number, Lost> {
         match ty {
-            Ty::F32 => self.read(address, 4, |_| Read::Float),
-            Ty::F16 => self.read(address, 2, Read::Half),
+            Ty::F32 => self.read(address, ty, |_| Read::Float),
+            Ty::F16 => self.read(address, ty, Read::Half),
         }
     }
 
+    /// An unsigned number of 16 bits.
     fn number(&mut self, address: i64) -> Result<u32, Lost> {
-        let value = self.read(address, 2, Read::Number)?;
-        value.ok_or("a number that is not known".into())
+        let number = self.read(address, Ty::F16, Read::Number)?;
+        number.bits.ok_or("a number that is not known".into())
     }
 
     fn word(&mut self, address: i64) -> Result<u32, Lost> {
-        let value = self.read(address, 4, |_| Read::Float)?;
-        value.ok_or("a number that is not known".into())
+        let number = self.read(address, Ty::F32, |_| Read::Float)?;
+        number.bits.ok_or("a number that is not known".into())
     }
 
-    fn touch(&mut self, d: &Vectors, address: i64) {
-        let bytes = address..address + d.ty.bytes() as i64;
-        self.trace.touched.entry(d.set).or_default().extend(bytes);
+    fn write(&mut self, address: i64, ty: Ty, number: Number) -> Result<(), Lost> {
+        let n = ty.bytes() as u8;
+        let cells = self.bytes(address, n as usize)?;
+        for (i, c) in (0..n).zip(cells) {
+            *c = Cell {
+                value: number.bits.map(|v| (v >> (8 * i)) as u8),
+                made: number.made,
+                part: (i, n),
+                weight: None,
+            };
+        }
+        Ok(())
     }
 
     fn vector(&mut self, here: usize, thread: u8, v: &Vector) -> Result<(), Lost> {
@@ -312,13 +369,18 @@ impl Core<'_> {
                 if dst.len() == 0 {
                     return Ok(());
                 }
-                (thread, *op).hash(&mut self.hash);
-                self.map(here, *op, &dst, *a, *b)
+                (thread, *op).hash(&mut self.steps);
+                self.map(*op, &dst, *a, *b)
             }
             Vector::Axpy {
                 y,
                 x,
-                list: List::Memory { index, value, count, ty },
+                list: List::Memory {
+                    index,
+                    value,
+                    count,
+                    ty,
+                },
                 modulo,
                 divisor,
                 y_step,
@@ -328,11 +390,11 @@ impl Core<'_> {
                 let (y, x) = (self.descriptor(*y)?, self.descriptor(*x)?);
                 let [index, value, count, modulo, divisor, y_step, x_step] =
                     [index, value, count, modulo, divisor, y_step, x_step].map(|v| self.value(*v));
-                self.trace.lists.0 += 1;
-                self.trace.lists.1 += (count > 0) as usize;
-                if modulo < 1 || divisor < 1 || y.shape != x.shape {
+                if modulo < 1 || divisor < 1 || count < 0 || y.shape != x.shape {
                     return Err("an axpy that fails".into());
                 }
+                let most = self.trace.lists.entry(here).or_default();
+                *most = count.max(*most);
                 let (Where::Memory(base_y, _), Where::Memory(base_x, _)) = (&y.place, &x.place) else {
                     return Err("an axpy of streams".into());
                 };
@@ -340,16 +402,14 @@ impl Core<'_> {
                 for i in 0..count {
                     let n = self.number(index + 2 * i)? as i64;
                     let weight = self.element(value + i * ty.bytes() as i64, *ty)?;
-                    (thread, *ty, weight).hash(&mut self.hash);
+                    (thread, *ty, weight.made).hash(&mut self.steps);
                     let (to_y, from_x) = (base_y + n % modulo * y_step, base_x + n / divisor * x_step);
                     for (a, b) in to.iter().zip(&from) {
                         let (a, b) = (to_y + a, from_x + b);
-                        (y.ty, a, x.ty, b).hash(&mut self.hash);
-                        self.element(b, x.ty)?;
-                        self.element(a, y.ty)?;
-                        self.write(a, y.ty, None, false)?;
-                        self.touch(&y, a);
-                        self.touch(&x, b);
+                        (y.ty, a, x.ty, b).hash(&mut self.steps);
+                        let (x, before) = (self.element(b, x.ty)?, self.element(a, y.ty)?);
+                        let after = result(Op::Mac, y.ty, weight, Some(x), before);
+                        self.write(a, y.ty, after)?;
                     }
                 }
                 Ok(())
@@ -358,54 +418,37 @@ impl Core<'_> {
         }
     }
 
-    fn write(&mut self, address: i64, ty: Ty, value: Option<u32>, fresh: bool) -> Result<(), Lost> {
-        let cells = self.bytes(address, ty.bytes() as usize)?;
-        let mut lost = false;
-        for (i, c) in cells.iter_mut().enumerate() {
-            lost |= fresh && c.fresh;
-            *c = Cell {
-                value: value.map(|v| (v >> (8 * i)) as u8),
-                weight: None,
-                fresh,
-            };
-        }
-        self.trace.unread |= lost;
-        Ok(())
-    }
-
-    /// The elements of a source: for each its value, if that is known. Also whether they are weights arriving.
-    fn source(&mut self, o: Operand, shape: &[i64]) -> Result<Vec<Option<u32>>, Lost> {
+    /// The elements of a source, and their type.
+    fn source(&mut self, o: Operand, shape: &[i64]) -> Result<(Ty, Vec<Number>), Lost> {
         let n = shape.iter().product::<i64>() as usize;
+        let constant = |bits: u32| (Ty::F32, vec![Number::known(bits, Ty::F32); n]);
         let d = match o {
             Operand::Desc(d) => self.descriptor(d)?,
             Operand::Imm(v) => {
-                v.to_bits().hash(&mut self.hash);
-                return Ok(vec![Some(v.to_bits()); n]);
+                v.to_bits().hash(&mut self.steps);
+                return Ok(constant(v.to_bits()));
             }
             Operand::Reg(r) => {
                 let bits = self.registers[r as usize] as u32;
-                bits.hash(&mut self.hash);
-                return Ok(vec![Some(bits); n]);
+                bits.hash(&mut self.steps);
+                return Ok(constant(bits));
             }
         };
         if d.shape != shape {
             return Err("shapes differ".into());
         }
-        d.ty.hash(&mut self.hash);
+        d.ty.hash(&mut self.steps);
+        let mut all = Vec::with_capacity(n);
         match &d.place {
             Where::Memory(base, _) => {
-                let mut all = Vec::with_capacity(n);
                 for offset in d.offsets() {
                     let at = base + offset;
-                    at.hash(&mut self.hash);
-                    self.touch(&d, at);
-                    let value = self.element(at, d.ty)?;
-                    all.push(value.filter(|_| d.ty == Ty::F32));
+                    at.hash(&mut self.steps);
+                    all.push(self.element(at, d.ty)?);
                 }
-                Ok(all)
             }
             Where::In(color) => {
-                (*color, n).hash(&mut self.hash);
+                (*color, n).hash(&mut self.steps);
                 let stream = match *color == self.known.load {
                     true => Some(self.known.weights),
                     false => self.known.streams.get(color).map(|s| &s[..]),
@@ -413,73 +456,81 @@ impl Core<'_> {
                 let first = self.taken.entry(*color).or_default();
                 let from = *first;
                 *first += n;
-                match stream {
+                match stream.filter(|_| d.ty == Ty::F32) {
                     Some(s) => {
-                        let all = s.get(from..from + n).ok_or("more than arrives")?;
-                        Ok(all.iter().copied().map(Some).collect())
+                        let words = s.get(from..from + n).ok_or("more than arrives")?;
+                        all.extend(words.iter().map(|w| Number::known(*w, Ty::F32)));
                     }
-                    None => Ok(vec![None; n]),
+                    None => all.extend((from..from + n).map(|i| Number::made((*color, i)))),
                 }
             }
-            Where::Out(..) => Err("a source that sends".into()),
+            Where::Out(..) => return Err("a source that sends".into()),
         }
+        Ok((d.ty, all))
     }
 
-    fn map(&mut self, here: usize, op: Op, dst: &Vectors, a: Operand, b: Option<Operand>) -> Result<(), Lost> {
-        let stream = |o: Operand| match o {
-            Operand::Desc(d) => match self.descriptors.get(&d).map(|d| &d.place) {
-                Some(Where::In(color)) => Some(*color),
-                _ => None,
-            },
-            _ => None,
+    /// The first word of weights that an instruction takes in, if it does.
+    fn loads(&self, op: Op, a: Operand) -> Option<usize> {
+        let (Op::Mov, Operand::Desc(d)) = (op, a) else {
+            return None;
         };
-        let from = stream(a);
-        let first = from.map_or(0, |c| self.taken.get(&c).copied().unwrap_or(0));
-        let a = self.source(a, &dst.shape)?;
+        let load = self.known.load;
+        let arrives = matches!(self.descriptors.get(&d)?.place, Where::In(color) if color == load);
+        arrives.then(|| self.taken.get(&load).copied().unwrap_or(0))
+    }
+
+    fn map(&mut self, op: Op, dst: &Vectors, a: Operand, b: Option<Operand>) -> Result<(), Lost> {
+        let weights = self.loads(op, a);
+        let (a_ty, a) = self.source(a, &dst.shape)?;
         let b = match b {
-            Some(b) => Some(self.source(b, &dst.shape)?),
+            Some(b) => Some(self.source(b, &dst.shape)?.1),
             None => None,
         };
-        dst.ty.hash(&mut self.hash);
+        let of = |i: usize, before: Number| match op {
+            Op::Mov => a[i].convert(a_ty, dst.ty),
+            _ => result(op, dst.ty, a[i], b.as_ref().map(|b| b[i]), before),
+        };
+        dst.ty.hash(&mut self.steps);
         match &dst.place {
             Where::In(_) => return Err("a destination that receives".into()),
             Where::Out(color, flag) => {
-                (*color, *flag, dst.len()).hash(&mut self.hash);
+                (*color, *flag, dst.len()).hash(&mut self.steps);
+                (*color, *flag, dst.len(), dst.ty).hash(&mut self.sends);
+                for i in 0..a.len() {
+                    of(i, Number::known(0, dst.ty)).made.hash(&mut self.sends);
+                }
                 *self.trace.sent.entry(*color).or_default() += dst.len() as u64;
             }
             Where::Memory(base, _) => {
-                let weights = op == Op::Mov && from == Some(self.known.load);
-                let mut own = BTreeSet::new();
-                let mut zeros = true;
                 for (i, offset) in dst.offsets().into_iter().enumerate() {
                     let at = base + offset;
-                    at.hash(&mut self.hash);
-                    self.touch(dst, at);
-                    if op == Op::Mac {
-                        zeros &= self.element(at, dst.ty)? == Some(0) && own.insert(at);
-                    }
-                    let value = match (op, a[i], &b) {
-                        (Op::Mov, v, _) => v,
-                        (Op::Add, Some(v), Some(b)) => {
-                            b[i].map(|w| (f32::from_bits(v) + f32::from_bits(w)).to_bits())
-                        }
-                        _ => None,
+                    at.hash(&mut self.steps);
+                    let before = match op {
+                        Op::Mac => self.element(at, dst.ty)?,
+                        _ => Number::known(0, dst.ty),
                     };
-                    let known = value.filter(|v| dst.ty == Ty::F32 || *v == 0);
-                    self.write(at, dst.ty, known, from.is_some() && !weights)?;
-                    if weights {
+                    self.write(at, dst.ty, of(i, before))?;
+                    if let Some(first) = weights {
                         let cells = self.bytes(at, dst.ty.bytes() as usize)?;
                         for (byte, c) in cells.iter_mut().enumerate() {
                             c.weight = Some(((first + i) as u32, byte as u8));
                         }
                     }
                 }
-                if op == Op::Mac {
-                    let before = self.trace.from_zero.entry(here).or_insert(true);
-                    *before &= zeros;
-                }
             }
         }
         Ok(())
+    }
+}
+
+/// What an operation other than `Mov` makes. Adding 0 changes nothing but the sign of a 0.
+fn result(op: Op, ty: Ty, a: Number, b: Option<Number>, before: Number) -> Number {
+    let bits = |n: Option<Number>| n.and_then(|n| n.bits).map(f32::from_bits);
+    match (op, bits(Some(a)), bits(b)) {
+        (Op::Add, Some(x), Some(y)) if ty == Ty::F32 => Number::known((x + y).to_bits(), ty),
+        (Op::Mac, ..) if a.zero() || b.is_some_and(Number::zero) => before,
+        (Op::Mac, ..) if before.zero() => result(Op::Mul, ty, a, b, before),
+        (Op::Mac, ..) => Number::made((op, ty, a.made, b.map(|b| b.made), before.made)),
+        _ => Number::made((op, ty, a.made, b.map(|b| b.made))),
     }
 }

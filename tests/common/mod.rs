@@ -152,6 +152,11 @@ fn convolution(name: &'static str, shape: [usize; 4], op: Op, weights: [usize; 4
 }
 
 fn alone(name: &'static str, op: Op, inputs: &[&[usize]]) -> Model {
+    alone_with(name, op, inputs, 2)
+}
+
+/// The same with so many items.
+fn alone_with(name: &'static str, op: Op, inputs: &[&[usize]], items: usize) -> Model {
     let mut b = Builder::new(name);
     let x: Vec<_> = inputs
         .iter()
@@ -159,7 +164,7 @@ fn alone(name: &'static str, op: Op, inputs: &[&[usize]]) -> Model {
         .map(|(i, s)| b.input(&format!("x{i}"), s))
         .collect();
     let y = b.op("y", op, &x);
-    Model::new(name, b.done(y), 2, false, Ty::F32)
+    Model::new(name, b.done(y), items, false, Ty::F32)
 }
 
 /// Constants of an operator, each `[n]`.
@@ -173,13 +178,13 @@ fn constants(b: &mut Builder, names: &[&str], n: usize) -> Vec<TensorId> {
     names.iter().enumerate().map(one).collect()
 }
 
-/// An operator of an input and constants `[n]`.
+/// A norm of an input with constants of these names, each `[n]`; four items.
 fn normed(name: &'static str, op: Op, shape: &[usize], names: &[&str], n: usize, ty: Ty) -> Model {
     let mut b = Builder::new(name);
     let mut inputs = vec![b.input("x", shape)];
     inputs.extend(constants(&mut b, names, n));
     let y = b.op("y", op, &inputs);
-    Model::new(name, b.done(y), 2, false, ty)
+    Model::new(name, b.done(y), 4, false, ty)
 }
 
 /// Queries, keys and values of one product, and what attends to them.
@@ -212,7 +217,7 @@ fn embedding(name: &'static str, tokens: usize, rows: usize, width: usize) -> Mo
     model
 }
 
-/// One model a kernel and mode, each with two items.
+/// One model a kernel and mode, each with two items or more.
 pub fn kernels() -> Vec<Model> {
     let sum = {
         let mut b = Builder::new("conv sum");
@@ -246,6 +251,9 @@ pub fn kernels() -> Vec<Model> {
         Model::new("add with relu", b.done(y), 2, false, Ty::F32)
     };
     let four: &[usize] = &[2, 7, 2, 2];
+    // a feature is a slot of a ring, which four items go around
+    let plane: &[usize] = &[1, 3, 8, 8];
+    let large: &[usize] = &[1, 4, 16, 16];
     vec![
         linear("matmul dense", [2, 9], 8, 0, Ty::F32),
         linear("matmul dense f16", [2, 9], 8, 0, Ty::F16),
@@ -346,34 +354,37 @@ pub fn kernels() -> Vec<Model> {
         alone("relu", Op::Relu, &[four]),
         sum,
         zeros,
-        alone("gelu by tanh", Op::Gelu { tanh: true }, &[four]),
-        alone("gelu", Op::Gelu { tanh: false }, &[four]),
+        alone_with("gelu by tanh", Op::Gelu { tanh: true }, &[plane], 4),
+        alone_with("gelu", Op::Gelu { tanh: false }, &[plane], 4),
         normed(
             "batch norm",
             Op::BatchNorm { epsilon: 1e-5 },
-            four,
+            plane,
             &["scale", "bias", "mean", "var"],
-            7,
+            3,
             Ty::F32,
         ),
         normed(
             "batch norm f16",
             Op::BatchNorm { epsilon: 1e-5 },
-            four,
+            plane,
             &["scale", "bias", "mean", "var"],
-            7,
+            3,
             Ty::F16,
         ),
         normed(
             "layer norm",
             Op::LayerNorm { epsilon: 1e-5 },
-            &[3, 9],
+            &[3, 13],
             &["scale", "bias"],
-            9,
+            13,
             Ty::F32,
         ),
         attention("attention", 6, 6, 2),
+        attention("attention, heads share columns", 4, 8, 8),
         embedding("embedding", 8, 7, 5),
+        alone("add on two lanes", Op::Add, &[large, large]),
+        convolution("conv on two lanes", [1, 4, 16, 16], conv([1, 1], [0; 4], 1), [4, 4, 1, 1], 0),
         alone("softmax", Op::Softmax { axis: 1 }, &[&[2, 9]]),
         flatten,
     ]

@@ -1,7 +1,7 @@
 //! All corruptions of one program, each with the reason for which it can't be noticed, if there is one that the program itself shows.
 
 use crate::Reason::{self, Perhaps, Surely};
-use crate::change::{at_place, bump, descriptor, insert, less, plus};
+use crate::change::{FREE, at_place, bump, descriptor, insert, less, plus};
 use crate::trace::{Arrivals, Read, Trace, follow};
 use crate::traffic::{self, Arrival, live};
 use meshloom_compiler::Compiled;
@@ -308,6 +308,12 @@ impl<'a> Breeder<'a> {
                         Instr::Vector(v) | Instr::Async(_, v, _) => self.vector((r, b, &places), k, v, &what),
                         _ => {}
                     }
+                    // waits keep an order, and without them things may come in it all the same; jumps and ends are the code's shape
+                    if !matches!(instr, Instr::Wait(..) | Instr::Jump(_) | Instr::Halt) {
+                        self.add_code("instruction dropped", what, None, (r, b, &places), move |block| {
+                            block.code[k] = Instr::Set(FREE, Val::Imm(0));
+                        });
+                    }
                 }
                 for (q, param) in block.params.iter().enumerate() {
                     let what = format!("{} block {b} parameter {}", region.name, param.name);
@@ -540,6 +546,7 @@ fn same_steps(kind: &str) -> &'static str {
         "base" => "a base that is set anew before use, or of an operand without elements",
         "stride" => "the stride of an extent of 1, or of an operand without elements",
         "list" => "a number of a list that selects the same for all its indices",
-        _ => "of an operand without elements",
+        "instruction dropped" => "an instruction that sets what is so, or works on no elements",
+        _ => "a number of an operand without elements",
     }
 }

@@ -4,6 +4,9 @@ use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr};
 use std::sync::Arc;
 
+/// A register that no code keeps anything in across the instruction that a mutant has more.
+pub const FREE: u8 = 15;
+
 pub fn plus(e: &Expr, n: i64) -> Expr {
     Expr::Add(Box::new(e.clone()), Box::new(Expr::Const(n)))
 }
@@ -50,7 +53,6 @@ pub fn insert(block: &mut Block, k: usize, instr: Instr, caught: bool) {
 
 /// Adds to a value of the k-th instruction: to a constant in place, to a parameter by a new one, to a register by an instruction more.
 pub fn bump(block: &mut Block, k: usize, by: i64, pick: impl Fn(&mut Instr) -> &mut Val) {
-    const FREE: u8 = 15;
     let v = *pick(&mut block.code[k]);
     *pick(&mut block.code[k]) = match v {
         Val::Imm(n) => Val::Imm(n + by),

@@ -295,10 +295,10 @@ impl Core<'_> {
         self.descriptors.get(&d).cloned().ok_or(format!("d{d} is not set"))
     }
 
-    /// The bytes from an address on, which is a multiple of their number.
+    /// The bytes from an address on.
     fn bytes(&mut self, address: i64, n: usize) -> Result<&mut [Cell], Lost> {
         let at = usize::try_from(address).map_err(|_| "a negative address")?;
-        if !at.is_multiple_of(n) || at + n > self.memory.len() {
+        if at + n > self.memory.len() {
             return Err(format!("address {address}"));
         }
         Ok(&mut self.memory[at..at + n])

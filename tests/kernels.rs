@@ -164,6 +164,23 @@ proptest! {
     }
 
     #[test]
+    fn attention(heads in 1usize..6, width in 1usize..7, tokens in 1usize..20, causal in prop::bool::ANY, product in prop::bool::ANY,
+                 ty in ty(), items in 1usize..4, sets in settings(), seed in 0u64..1000) {
+        let d = heads * width;
+        let mut b = Builder::new("attention");
+        let x = b.input("x", &[1, tokens, 5]);
+        let qkv = b.weighted("qkv", Op::Linear, x, &[3 * d, 5], 0);
+        let third = |b: &mut Builder, name: &str, i: usize| {
+            b.op(name, Op::Slice { axis: 2, start: i * d, end: (i + 1) * d }, &[qkv])
+        };
+        let all = [third(&mut b, "q", 0), third(&mut b, "k", 1), third(&mut b, "v", 2)];
+        let y = b.op("attention", Op::Attention { heads, causal }, &all);
+        let y = if product { b.weighted("proj", Op::Linear, y, &[d, d], 0) } else { y };
+        let done = check(&b.done(y), false, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
     fn pools(w in window(), max in prop::bool::ANY, counted in prop::bool::ANY, ty in ty(), items in 1usize..4, sets in settings(), seed in 0u64..1000) {
         let mut b = Builder::new("pool");
         let x = b.input("x", &[w.n, w.c, w.size[0], w.size[1]]);

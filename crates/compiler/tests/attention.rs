@@ -116,6 +116,7 @@ fn relay(ty: Ty, slow: bool, lane: Color, y: u32, rows: usize, tokens: usize) ->
 }
 
 /// Runs the kernel in the part of a rectangle that it uses; `None` where it has no use for such a rectangle.
+#[allow(clippy::too_many_arguments)] // what a test may vary
 fn attend(
     a: &Attention,
     machine: &Machine,

@@ -606,7 +606,7 @@ impl AttentionKernel<'_> {
 
         // softmax; the sums of the group before may still be needed
         p.emit(Instr::Wait(SEND, None));
-        let maximum = |p: &mut Assembler, op: Op, dst: u8, a: u8, b: u8| {
+        let by_rows = |p: &mut Assembler, op: Op, dst: u8, a: u8, b: u8| {
             for i in 0..n {
                 let (a, b) = (Operand::Desc(reg(i, a)), Operand::Desc(reg(i, b)));
                 p.map(op, reg(i, dst), a, Some(b), Count::Other);
@@ -619,14 +619,14 @@ impl AttentionKernel<'_> {
             None,
             Count::None,
         );
-        maximum(&mut p, Op::Max, desc::M, desc::M, desc::S);
-        maximum(&mut p, Op::Sub, desc::S, desc::S, desc::M);
+        by_rows(&mut p, Op::Max, desc::M, desc::M, desc::S);
+        by_rows(&mut p, Op::Sub, desc::S, desc::S, desc::M);
         for i in 0..n {
             let s = reg(i, desc::S);
             p.map(Op::Exp, s, Operand::Desc(s), None, Count::Other);
         }
         p.map(Op::Mov, desc::NORM, Operand::Imm(0.0), None, Count::None);
-        maximum(&mut p, Op::Add, desc::M, desc::M, desc::S);
+        by_rows(&mut p, Op::Add, desc::M, desc::M, desc::S);
         for side in &sides {
             let sums = desc::INVERT[*side];
             p.map(

@@ -51,7 +51,8 @@ impl Implementation for LayerNormKernel<'_> {
         let (bytes, double) = memory(c, features);
         let streams = c.stream_cycles() * if double { 1 } else { 2 };
         Some(Estimate {
-            cycles: (work + chain + 250).max(streams),
+            // the sums have to wait for the last feature, and results for the sums
+            cycles: (work + 250).max(work - moves + chain + 250 + streams),
             bytes,
             // the first PE has as many features as any
             fullest: (0, 0),

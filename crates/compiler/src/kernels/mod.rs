@@ -57,6 +57,8 @@ pub struct Context<'a> {
     pub input_colors: Vec<Vec<Color>>,
     /// Items of each input that may have to wait for the other one (reconvergent paths).
     pub slack: Vec<usize>,
+    /// What has to wait for another path has SRAM for as many items as that path holds; otherwise for as many as there is room for.
+    pub keep_all: bool,
     /// The output.
     pub output: Layout,
     /// Colours of the output, one a lane.

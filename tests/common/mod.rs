@@ -172,8 +172,13 @@ fn constants(b: &mut Builder, names: &[&str], n: usize) -> Vec<TensorId> {
     let one = |(i, name): (usize, &&str)| {
         let values = numbers(n * (i + 1), 0)[n * i..].to_vec();
         // variances and scales of one sign
-        let values = if *name == "var" { values.iter().map(|v| v.abs()).collect() } else { values };
-        b.0.add_constant(*name, &[n], values).unwrap_or_else(|e| panic!("{e}"))
+        let values = if *name == "var" {
+            values.iter().map(|v| v.abs()).collect()
+        } else {
+            values
+        };
+        b.0.add_constant(*name, &[n], values)
+            .unwrap_or_else(|e| panic!("{e}"))
     };
     names.iter().enumerate().map(one).collect()
 }
@@ -207,9 +212,13 @@ fn embedding(name: &'static str, tokens: usize, rows: usize, width: usize) -> Mo
     let ids = b.input("ids", &[1, tokens]);
     let mut constant = |name: &str, shape: [usize; 2], skip: usize| {
         let values = numbers(shape[0] * shape[1] + skip, 0)[skip..].to_vec();
-        b.0.add_constant(name, &shape, values).unwrap_or_else(|e| panic!("{e}"))
+        b.0.add_constant(name, &shape, values)
+            .unwrap_or_else(|e| panic!("{e}"))
     };
-    let (table, start) = (constant("table", [rows, width], 0), constant("start", [tokens, width], 9));
+    let (table, start) = (
+        constant("table", [rows, width], 0),
+        constant("start", [tokens, width], 9),
+    );
     let chosen = b.op("rows", Op::Gather, &[ids, table]);
     let y = b.op("y", Op::Add, &[chosen, start]);
     let mut model = Model::new(name, b.done(y), 2, false, Ty::F32);
@@ -384,7 +393,13 @@ pub fn kernels() -> Vec<Model> {
         attention("attention, heads share columns", 4, 8, 8),
         embedding("embedding", 8, 7, 5),
         alone("add on two lanes", Op::Add, &[large, large]),
-        convolution("conv on two lanes", [1, 4, 16, 16], conv([1, 1], [0; 4], 1), [4, 4, 1, 1], 0),
+        convolution(
+            "conv on two lanes",
+            [1, 4, 16, 16],
+            conv([1, 1], [0; 4], 1),
+            [4, 4, 1, 1],
+            0,
+        ),
         alone("softmax", Op::Softmax { axis: 1 }, &[&[2, 9]]),
         flatten,
     ]

@@ -143,7 +143,11 @@ impl<'a> Breeder<'a> {
             }
             steps &= after.steps == before.steps;
         }
-        Some(if steps { Surely(same_steps(kind)) } else { SAME_NUMBERS })
+        Some(if steps {
+            Surely(same_steps(kind))
+        } else {
+            SAME_NUMBERS
+        })
     }
 
     fn add(
@@ -323,15 +327,9 @@ impl<'a> Breeder<'a> {
                     });
                     for &place in &places {
                         let what = format!("{what} at {place:?}");
-                        self.add_code(
-                            "parameter of a PE",
-                            what,
-                            None,
-                            (r, b, &[place]),
-                            move |block| {
-                                block.params[q].value = at_place(&param.value, region, place, 1);
-                            },
-                        );
+                        self.add_code("parameter of a PE", what, None, (r, b, &[place]), move |block| {
+                            block.params[q].value = at_place(&param.value, region, place, 1);
+                        });
                     }
                 }
             }
@@ -378,7 +376,6 @@ impl<'a> Breeder<'a> {
             };
             let excuse = !at.2.iter().any(counted);
             let excuse = excuse.then_some(Surely("a flag that no switch counts"));
-            // a flag is one of the steps that are the same or not, so that it needs no look at these
             self.add("flag", what.into(), excuse, move |p| {
                 let block = &mut p.stages[0].regions[at.0].blocks[at.1];
                 if let Place::Out { flag, .. } = &mut descriptor(&mut block.code[k]).place {
@@ -461,8 +458,17 @@ impl<'a> Breeder<'a> {
         let channels = self.machine.channels();
         let rows = |side: Side| channels.iter().filter(move |c| c.side == side).map(|c| c.row);
         let width = self.machine.mesh.width;
-        let middle = if rows(Side::East).next().is_some() { width.div_ceil(2) } else { width };
-        for (f, feed) in stage.feeds.iter().enumerate().filter(|(_, f)| f.color == colors::LOAD) {
+        let middle = if rows(Side::East).next().is_some() {
+            width.div_ceil(2)
+        } else {
+            width
+        };
+        for (f, feed) in stage
+            .feeds
+            .iter()
+            .enumerate()
+            .filter(|(_, f)| f.color == colors::LOAD)
+        {
             // the order of blocks in a feed: rows of its channel, in each the PEs from the border on
             let end = rows(feed.side).filter(|row| *row > feed.row).min();
             let columns: Vec<u32> = match feed.side {
@@ -484,7 +490,8 @@ impl<'a> Breeder<'a> {
         let plan = &self.compiled.plans[0];
         for (r, emitted) in plan.regions.iter().enumerate() {
             let region = &emitted.region;
-            let inside = region.x <= x && x < region.x + region.width && region.y <= y && y < region.y + region.height;
+            let inside =
+                region.x <= x && x < region.x + region.width && region.y <= y && y < region.y + region.height;
             if !inside {
                 continue;
             }

@@ -101,7 +101,8 @@ fn trial(model: &Model, machine: &Machine) -> (String, BTreeMap<String, usize>, 
     // at even distances, kind by kind
     let mut by_kind: BTreeMap<&str, Vec<Mutant>> = BTreeMap::new();
     let all = std::mem::take(&mut breeder.all);
-    all.into_iter().for_each(|m| by_kind.entry(m.kind).or_default().push(m));
+    all.into_iter()
+        .for_each(|m| by_kind.entry(m.kind).or_default().push(m));
     let bred: usize = by_kind.values().map(Vec::len).sum();
     let sample: Vec<Mutant> = by_kind
         .into_values()
@@ -164,8 +165,7 @@ fn trial(model: &Model, machine: &Machine) -> (String, BTreeMap<String, usize>, 
     }
     let line = format!(
         "{:<30} {bred:>5} {:>6} {refused:>8} {failed:>7} {differs:>8} {survived:>9} {excused:>8}",
-        model.name,
-        tried
+        model.name, tried
     );
     (line, survivors, wrong)
 }

@@ -125,7 +125,10 @@ impl Vectors {
         let mut all = vec![0];
         for (n, stride) in self.shape.iter().zip(strides) {
             let step = stride * self.ty.bytes() as i64;
-            all = all.iter().flat_map(|at| (0..*n).map(move |i| at + i * step)).collect();
+            all = all
+                .iter()
+                .flat_map(|at| (0..*n).map(move |i| at + i * step))
+                .collect();
         }
         all
     }
@@ -149,13 +152,13 @@ struct Core<'a> {
 type Lost = String;
 
 /// Follows the code of the PE at a place of a block.
-pub fn follow(
-    block: &Block,
-    place: (u32, u32),
-    known: &Arrivals,
-    machine: &Machine,
-) -> Result<Trace, Lost> {
-    let end = block.memory.iter().map(|b| b.address + b.bytes).max().unwrap_or(0);
+pub fn follow(block: &Block, place: (u32, u32), known: &Arrivals, machine: &Machine) -> Result<Trace, Lost> {
+    let end = block
+        .memory
+        .iter()
+        .map(|b| b.address + b.bytes)
+        .max()
+        .unwrap_or(0);
     let mut core = Core {
         place: (place.0 as i64, place.1 as i64),
         block,
@@ -292,7 +295,10 @@ impl Core<'_> {
     }
 
     fn descriptor(&self, d: u8) -> Result<Vectors, Lost> {
-        self.descriptors.get(&d).cloned().ok_or(format!("d{d} is not set"))
+        self.descriptors
+            .get(&d)
+            .cloned()
+            .ok_or(format!("d{d} is not set"))
     }
 
     /// The bytes from an address on.
@@ -309,9 +315,10 @@ impl Core<'_> {
         let n = ty.bytes() as usize;
         let cells = self.bytes(address, n)?;
         let weight = cells[0].weight;
-        let bits = cells.iter().enumerate().try_fold(0, |all, (i, c)| {
-            c.value.map(|v| all | (v as u32) << (8 * i))
-        });
+        let bits = cells
+            .iter()
+            .enumerate()
+            .try_fold(0, |all, (i, c)| c.value.map(|v| all | (v as u32) << (8 * i)));
         let whole = |(i, c): (usize, &Cell)| c.made == cells[0].made && c.part == (i as u8, n as u8);
         let number = match bits {
             Some(bits) => Number::known(bits, ty),
@@ -375,12 +382,13 @@ impl Core<'_> {
             Vector::Axpy {
                 y,
                 x,
-                list: List::Memory {
-                    index,
-                    value,
-                    count,
-                    ty,
-                },
+                list:
+                    List::Memory {
+                        index,
+                        value,
+                        count,
+                        ty,
+                    },
                 modulo,
                 divisor,
                 y_step,

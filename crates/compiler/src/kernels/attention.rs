@@ -407,7 +407,9 @@ impl AttentionKernel<'_> {
 
         p.task("main", Trigger::Start);
         if masked {
-            // what lies on and before the diagonal stays 0
+            // 0 on and before the diagonal: SRAM may hold what an earlier stage left
+            p.memory(desc::MASK, Ty::F32, Val::Imm(mask), &[imm(longest)], &[1], false);
+            p.map(Op::Mov, desc::MASK, Operand::Imm(0.0), None, Count::None);
             let after = Val::Imm(mask + longest as i64 * 4);
             p.memory(desc::MASK, Ty::F32, after, &[imm(longest - 1)], &[1], false);
             p.map(

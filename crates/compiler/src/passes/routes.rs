@@ -349,12 +349,12 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             return Err(CompileError::DoesNotFit {
                 what: format!("the stream {}", edge.name),
                 needs: format!(
-                    "a colour that is free all along its way; up to {busiest} streams share a router, {} more colours are for use inside kernels",
+                    "a colour that is free all along its way, beside the {} for use inside kernels; up to {busiest} of the streams routed before it share a router",
                     colors::STREAMS
                 ),
                 has: format!("{} colours on {}", machine.router.colors, machine.name),
                 helps: format!(
-                    "a model with fewer parallel branches, a larger mesh, or --set router.colors={}",
+                    "several stages (--stages auto or layer), a larger mesh, or --set router.colors={}",
                     (machine.router.colors + 8).min(32)
                 ),
             });

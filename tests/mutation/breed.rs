@@ -1,6 +1,6 @@
 //! All corruptions of one program, each with the reason for which it can't be noticed, if there is one that the program itself shows.
 
-use crate::Reason::{self, Perhaps, Surely};
+use crate::Reason::{self, Perhaps, Surely, Timing};
 use crate::change::{FREE, at_place, bump, descriptor, insert, less, plus};
 use crate::trace::{Arrivals, Read, Trace, follow};
 use crate::traffic::{self, Arrival, live};
@@ -44,6 +44,7 @@ const PASSES_NOTHING: Reason = Surely("a filter that passes nothing");
 const NO_TRAFFIC: Reason = Perhaps("a route that nothing takes");
 const EMPTY: Reason = Perhaps("a number of a list without elements");
 const SAME_NUMBERS: Reason = Perhaps("the same numbers leave the PE, made in the same way");
+const ORDER: Reason = Timing("a wait for what may be there in time all the same");
 
 /// Collects mutants of one program.
 pub struct Breeder<'a> {
@@ -134,7 +135,7 @@ impl<'a> Breeder<'a> {
     pub fn same(&self, program: &Program, kind: &str, changed: &Changed) -> Option<Reason> {
         let (r, b) = (changed.region, changed.block);
         let block = &program.stages[0].regions[r].blocks[b];
-        let mut steps = changed.weight.is_none();
+        let (mut steps, mut waits) = (changed.weight.is_none(), true);
         for at in &changed.places {
             let before = &self.traces[&(r, b, *at)];
             let after = self.follow(r, block, *at, changed.weight).ok()?;
@@ -142,11 +143,12 @@ impl<'a> Breeder<'a> {
                 return None;
             }
             steps &= after.steps == before.steps;
+            waits &= after.waits == before.waits;
         }
-        Some(if steps {
-            Surely(same_steps(kind))
-        } else {
-            SAME_NUMBERS
+        Some(match (steps, waits) {
+            (true, true) => Surely(same_steps(kind)),
+            (false, true) => SAME_NUMBERS,
+            (_, false) => ORDER,
         })
     }
 

@@ -1,9 +1,9 @@
 //! The path is real: every number that leaves the mesh is made by the routes, filters, switches, weights, descriptors, parameters and
 //! operations that the compiler emitted, and by nothing beside them. For tiny models of every kernel each of these is corrupted, one at
 //! a time ([`breed`]). The corrupted program must be refused, must fail, or must give other outputs. Corruptions that cannot change
-//! anything are told apart beforehand, each by one of few reasons ([`Reason`]), and must indeed change nothing (`Surely`), or may be
-//! noticed all the same (`Perhaps`). The reasons are read from the program alone: where wavelets go ([`traffic`]) and what each PE's code
-//! does ([`trace`]). What survives is counted in a snapshot, by kernel and reason. Names, on the other hand, have no effect at all.
+//! anything are told apart beforehand, each by one of few reasons ([`Reason`]), and must indeed change nothing (`Surely`), or no
+//! output, though other checks may notice them (`Perhaps`); only what waits keep in order may come out either way (`Timing`). The reasons
+//! are read from the program alone: where wavelets go ([`traffic`]) and what each PE's code does ([`trace`]). What survives is counted in a snapshot, by kernel and reason. Names, on the other hand, have no effect at all.
 
 mod breed;
 mod change;
@@ -32,10 +32,12 @@ const NOTICED: usize = 95;
 enum Reason {
     /// It has no effect: were it noticed, the reason would be wrong.
     Surely(&'static str),
-    /// No output depends on it; but another check may notice it, such as one of shapes or of addresses.
+    /// No output depends on it: were they others, the reason would be wrong. But a check may notice it, such as one of addresses.
     Perhaps(&'static str),
+    /// What is waited for may be there in time without the wait.
+    Timing(&'static str),
 }
-use Reason::{Perhaps, Surely};
+use Reason::{Perhaps, Surely, Timing};
 
 /// What leaves, bit for bit, without times and flags.
 fn payloads(o: &Outcome) -> Vec<Vec<(u64, u8)>> {
@@ -138,11 +140,15 @@ fn trial(model: &Model, machine: &Machine) -> (String, BTreeMap<String, usize>, 
                 excused += 1;
                 *survivors.entry(format!("{why} (perhaps)")).or_default() += 1;
             }
-            (Some(Perhaps(_)), f) => counts[f as usize] += 1,
-            (Some(Surely(why)), f) => wrong.push(format!(
-                "{}: {}: {}: {f:?}, though it is {why}",
-                model.name, kind, what
+            (Some(Timing(why)), Fate::Survived) => {
+                excused += 1;
+                *survivors.entry(format!("{why} (timing)")).or_default() += 1;
+            }
+            (Some(Surely(why)), f) | (Some(Perhaps(why)), f @ Fate::Differs) => wrong.push(format!(
+                "{}: {kind}: {what}: {f:?}, though it is {why}",
+                model.name
             )),
+            (Some(Perhaps(_) | Timing(_)), f) => counts[f as usize] += 1,
             (None, f) => {
                 counts[f as usize] += 1;
                 if f == Fate::Survived {

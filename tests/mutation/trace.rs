@@ -28,6 +28,8 @@ pub struct Trace {
     pub steps: u64,
     /// Of what it sends: how each number is made of those that arrive and of weights, one after another, and the flags.
     pub sends: u64,
+    /// Of what it waits for.
+    pub waits: u64,
     /// How each word of weights was read.
     pub reads: Vec<BTreeSet<Read>>,
     /// Wavelets' elements sent, by colour.
@@ -145,6 +147,7 @@ struct Core<'a> {
     memory: Vec<Cell>,
     steps: DefaultHasher,
     sends: DefaultHasher,
+    waits: DefaultHasher,
     trace: Trace,
 }
 
@@ -177,6 +180,7 @@ pub fn follow(block: &Block, place: (u32, u32), known: &Arrivals, machine: &Mach
         ],
         steps: DefaultHasher::new(),
         sends: DefaultHasher::new(),
+        waits: DefaultHasher::new(),
         trace: Trace {
             reads: vec![BTreeSet::new(); known.weights.len()],
             ..Trace::default()
@@ -187,6 +191,7 @@ pub fn follow(block: &Block, place: (u32, u32), known: &Arrivals, machine: &Mach
     core.taken.hash(&mut core.sends);
     core.trace.steps = core.steps.finish();
     core.trace.sends = core.sends.finish();
+    core.trace.waits = core.waits.finish();
     Ok(core.trace)
 }
 
@@ -255,7 +260,7 @@ impl Core<'_> {
                 Instr::Vector(v) => self.vector(here, 0, v)?,
                 Instr::Async(thread, v, None) => self.vector(here, *thread, v)?,
                 Instr::Wait(thread, count) => {
-                    (*thread, count.map(|c| self.value(c))).hash(&mut self.steps);
+                    (*thread, count.map(|c| self.value(c))).hash(&mut self.waits);
                 }
                 Instr::Halt => return Ok(()),
                 other => return Err(format!("{other:?} is not followed")),
@@ -469,7 +474,7 @@ impl Core<'_> {
                         let words = s.get(from..from + n).ok_or("more than arrives")?;
                         all.extend(words.iter().map(|w| Number::known(*w, Ty::F32)));
                     }
-                    None => all.extend((from..from + n).map(|i| Number::made((*color, i)))),
+                    None => all.extend((from..from + n).map(|i| Number::made((*color, i, d.ty)))),
                 }
             }
             Where::Out(..) => return Err("a source that sends".into()),

@@ -28,6 +28,7 @@ use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
 use streams::{every_second, snake, sum_along_snake, Part, collect, distribute, lane_row};
+pub(crate) use mix::shares;
 pub(crate) use streams::{rectangles, table};
 
 /// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Streams between kernels use the others.

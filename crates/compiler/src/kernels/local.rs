@@ -275,6 +275,7 @@ impl<'a, 'c> Local<'a, 'c> {
             entries,
             exits,
             gives,
+            streamed: None,
         }
     }
 }

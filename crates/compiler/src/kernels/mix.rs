@@ -451,6 +451,7 @@ impl Implementation for MixKernel<'_> {
             entries,
             exits,
             gives,
+            streamed: None,
         }
     }
 }

@@ -188,9 +188,9 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
         Stages::One => Ok(vec![place(&split(&plan, &whole)[0], machine, options, None)?]),
         Stages::Layer => {
             let cuts: Vec<usize> = (0..=n).collect();
-            split(&plan, &cuts)
-                .iter()
-                .map(|p| place(p, machine, options, None))
+            let stages = split(&plan, &cuts);
+            let each = stages.iter().enumerate();
+            each.map(|(k, stage)| alone(&mut plan, k, stage, machine, options))
                 .collect()
         }
         Stages::Auto => {

@@ -52,8 +52,8 @@ fn interleave(streamed: &Streamed, columns: &[u32]) -> Vec<Wavelet> {
 /// What a way needs to know of its kernel's place.
 struct Target<'p> {
     rect: Rect,
-    /// Rows of the mesh where the kernel's inputs enter: their filters leave no room for others.
-    entries: &'p [u32],
+    /// Filters that are left in each router.
+    filters: &'p [u32],
     unit: u64,
     width: u32,
     height: u32,
@@ -66,15 +66,24 @@ fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &
         Side::East => (t.width - 1, Port::West, *columns.iter().min()?),
     };
     let from = onwards.opposite();
-    // the row along which it runs
-    let shares_entry = columns.len() > 1;
-    let rows = [0i64, 1, -1, 2, -2].map(|d| channel.row as i64 + d);
+    let (top, bottom) = (t.rect.y, t.rect.y + t.rect.height);
+    // where it goes in a column: up, down, and to the PE there
+    let turns = |row: u32| {
+        let all = [
+            (Port::North, row > top),
+            (Port::South, row + 1 < bottom),
+            (Port::Ramp, (top..bottom).contains(&row)),
+        ];
+        all.into_iter().filter(|(_, there)| *there).map(|(port, _)| port).collect::<Vec<_>>()
+    };
+    // the row along which it runs: the nearest in which there are filters for its columns to take turns
+    let mut rows: Vec<u32> = (0..t.height).collect();
+    rows.sort_by_key(|row| row.abs_diff(channel.row));
     let row = rows.into_iter().find(|row| {
-        let moved = *row != channel.row as i64;
-        (0..t.height as i64).contains(row)
-            && !(shares_entry && t.entries.contains(&(*row as u32)))
-            && !(moved && columns.contains(&border))
-    })? as u32;
+        let needed = if columns.len() > 1 { turns(*row).len() as u32 } else { 0 };
+        let enough = columns.iter().all(|x| t.filters[(row * t.width + x) as usize] >= needed);
+        enough && (*row == channel.row || !columns.contains(&border))
+    })?;
     let mut all = Vec::new();
     let mut add = |at: Lattice, input: Port, outputs: Vec<Port>, filters: Vec<Filter>| {
         if at.nx * at.ny > 0 {
@@ -100,17 +109,12 @@ fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &
         add(Lattice::rect(border, between, 1, n - 1), port.opposite(), vec![port], Vec::new());
         enters = port.opposite();
     }
-    let (top, bottom) = (t.rect.y, t.rect.y + t.rect.height);
-    let inside = (top..bottom).contains(&row);
     let mut x = border;
     loop {
         let input = if x == border { enters } else { from };
         match columns.iter().position(|c| *c == x) {
             Some(turn) => {
-                let mut outputs = Vec::new();
-                outputs.extend((row > top).then_some(Port::North));
-                outputs.extend((row + 1 < bottom).then_some(Port::South));
-                outputs.extend(inside.then_some(Port::Ramp));
+                let mut outputs = turns(row);
                 let filter = |output: &Port| Filter {
                     output: *output,
                     first: Expr::Const(turn as i64 * t.unit as i64),
@@ -156,7 +160,19 @@ fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &
 /// Finds the weights' ways, before those of streams.
 pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
     let (width, height) = (machine.mesh.width, machine.mesh.height);
-    let mut used = vec![0u32; if plan.regions.iter().any(|r| r.streamed.is_some()) { (width * height) as usize } else { 0 }];
+    if plan.regions.iter().all(|r| r.streamed.is_none()) {
+        return Ok(());
+    }
+    let mut used = vec![0u32; (width * height) as usize];
+    let mut filters = vec![machine.router.filters; used.len()];
+    for (rect, region) in plan.places.iter().zip(&plan.regions) {
+        for route in region.region.routes.iter().filter(|r| !r.filters.is_empty()) {
+            for (x, y) in route.at.places() {
+                let left = &mut filters[((rect.y + y) * width + rect.x + x) as usize];
+                *left = left.saturating_sub(route.filters.len() as u32);
+            }
+        }
+    }
     // the channels in the west that inputs need, evenly spread
     let inputs = plan.edges.iter().filter(|e| !matches!(e.source, Source::Kernel(_)));
     let lanes: usize = inputs.map(|e| e.layout.lanes).sum();
@@ -173,17 +189,9 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         let served: Vec<u32> = (0..rect.width)
             .filter(|c| !streamed.columns[*c as usize].is_empty())
             .collect();
-        let entries: Vec<u32> = plan.regions[k].entries.iter().flatten().map(|e| rect.y + e.1).collect();
-        let target = Target {
-            rect,
-            entries: &entries,
-            unit: streamed.unit as u64,
-            width,
-            height,
-        };
         let stream = format!("{}: weights", plan.kernels[k].name);
         let most = (west.len() + east.len()).min(served.len());
-        let attempt = |n: usize, used: &mut [u32]| -> Option<Vec<WeightWay>> {
+        let attempt = |n: usize, used: &mut [u32], filters: &mut [u32]| -> Option<Vec<WeightWay>> {
             // columns in the west by channels in the west
             let by_west = (n * west.len()).div_ceil(west.len() + east.len()).min(west.len());
             let by_east = (n - by_west).min(east.len());
@@ -193,6 +201,13 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                 let channel = all[i * all.len() / of];
                 let columns = served[share].to_vec();
                 let places: Vec<u32> = columns.iter().map(|c| rect.x + c).collect();
+                let target = Target {
+                    rect,
+                    filters,
+                    unit: streamed.unit as u64,
+                    width,
+                    height,
+                };
                 let mut routes = routes(&target, channel, &places, 0, &stream)?;
                 let at: Vec<usize> = routes
                     .iter()
@@ -204,6 +219,11 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                 let color = colors.find(|c| taken >> c & 1 == 0)?;
                 at.iter().for_each(|pe| used[*pe] |= 1 << color);
                 routes.iter_mut().for_each(|r| r.color = color);
+                for route in &routes {
+                    let taken = route.filters.len() as u32;
+                    let pes = route.at.places().map(|(x, y)| (y * width + x) as usize);
+                    pes.for_each(|pe| filters[pe] -= taken);
+                }
                 ways.push(WeightWay {
                     kernel: k,
                     color,
@@ -218,10 +238,10 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         // streams between kernels need colours, too
         let few = machine.router.colors.saturating_sub(crate::kernels::colors::STREAMS as u32) as usize / 2;
         let found = (1..=most.min(few.max(1) * 2)).rev().find_map(|n| {
-            let mut tried = used.clone();
-            attempt(n, &mut tried).map(|ways| (ways, tried))
+            let (mut colors, mut left) = (used.clone(), filters.clone());
+            attempt(n, &mut colors, &mut left).map(|ways| (ways, colors, left))
         });
-        let Some((ways, tried)) = found else {
+        let Some((ways, colors, left)) = found else {
             return Err(CompileError::DoesNotFit {
                 what: format!("the streamed weights of kernel {}", plan.kernels[k].name),
                 needs: "an edge channel, and a colour that is free in a row and in the columns that it serves".into(),
@@ -229,7 +249,7 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                 helps: format!("--weights resident, or --set router.colors={}", (machine.router.colors + 8).min(32)),
             });
         };
-        used = tried;
+        (used, filters) = (colors, left);
         plan.weights.extend(ways);
     }
     Ok(())

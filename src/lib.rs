@@ -2,7 +2,10 @@
 
 pub mod arrays;
 pub mod error;
+pub mod flops;
+pub mod layers;
 pub mod machines;
 pub mod models;
+pub mod papers;
 pub mod simulate;
 pub mod validation;

@@ -21,6 +21,8 @@ enum Verb {
     Run(verbs::run::Arguments),
     /// Compile a model and print what a pass made of it.
     Compile(verbs::compile::Arguments),
+    /// Count a model's FLOPs by several conventions, at any size; nothing is run.
+    Flops(verbs::flops::Arguments),
     /// What there is: machines, models, kernels or passes.
     List(verbs::list::Arguments),
     /// Show a machine description, a model or a kernel by its name.
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let result = match arguments.verb {
         Verb::Run(a) => verbs::run::run(a),
         Verb::Compile(a) => verbs::compile::run(a),
+        Verb::Flops(a) => verbs::flops::run(a),
         Verb::List(a) => verbs::list::run(a),
         Verb::Show(a) => verbs::show::run(a),
         Verb::Bench(a) => verbs::bench::run(a),

@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{Builder, conv};
+use common::{Builder, conv, numbers};
 use meshloom::simulate::{self, Job, expected};
+use meshloom_compiler::Options;
 use meshloom_models::{Graph, Mask, Op, sparsify};
 use meshloom_simulator::program::Ty;
 use meshloom_traces::report::RunName;
@@ -46,8 +47,13 @@ fn check(
         graph: &graph,
         machine: &machine,
         sparsity: if sparse { 0.6 } else { 0.0 },
-        ty,
-        items,
+        options: Options {
+            ty,
+            items,
+            lanes: 1 << (seed % 3),
+            seed,
+            ..Options::default()
+        },
         inputs: &inputs,
         expected: Some(&want),
         progress: None,
@@ -158,6 +164,23 @@ proptest! {
     }
 
     #[test]
+    fn attention(heads in 1usize..6, width in 1usize..7, tokens in 1usize..20, causal in prop::bool::ANY, product in prop::bool::ANY,
+                 ty in ty(), items in 1usize..4, sets in settings(), seed in 0u64..1000) {
+        let d = heads * width;
+        let mut b = Builder::new("attention");
+        let x = b.input("x", &[1, tokens, 5]);
+        let qkv = b.weighted("qkv", Op::Linear, x, &[3 * d, 5], 0);
+        let third = |b: &mut Builder, name: &str, i: usize| {
+            b.op(name, Op::Slice { axis: 2, start: i * d, end: (i + 1) * d }, &[qkv])
+        };
+        let all = [third(&mut b, "q", 0), third(&mut b, "k", 1), third(&mut b, "v", 2)];
+        let y = b.op("attention", Op::Attention { heads, causal }, &all);
+        let y = if product { b.weighted("proj", Op::Linear, y, &[d, d], 0) } else { y };
+        let done = check(&b.done(y), false, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
     fn pools(w in window(), max in prop::bool::ANY, counted in prop::bool::ANY, ty in ty(), items in 1usize..4, sets in settings(), seed in 0u64..1000) {
         let mut b = Builder::new("pool");
         let x = b.input("x", &[w.n, w.c, w.size[0], w.size[1]]);
@@ -172,16 +195,63 @@ proptest! {
     }
 
     #[test]
-    fn element_wise_and_softmax(which in 0usize..4, n in 1usize..9, c in 1usize..20, p in 1usize..5, ty in ty(), items in 1usize..5,
-                                sets in settings(), seed in 0u64..1000) {
+    fn element_wise(which in 0usize..6, n in 1usize..9, c in 1usize..20, p in 1usize..5, ty in ty(), items in 1usize..5,
+                    sets in settings(), seed in 0u64..1000) {
         let mut b = Builder::new("y");
         let x = b.input("x", &[n, c, p, 2]);
         let y = match which {
             0 => { let z = b.input("z", &[n, c, p, 2]); b.op("y", Op::Add, &[x, z]) }
             1 => { let z = b.input("z", &[n, c, p, 2]); let s = b.op("s", Op::Mul, &[x, z]); b.op("y", Op::Relu, &[s]) }
-            2 => b.op("y", Op::Softmax { axis: 1 }, &[x]),
-            _ => b.op("y", Op::Relu, &[x]),
+            2 => b.op("y", Op::Relu, &[x]),
+            3 => b.op("y", Op::Gelu { tanh: true }, &[x]),
+            4 => b.op("y", Op::Gelu { tanh: false }, &[x]),
+            _ => {
+                // nothing before it could take it in
+                let spread = numbers(c, 0).iter().map(|v| v * v + 0.1).collect();
+                let mut constants = vec![x];
+                for (i, values) in [numbers(c, 0), numbers(c + 3, 0)[3..].to_vec(), numbers(c + 9, 0)[9..].to_vec(), spread].into_iter().enumerate() {
+                    constants.push(b.0.add_constant(format!("norm.{i}"), &[c], values).unwrap_or_else(|e| panic!("{e}")));
+                }
+                let y = b.op("norm", Op::BatchNorm { epsilon: 1e-5 }, &constants);
+                if seed % 2 == 0 { b.op("y", Op::Relu, &[y]) } else { y }
+            }
         };
+        let done = check(&b.done(y), false, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
+    fn over_features(norm in prop::bool::ANY, n in 1usize..9, c in 2usize..40, p in 1usize..9, ty in ty(), items in 1usize..5,
+                     sets in settings(), seed in 0u64..1000) {
+        let mut b = Builder::new("y");
+        let y = if norm {
+            let x = b.input("x", &[n, p, c]);
+            let scale = b.0.add_constant("scale", &[c], numbers(c, 0)).unwrap_or_else(|e| panic!("{e}"));
+            let shift = b.0.add_constant("shift", &[c], numbers(c + 5, 0)[5..].to_vec()).unwrap_or_else(|e| panic!("{e}"));
+            b.op("y", Op::LayerNorm { epsilon: 1e-5 }, &[x, scale, shift])
+        } else if seed % 2 == 0 {
+            let x = b.input("x", &[n, c, p, 2]);
+            b.op("y", Op::Softmax { axis: 1 }, &[x])
+        } else {
+            let x = b.input("x", &[n, c]);
+            b.op("y", Op::Softmax { axis: 1 }, &[x])
+        };
+        let done = check(&b.done(y), false, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
+        prop_assume!(done);
+    }
+
+    #[test]
+    fn embeddings(n in 1usize..3, tokens in 1usize..9, rows in 1usize..50, width in 1usize..24, positions in prop::bool::ANY, ty in ty(),
+                  items in 1usize..4, sets in settings(), seed in 0u64..1000) {
+        let mut b = Builder::new("embedding");
+        let ids = b.input("ids", &[n, tokens]);
+        let table = b.0.add_constant("table", &[rows, width], numbers(rows * width, 0)).unwrap_or_else(|e| panic!("{e}"));
+        let mut y = b.op("rows", Op::Gather, &[ids, table]);
+        if positions {
+            let start = numbers(tokens * width + 11, 0)[11..].to_vec();
+            let start = b.0.add_constant("positions", &[tokens, width], start).unwrap_or_else(|e| panic!("{e}"));
+            y = b.op("y", Op::Add, &[y, start]);
+        }
         let done = check(&b.done(y), false, ty, items, &sets, seed).map_err(TestCaseError::fail)?;
         prop_assume!(done);
     }

@@ -4,7 +4,6 @@ use super::{Common, print};
 use meshloom::error::Error;
 use meshloom::machines;
 use meshloom_compiler::{Options, compile, passes, show};
-use meshloom_models::sparsity::sparsify;
 
 /// Arguments of `compile`.
 #[derive(clap::Args)]
@@ -30,24 +29,21 @@ pub fn run(a: Arguments) -> Result<(), Error> {
         )));
     }
     let model = a.common.load()?;
-    let sparsities = a.common.sparsities(&model)?;
-    if sparsities.len() > 1 {
+    let sparse = a.common.sparse(&model)?;
+    if sparse.len() > 1 {
         return Err(Error::Input("--sparsity: compile takes one value".into()));
     }
-    let graph = match sparsities.first() {
-        Some(s) => sparsify(&model.graph, *s, a.common.mask(), a.common.seed).map_err(Error::input)?,
-        None => model.graph.clone(),
-    };
+    let graph = sparse.first().map_or(&model.graph, |s| &s.graph);
     let inputs = a.common.inputs(&model)?;
     for name in &a.common.machine {
         let machine = machines::load(name, &a.common.set)?;
-        let skip_zeros = !sparsities.is_empty() && machine.skip.zero_weights;
+        let skip_zeros = !sparse.is_empty() && machine.skip.zero_weights;
         let options = Options {
             skip_zeros,
             ..a.common.options(inputs.items)
         };
-        let compiled = compile(&graph, &machine, &options, &inputs.arrays)?;
-        print(&show(&compiled, &graph, &machine, &a.emit).unwrap_or_default())?;
+        let compiled = compile(graph, &machine, &options, &inputs.arrays)?;
+        print(&show(&compiled, graph, &machine, &a.emit).unwrap_or_default())?;
     }
     Ok(())
 }

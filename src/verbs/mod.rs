@@ -2,15 +2,17 @@
 
 pub mod bench;
 pub mod compile;
+pub mod flops;
 pub mod list;
 pub mod run;
 pub mod show;
 
 use meshloom::error::Error;
 use meshloom::models::Model;
-use meshloom_models::sparsity::Mask;
 use clap::builder::TypedValueParser;
 use meshloom_compiler::{Options, Placement, Stages, Weights};
+use meshloom_models::Graph;
+use meshloom_models::sparsity::{self, Mask, Plan};
 use meshloom_simulator::program::Ty;
 use std::io::Write;
 
@@ -25,12 +27,8 @@ pub struct Common {
     /// Replace a field of the machine: `--set link.bits=64 --set pe.lanes.f32=2`.
     #[arg(long, value_name = "FIELD=VALUE")]
     pub set: Vec<String>,
-    /// Share of the weights of convolutions and products that is zero, 0 to below 1; several separated by commas.
-    #[arg(long, value_name = "S", value_delimiter = ',', allow_negative_numbers = true)]
-    pub sparsity: Vec<f64>,
-    /// Which weights are zero.
-    #[arg(long, value_enum, default_value = "uniform")]
-    pub mask: MaskName,
+    #[command(flatten)]
+    pub zeros: Zeros,
     /// Element type of weights and activations; sums are f32.
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: Dtype,
@@ -92,15 +90,32 @@ pub enum PlacementName {
     Strips,
 }
 
-/// How a mask chooses weights.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum MaskName {
-    /// At random, by the seed.
-    Uniform,
-    /// The smallest ones.
-    Magnitude,
-    /// The zeros that the file has.
-    Existing,
+/// Which weights are zero.
+#[derive(clap::Args)]
+pub struct Zeros {
+    /// Share of the masked weights that is zero, 0 to below 1; several separated by commas. Masked are the weights of
+    /// convolutions and products, but for embeddings, the stem and the head.
+    #[arg(long, value_name = "S", value_delimiter = ',', allow_negative_numbers = true)]
+    pub sparsity: Vec<f64>,
+    /// Which weights are zero: uniform (at random, by the seed), magnitude (the smallest), existing (the file's own zeros),
+    /// N:M (N of each M kept along the input features, as 2:4), skewed:CV (at random, rows with unequal numbers, as
+    /// skewed:0.3) [default: uniform].
+    #[arg(long, allow_hyphen_values = true)]
+    pub mask: Option<Mask>,
+    /// Mask the stem and the head too, and embeddings that products share.
+    #[arg(long)]
+    pub mask_all: bool,
+    /// Sparsities and masks by layer, from a TOML file (docs/sparsity.md).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sparsity", "mask", "mask_all"])]
+    pub sparsity_file: Option<std::path::PathBuf>,
+}
+
+/// A graph with its weights masked.
+pub struct Sparse {
+    /// The share of zeros among the weights that are masked.
+    pub sparsity: f64,
+    /// The graph.
+    pub graph: Graph,
 }
 
 /// Element types.
@@ -118,17 +133,6 @@ impl Dtype {
         match self {
             Dtype::F32 => Ty::F32,
             Dtype::F16 => Ty::F16,
-        }
-    }
-}
-
-impl MaskName {
-    /// The models crate's mask.
-    pub fn mask(self) -> Mask {
-        match self {
-            MaskName::Uniform => Mask::Uniform,
-            MaskName::Magnitude => Mask::Magnitude,
-            MaskName::Existing => Mask::Existing,
         }
     }
 }
@@ -235,45 +239,105 @@ impl Common {
         })
     }
 
-    /// The sparsities that are to be run, 0 only where it is asked for; `existing` stands for the share of zeros in the file.
-    pub fn sparsities(&self, model: &Model) -> Result<Vec<f64>, Error> {
-        for (i, s) in self.sparsity.iter().enumerate() {
+    /// The sparse graphs that are asked for.
+    pub fn sparse(&self, model: &Model) -> Result<Vec<Sparse>, Error> {
+        self.zeros.graphs(&model.graph, self.seed)
+    }
+}
+
+impl Zeros {
+    /// The sparse graphs that are asked for, those of sparsity 0 left out. Without any option, the graph itself if over a
+    /// tenth of its weights is zero.
+    pub fn graphs(&self, graph: &Graph, seed: u64) -> Result<Vec<Sparse>, Error> {
+        if let Some(path) = &self.sparsity_file {
+            let plan = meshloom::layers::read(path)?.plan(graph);
+            let plan = plan.map_err(|e| Error::Input(format!("--sparsity-file {}: {e}", path.display())))?;
+            return Ok(vec![sparse(graph, &plan, seed)?]);
+        }
+        let mask = self.mask.unwrap_or(Mask::Uniform);
+        let own = || zeros(graph);
+        if mask == Mask::Existing || (self.sparsity.is_empty() && self.mask.is_none()) {
+            if !self.sparsity.is_empty() {
+                return Err(Error::Input("--sparsity contradicts --mask existing: the file's own zeros say how sparse it is; leave one of them away".into()));
+            }
+            let least = if mask == Mask::Existing { 0.0 } else { 0.1 };
+            let sparsity = own();
+            let graph = graph.clone();
+            return Ok(if sparsity > least {
+                vec![Sparse { sparsity, graph }]
+            } else {
+                Vec::new()
+            });
+        }
+        let asked: Vec<f64> = match mask.own_fraction() {
+            Some(own) if self.sparsity.is_empty() => vec![own],
+            _ => self.sparsity.clone(),
+        };
+        if asked.is_empty() {
+            return Err(Error::Input(format!(
+                "--mask {mask} needs a sparsity; add --sparsity S, for example --sparsity 0.75"
+            )));
+        }
+        for (i, s) in asked.iter().enumerate() {
             if !(0.0..1.0).contains(s) {
                 return Err(Error::Input(format!(
                     "--sparsity {s}: expected at least 0 and below 1, for example 0.75"
                 )));
             }
-            if self.sparsity[..i].contains(s) {
+            if asked[..i].contains(s) {
                 return Err(Error::Input(format!(
                     "--sparsity {s} is there twice; expected each value once"
                 )));
             }
         }
-        let zeros = zeros(&model.graph);
-        if self.mask == MaskName::Existing {
-            if !self.sparsity.is_empty() {
-                return Err(Error::Input("--sparsity contradicts --mask existing: the file's own zeros say how sparse it is; leave one of them away".into()));
-            }
-            return Ok(if zeros > 0.0 { vec![zeros] } else { Vec::new() });
-        }
-        if self.sparsity.is_empty() && zeros > 0.1 {
-            return Ok(vec![zeros]);
-        }
-        Ok(self.sparsity.clone())
-    }
-
-    /// The mask that goes with [`Common::sparsities`].
-    pub fn mask(&self) -> Mask {
-        if self.sparsity.is_empty() {
-            Mask::Existing
-        } else {
-            self.mask.mask()
-        }
+        let plans = asked.iter().map(|s| match self.mask_all {
+            true => Plan::same(&sparsity::weights(graph), *s, mask),
+            false => Plan::default_weights(graph, *s, mask),
+        });
+        plans
+            .map(|plan| {
+                let plan = plan.map_err(|e| match e {
+                    sparsity::SparsityError::Nothing { .. } => {
+                        Error::Input(format!("{e}; --mask-all masks them too"))
+                    }
+                    e => Error::input(e),
+                })?;
+                sparse(graph, &plan, seed)
+            })
+            .collect()
     }
 }
 
+/// A plan applied; where a mask is skewed, standard error says how skewed it came out.
+fn sparse(graph: &Graph, plan: &Plan, seed: u64) -> Result<Sparse, Error> {
+    let masked = plan.apply(graph, seed).map_err(Error::input)?;
+    let mut by_mask: Vec<(Mask, f64, f64)> = Vec::new();
+    for entry in plan
+        .entries
+        .iter()
+        .filter(|e| matches!(e.mask, Mask::Skewed { .. }))
+    {
+        let Some(cv) = sparsity::row_variation(&masked, entry.weight) else {
+            continue;
+        };
+        match by_mask.iter_mut().find(|(mask, ..)| *mask == entry.mask) {
+            Some((_, least, most)) => (*least, *most) = (least.min(cv), most.max(cv)),
+            None => by_mask.push((entry.mask, cv, cv)),
+        }
+    }
+    for (mask, least, most) in by_mask {
+        eprintln!(
+            "mask {mask}: coefficient of variation over the rows of each weight {least:.3} to {most:.3}"
+        );
+    }
+    Ok(Sparse {
+        sparsity: plan.sparsity(graph),
+        graph: masked,
+    })
+}
+
 /// Share of zeros among the weights of convolutions and products.
-fn zeros(graph: &meshloom_models::Graph) -> f64 {
+fn zeros(graph: &Graph) -> f64 {
     use meshloom_models::Op;
     let (mut all, mut zero) = (0u64, 0u64);
     for id in graph.nodes_in_order() {

@@ -6,7 +6,7 @@ use meshloom::error::Error;
 use meshloom::simulate::{self, Expected, Finished, Job};
 use meshloom::{arrays, machines};
 use meshloom_compiler::{CompileError, Compiled, compile};
-use meshloom_models::{Graph, sparsity::sparsify};
+use meshloom_models::Graph;
 use meshloom_simulator::Machine;
 use meshloom_traces::map::{MeshMap, Placed, svg};
 use meshloom_traces::report::{Model as ReportModel, Report, RunName};
@@ -93,11 +93,9 @@ pub fn run(a: Arguments) -> Result<(), Error> {
         .collect::<Result<_, _>>()?;
     let model = common.load()?;
     let inputs = common.inputs(&model)?;
-    let sparsities = common.sparsities(&model)?;
-    let mut graphs = Vec::new();
-    for s in &sparsities {
-        graphs.push(sparsify(&model.graph, *s, common.mask(), common.seed).map_err(Error::input)?);
-    }
+    let sparse = common.sparse(&model)?;
+    let sparsities: Vec<f64> = sparse.iter().map(|s| s.sparsity).collect();
+    let graphs: Vec<Graph> = sparse.into_iter().map(|s| s.graph).collect();
     let mut planned = Vec::new();
     for machine in &machines {
         planned.push(Planned {

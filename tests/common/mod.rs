@@ -51,6 +51,7 @@ impl Model {
                 ty,
                 items,
                 skip_zeros,
+                ..Options::default()
             },
             inputs,
         }

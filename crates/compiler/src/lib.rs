@@ -310,7 +310,7 @@ impl TensorProbe {
         for (give, wavelets) in self.gives.iter().zip(recorded) {
             let mut values = unpack(wavelets.iter().copied(), self.ty);
             for item in 0..items {
-                for place in give.features.0..give.features.1 {
+                for place in give.places() {
                     for position in give.positions.iter().flat_map(|(from, to)| *from..*to) {
                         let Some(v) = values.next() else { return out };
                         out[item * size + l.index(place, position)] = v;

@@ -1,8 +1,8 @@
 //! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
 use meshloom_models::{NodeId, TensorId};
-use meshloom_simulator::program::{Color, Port, Region, Route, Ty, Wavelet};
 use meshloom_simulator::{Expr, Side};
+use meshloom_simulator::program::{Color, Port, Region, Route, Ty, Wavelet};
 use std::sync::Arc;
 
 /// How a tensor travels: as a stream of its features, one after another, each as its elements at all other positions in row-major order;
@@ -65,9 +65,7 @@ impl Layout {
     /// The same stream seen as \[outer, features * inner\]: one element a feature and outer index.
     pub fn flattened(&self) -> Layout {
         let order = self.order.as_ref().map(|o| {
-            let all = o
-                .iter()
-                .flat_map(|f| (0..self.inner).map(move |i| f * self.inner + i));
+            let all = o.iter().flat_map(|f| (0..self.inner).map(move |i| f * self.inner + i));
             Arc::new(all.collect())
         });
         Layout {
@@ -203,7 +201,7 @@ pub struct Norm {
     pub epsilon: f32,
 }
 
-/// Attention over a stream whose features are, head by head, the head's queries, keys and values.
+/// Attention over a stream of queries, keys and values, in the order of [`Attention::input_order`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attention {
     /// Heads.
@@ -214,6 +212,8 @@ pub struct Attention {
     pub causal: bool,
     /// Tokens.
     pub tokens: usize,
+    /// Groups of heads that follow one another in the streams; the lanes divide them.
+    pub groups: usize,
 }
 
 /// A table of rows, with what is added to them.
@@ -454,8 +454,21 @@ pub struct Give {
     pub at: (u32, u32),
     /// Places of its features in the stream: first, and last + 1.
     pub features: (usize, usize),
+    /// Where those of other PEs lie between: of every so many of the stream's places, first, and last + 1 of its own.
+    pub turn: Option<(usize, (usize, usize))>,
     /// Of each of them, the positions, in the order in which they are sent: first, and last + 1.
     pub positions: Vec<(usize, usize)>,
+}
+
+impl Give {
+    /// The places of its features in the stream.
+    pub fn places(&self) -> impl Iterator<Item = usize> + use<'_> {
+        let own = |place: &usize| {
+            self.turn
+                .is_none_or(|(every, (first, end))| (first..end).contains(&(place % every)))
+        };
+        (self.features.0..self.features.1).filter(own)
+    }
 }
 
 /// Where a lane of a kernel's output leaves its region.

@@ -101,6 +101,23 @@ impl Graph {
                 id: id.0,
             });
         };
+        if inputs
+            .iter()
+            .any(|t| self.producer(*t).is_some_and(|p| self.reaches(id, p)))
+        {
+            return Err(GraphError::Cycle(node.name.clone()));
+        }
+        self.replace_upstream(id, op, inputs)
+    }
+
+    /// As [`Graph::replace_node`], without looking for cycles: for inputs that do not come of the node.
+    pub(crate) fn replace_upstream(
+        &mut self,
+        id: NodeId,
+        op: Op,
+        inputs: &[TensorId],
+    ) -> Result<(), GraphError> {
+        let node = self.node(id);
         let made = self.tensor(node.output);
         let of: Vec<&[usize]> = inputs.iter().map(|t| self.tensor(*t).shape.as_slice()).collect();
         let target = Some(made.shape.as_slice());
@@ -115,12 +132,6 @@ impl Graph {
                 new: shape,
             });
         }
-        if inputs
-            .iter()
-            .any(|t| self.producer(*t).is_some_and(|p| self.reaches(id, p)))
-        {
-            return Err(GraphError::Cycle(node.name.clone()));
-        }
         self.rewire(id, op, inputs);
         Ok(())
     }
@@ -131,6 +142,17 @@ impl Graph {
     /// If the shapes differ, a reader would read what comes of it, or both are graph outputs.
     pub fn replace_tensor(&mut self, old: TensorId, new: TensorId) -> Result<(), GraphError> {
         self.known(&[old, new])?;
+        if old != new
+            && let Some(made) = self.producer(new)
+            && let Some(reader) = self.consumers(old).into_iter().find(|r| self.reaches(*r, made))
+        {
+            return Err(GraphError::Cycle(self.node(reader).name.clone()));
+        }
+        self.redirect(old, new)
+    }
+
+    /// As [`Graph::replace_tensor`], without looking for cycles: for a `new` that does not come of `old`.
+    pub(crate) fn redirect(&mut self, old: TensorId, new: TensorId) -> Result<(), GraphError> {
         let (a, b) = (self.tensor(old), self.tensor(new));
         if a.shape != b.shape {
             return Err(GraphError::ShapeChange {
@@ -148,13 +170,7 @@ impl Graph {
                 a.name, b.name
             )));
         }
-        let readers = self.consumers(old);
-        for r in &readers {
-            if self.producer(new).is_some_and(|p| self.reaches(*r, p)) {
-                return Err(GraphError::Cycle(self.node(*r).name.clone()));
-            }
-        }
-        for r in readers {
+        for r in self.consumers(old) {
             for t in &mut self.net[index(r)].inputs {
                 if *t == old {
                     *t = new;

@@ -358,6 +358,10 @@ mod tests {
         assert_eq!(c.mac_dense, 2 * 2048 * 50257 * 2048);
         assert_eq!(c.mac_theoretical, 2 * 2048 * 1000);
         let sparse = crate::sparsify(&g, 0.75, crate::Mask::Uniform, 0).unwrap();
+        // zeros that are there stay
+        assert_eq!(sparse.nonzeros(), 250);
+        g.set_nonzeros(w, 50257 * 2048).unwrap();
+        let sparse = crate::sparsify(&g, 0.75, crate::Mask::Uniform, 0).unwrap();
         assert_eq!(sparse.nonzeros(), 50257 * 512);
     }
 
@@ -377,5 +381,29 @@ mod tests {
         // windows hit 2 then 3 elements along each axis: 25 a plane, 4 positions
         let counts: Vec<u64> = per_node(&g).iter().map(|(_, c)| c.other).collect();
         assert_eq!(counts, [2 * (25 - 4), 8, 40]);
+
+        let count = |op: Op, inputs: &[&[usize]]| {
+            let mut g = Graph::new("g");
+            let of: Vec<TensorId> = inputs
+                .iter()
+                .enumerate()
+                .map(|(i, s)| g.add_input(format!("i{i}"), s).unwrap())
+                .collect();
+            g.add_node("n", op, &of, "y").unwrap();
+            total(&g).other
+        };
+        let x: &[usize] = &[2, 3, 4];
+        assert_eq!(count(Op::Clip { min: 0.0, max: 1.0 }, &[x]), 48);
+        assert_eq!(count(Op::Gelu { tanh: true }, &[x]), 9 * 24);
+        assert_eq!(count(Op::Gelu { tanh: false }, &[x]), 5 * 24);
+        assert_eq!(
+            count(Op::LayerNorm { epsilon: 1e-5 }, &[x, &[4], &[4]]),
+            7 * 24 + 5 * 6
+        );
+        let (axes, keep) = (vec![1], false);
+        assert_eq!(count(Op::ReduceMean { axes, keep }, &[x]), 24);
+        assert_eq!(count(Op::Div, &[x, &[4]]), 24);
+        assert_eq!(count(Op::Gather, &[&[2], &[5, 3]]), 0);
+        assert_eq!(count(Op::MatMul, &[x, &[4, 2]]), 0);
     }
 }

@@ -550,6 +550,26 @@ impl Graph {
         )
     }
 
+    /// Adds a constant that shares the values of another one.
+    pub(crate) fn add_shared_constant(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        data: Arc<Vec<f32>>,
+    ) -> Result<TensorId, GraphError> {
+        check_constant(&name, shape, &data)?;
+        let shape = shape.to_vec();
+        self.add_tensor(
+            Tensor {
+                name,
+                shape,
+                data: Some(data),
+                nonzeros: None,
+            },
+            None,
+        )
+    }
+
     /// Adds an abstract constant: one whose values are not held, all of them taken to be other than 0. A graph with such
     /// constants can be counted, not evaluated.
     ///

@@ -2,6 +2,7 @@
 //! evaluator in f64), which of its weights are zero (masks) and how much work it is (operation counts). This crate knows
 //! nothing of machines.
 
+pub mod accounting;
 pub mod builders;
 mod edit;
 pub mod evaluate;
@@ -13,6 +14,7 @@ mod random;
 pub mod shapes;
 pub mod sparsity;
 mod text;
+pub mod transform;
 mod verify;
 
 pub use builders::{BuiltIn, Values, builtin, builtin_with, default_batch, list};
@@ -22,4 +24,4 @@ pub use graph::{Graph, GraphError, Node, NodeId, Op, Tensor, TensorId};
 pub use onnx::{ImportError, ImportOptions, import};
 pub use raise::raise;
 pub use random::seeded_inputs;
-pub use sparsity::{Mask, SparsityError, sparsify};
+pub use sparsity::{Layers, Mask, Plan, SparsityError, sparsify};

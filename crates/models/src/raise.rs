@@ -89,13 +89,13 @@ fn trim(graph: &mut Graph, id: NodeId) -> bool {
             let there = graph.find(&name).filter(|t| graph.tensor(*t).shape == shape);
             let new = match there {
                 Some(new) => Ok(new),
-                None => graph.add_constant(graph.fresh_name(&name), shape, data.to_vec()),
+                None => graph.add_shared_constant(graph.fresh_name(&name), shape, data),
             };
             let Ok(new) = new else { return false };
             *t = new;
         }
     }
-    inputs != node.inputs && graph.replace_node(id, node.op, &inputs).is_ok()
+    inputs != node.inputs && graph.replace_upstream(id, node.op, &inputs).is_ok()
 }
 
 /// Reshapes of reshapes, those that change nothing, and those around operators that do not care.
@@ -112,7 +112,7 @@ fn reshapes(graph: &mut Graph, id: NodeId) -> bool {
         && before.op == Op::Reshape
     {
         let source = before.inputs[0];
-        return graph.replace_node(id, Op::Reshape, &[source]).is_ok();
+        return graph.replace_upstream(id, Op::Reshape, &[source]).is_ok();
     }
     around(graph, id).is_some()
 }
@@ -126,7 +126,7 @@ fn drop_reshape(graph: &mut Graph, x: TensorId, y: TensorId) -> bool {
     if output && (graph.producer(x).is_none() || graph.outputs().contains(&x)) {
         return false;
     }
-    if graph.replace_tensor(y, x).is_err() {
+    if graph.redirect(y, x).is_err() {
         return false;
     }
     if output {
@@ -184,7 +184,7 @@ fn around(graph: &mut Graph, last: NodeId) -> Option<()> {
         let node = graph.node(*id).clone();
         let inputs = [&[x], &node.inputs[1..]].concat();
         if i + 1 == chain.len() {
-            graph.replace_node(last, node.op, &inputs).ok()?;
+            graph.replace_upstream(last, node.op, &inputs).ok()?;
             graph.rename_node(last, node.name).ok()?;
         } else {
             let name = graph.tensor(node.output).name.clone();

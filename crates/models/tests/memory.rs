@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::{File, Message, Size, constant, input, node, tensor};
 use meshloom_models::ImportOptions;
 use meshloom_models::onnx::import_bytes;
 use peak_alloc::PeakAlloc;
@@ -40,6 +41,56 @@ fn field(number: u8, content: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Small files that compute large constants of constants, over and over.
+fn growing() -> Vec<File> {
+    let whole = |name: &str, v: &[i64]| {
+        v.iter()
+            .fold(tensor(name, 7, &[v.len() as i64]), |t, v| t.int(7, *v))
+    };
+    let file = |mut nodes: Vec<Message>, last: &str| {
+        nodes.push(node("Add", "end", &["x", last], &["y"]));
+        File {
+            nodes,
+            constants: vec![
+                whole("large", &[4096, 2048]),
+                whole("zero", &[0]),
+                whole("one", &[1]),
+                whole("count", &[8 << 20]),
+                constant("c", &[1], &[1.0]),
+            ],
+            inputs: vec![input("x", &[Size::Is(1)])],
+            outputs: vec!["y"],
+            opset: None,
+        }
+    };
+    let chain = |op: &str, first: Message, more: &[&str]| {
+        let mut nodes = vec![first];
+        for i in 0..40 {
+            let (from, to) = (format!("t{i}"), format!("t{}", i + 1));
+            let inputs = match more {
+                [] => vec![from.as_str(), from.as_str()],
+                ["none"] => vec![from.as_str()],
+                more => [&[from.as_str()], more].concat(),
+            };
+            nodes.push(node(op, &to, &inputs, &[&to]));
+        }
+        file(nodes, "t40")
+    };
+    let filled = || node("ConstantOfShape", "fill", &["large"], &["t0"]);
+    let counted = || node("Range", "range", &["zero", "count", "one"], &["t0"]);
+    let expanded = || node("Expand", "expand", &["c", "large"], &["t0"]);
+    vec![
+        chain("Add", filled(), &[]),
+        chain("Mul", counted(), &[]),
+        chain("Less", counted(), &[]),
+        chain("Concat", expanded(), &[]),
+        chain("Gather", expanded(), &["zero"]),
+        chain("Pow", expanded(), &["c"]),
+        chain("Trilu", filled(), &["one"]),
+        chain("Not", counted(), &["none"]),
+    ]
+}
+
 #[test]
 fn memory_stays_bounded() {
     // one test: others in this binary would count too
@@ -57,6 +108,9 @@ fn memory_stays_bounded() {
             }
             assert_bounded(bytes, &case);
         }
+    }
+    for (i, file) in growing().into_iter().enumerate() {
+        assert_bounded(file.bytes(), &format!("constants that grow, {i}"));
     }
     // millions of tiny messages: nodes, inputs, dimensions, attributes
     for (outer, inner) in [

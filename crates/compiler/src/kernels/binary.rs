@@ -22,7 +22,8 @@ const CODE: usize = 40;
 /// Which input is kept, and for how many items at best.
 fn kept(c: &Context) -> (usize, usize) {
     let input = if c.slack[1] > c.slack[0] { 1 } else { 0 };
-    let wanted = c.slack[input].clamp(1, c.items.max(1));
+    // one more than there are kernels on the way, which work on an item each
+    let wanted = (c.slack[input] + 1).clamp(1, c.items.max(1));
     (input, wanted.min(c.machine.pe.move_queue as usize))
 }
 
@@ -86,7 +87,10 @@ impl Implementation for BinaryKernel {
         let features = local::widest(c, Split::Features, width, height);
         Some(Estimate {
             cycles: self.cycles(c, width, height),
-            bytes: self.bytes(c, features, self.depth(c, features)),
+            bytes: match c.keep_all {
+                true => self.bytes(c, features, kept(c).1),
+                false => self.bytes(c, features, self.depth(c, features)),
+            },
             // the first PE has as many features as any
             fullest: (0, 0),
         })

@@ -332,6 +332,7 @@ impl Implementation for EmbeddingKernel<'_> {
             .map(|y| Give {
                 at: (width - 1, y),
                 features: cut.features[y as usize],
+                turn: None,
                 positions: vec![(0, c.output.length())],
             })
             .collect();

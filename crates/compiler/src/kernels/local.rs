@@ -22,6 +22,9 @@ pub(super) struct Local<'a, 'c> {
     pub split: Split,
     /// First feature or position of the first input for each PE, row by row, and last + 1.
     pub shares: Vec<(usize, usize)>,
+    /// Neighbours exchange sums on the colours of [`colors::REDUCE`]: the code is that of PEs whose column and row add up to an even number,
+    /// in the others the two colours change places.
+    pub exchange: bool,
     name: String,
 }
 
@@ -107,6 +110,24 @@ pub(super) fn widest(c: &Context, split: Split, width: u32, height: u32) -> usiz
     all.into_iter().map(|(from, to)| to - from).max().unwrap_or(0)
 }
 
+/// The block for PEs of either parity, as lattices.
+fn by_parity(block: Block) -> Vec<Block> {
+    let mut all = Vec::new();
+    for (dx, dy) in [(0, 0), (1, 1), (1, 0), (0, 1)] {
+        let at = every_second(block.at, dx, dy);
+        if at.nx * at.ny == 0 {
+            continue;
+        }
+        let mut own = Block { at, ..block.clone() };
+        if (at.x + at.y) % 2 == 1 {
+            let [a, b] = colors::REDUCE;
+            own.recolor(|c| if c == a { b } else if c == b { a } else { c });
+        }
+        all.push(own);
+    }
+    all
+}
+
 impl<'a, 'c> Local<'a, 'c> {
     pub fn new(name: &str, c: &'a Context<'c>, split: Split, width: u32, height: u32) -> Local<'a, 'c> {
         Local {
@@ -116,6 +137,7 @@ impl<'a, 'c> Local<'a, 'c> {
             height,
             split,
             shares: shares(c, split, width, height),
+            exchange: false,
             name: name.into(),
         }
     }
@@ -209,6 +231,9 @@ impl<'a, 'c> Local<'a, 'c> {
                 blocks.push(Block { at, ..own });
             }
         }
+        if self.exchange {
+            blocks = blocks.into_iter().flat_map(by_parity).collect();
+        }
         region.blocks = blocks;
         let parts: Vec<Option<Part>> = self
             .shares
@@ -259,11 +284,13 @@ impl<'a, 'c> Local<'a, 'c> {
                     Split::Features => Give {
                         at,
                         features: (from * times, to * times),
+                        turn: None,
                         positions: vec![(0, c.output.length())],
                     },
                     Split::Positions => Give {
                         at,
                         features: (0, c.output.features),
+                        turn: None,
                         positions: vec![(from, to)],
                     },
                 }

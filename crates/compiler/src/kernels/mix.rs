@@ -441,6 +441,7 @@ impl Implementation for MixKernel<'_> {
             .map(|y| Give {
                 at: (width - 1, y),
                 features: (cut.rows[y as usize], cut.rows[y as usize + 1]),
+                turn: None,
                 positions: vec![(0, c.output.length())],
             })
             .collect();

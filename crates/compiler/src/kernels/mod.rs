@@ -28,7 +28,7 @@ use crate::plan::*;
 use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
-use streams::{Part, collect, distribute, lane_row};
+use streams::{every_second, snake, sum_along_snake, Part, collect, distribute, lane_row};
 pub(crate) use streams::{rectangles, table};
 
 /// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Streams between kernels use the others.
@@ -38,10 +38,12 @@ pub mod colors {
     pub const LOAD: Color = 0;
     /// Partial sums along a row, by parity of the column.
     pub const REDUCE: [Color; 2] = [1, 2];
+    /// Results of sums, back to all that have a part in them.
+    pub const SPREAD: Color = 3;
     /// Stands for the colour of a column's streamed weights until they have a way.
     pub const WEIGHTS: Color = 90;
     /// First colour of streams.
-    pub const STREAMS: Color = 3;
+    pub const STREAMS: Color = 4;
 }
 
 /// What a kernel sees of its surroundings.
@@ -58,6 +60,8 @@ pub struct Context<'a> {
     pub input_colors: Vec<Vec<Color>>,
     /// Items of each input that may have to wait for the other one (reconvergent paths).
     pub slack: Vec<usize>,
+    /// What has to wait for another path has SRAM for as many items as that path holds; otherwise for as many as there is room for.
+    pub keep_all: bool,
     /// The output.
     pub output: Layout,
     /// Colours of the output, one a lane.
@@ -166,6 +170,7 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
             width: 1,
             causal: true,
             tokens: 1,
+            groups: 1,
         }),
         Kind::Embedding(Default::default()),
         Kind::Flatten,

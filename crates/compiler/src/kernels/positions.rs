@@ -15,9 +15,6 @@ const SEND: u8 = 1;
 /// The microthread that takes in.
 const TAKE: u8 = 2;
 
-/// Scalar registers from this one on are the kernel's.
-pub(super) const FREE_SCALAR: u8 = 8;
-
 /// The items in a PE's SRAM.
 pub(super) struct Items {
     /// Bytes between features.

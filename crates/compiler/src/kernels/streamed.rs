@@ -433,6 +433,7 @@ impl Implementation for StreamedKernel<'_> {
                 (0..lanes).map(move |lane| Give {
                     at: (width - 1, row as u32),
                     features: c.output.lane(lane),
+                    turn: None,
                     positions: positions.clone(),
                 })
             })

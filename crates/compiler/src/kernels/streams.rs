@@ -96,6 +96,92 @@ fn label(stream: &str) -> String {
     stream.rsplit(": ").next().unwrap_or(stream).replace(' ', "")
 }
 
+/// Every second column and row of a rectangle, from column `dx` and row `dy` of it on.
+pub(super) fn every_second(at: Lattice, dx: u32, dy: u32) -> Lattice {
+    let (nx, ny) = (
+        at.nx.saturating_sub(dx).div_ceil(2),
+        at.ny.saturating_sub(dy).div_ceil(2),
+    );
+    Lattice {
+        x: at.x + dx,
+        y: at.y + dy,
+        nx,
+        ny,
+        dx: if nx > 1 { 2 } else { 1 },
+        dy: if ny > 1 { 2 } else { 1 },
+    }
+}
+
+/// A snake through all PEs of a rectangle, from (0, 0) east along the first row, west along the second, and so on: the number of a PE.
+pub(super) fn snake(x: u32, y: u32, width: u32) -> u32 {
+    y * width + if y.is_multiple_of(2) { x } else { width - 1 - x }
+}
+
+/// Adds the routes of a sum over all PEs of a rectangle and of its way back: partial sums go along the snake to (0, 0), on the colours
+/// of [`colors::REDUCE`] by the parity of column + row of the PE that sends; the result goes back along it on [`colors::SPREAD`].
+pub(super) fn sum_along_snake(region: &mut Region, name: &str) {
+    let (w, h) = (region.width, region.height);
+    let last = w * h - 1;
+    // ports to the PE before, and to the one after
+    let before = |x: u32, y: u32| match (snake(x, y, w), y.is_multiple_of(2)) {
+        (0, _) => None,
+        (_, true) if x > 0 => Some(Port::West),
+        (_, false) if x + 1 < w => Some(Port::East),
+        _ => Some(Port::North),
+    };
+    let after = |x: u32, y: u32| match (snake(x, y, w), y.is_multiple_of(2)) {
+        (n, _) if n == last => None,
+        (_, true) if x + 1 < w => Some(Port::East),
+        (_, false) if x > 0 => Some(Port::West),
+        _ => Some(Port::South),
+    };
+    let whole = Lattice::rect(0, 0, w, h);
+    let stream = format!("{name}: partial sums");
+    for (dx, dy) in [(0, 0), (1, 1), (1, 0), (0, 1)] {
+        let part = every_second(whole, dx, dy);
+        let parity = ((dx + dy) % 2) as usize;
+        let place = |x: u32, y: u32| (part.x + x * part.dx, part.y + y * part.dy);
+        let mut add = |color: Color, way: &dyn Fn(u32, u32) -> Option<(Port, Port)>| {
+            let key = |x: u32, y: u32| {
+                let (x, y) = place(x, y);
+                way(x, y)
+            };
+            for (at, (input, output)) in rectangles(part.nx, part.ny, key) {
+                let (x, y) = place(at.x, at.y);
+                let at = Lattice {
+                    x,
+                    y,
+                    dx: if at.nx > 1 { part.dx } else { 1 },
+                    dy: if at.ny > 1 { part.dy } else { 1 },
+                    ..at
+                };
+                let way = vec![position(input, &[output], 1)];
+                region.routes.push(route(color, &stream, at, way));
+            }
+        };
+        // the snake's ends have nothing to pass on: a loop back to the core keeps the code of all PEs alike
+        add(colors::REDUCE[parity], &|x, y| {
+            Some((Port::Ramp, before(x, y).unwrap_or(Port::Ramp)))
+        });
+        add(colors::REDUCE[1 - parity], &|x, y| {
+            Some((after(x, y).unwrap_or(Port::Ramp), Port::Ramp))
+        });
+    }
+    let stream = format!("{name}: sums");
+    for (at, (b, a)) in rectangles(w, h, |x, y| Some((before(x, y), after(x, y)))) {
+        let (input, outputs) = match (b, a) {
+            (None, Some(a)) => (Port::Ramp, vec![a]),
+            (Some(b), Some(a)) => (b, vec![Port::Ramp, a]),
+            (b, None) => (b.unwrap_or(Port::Ramp), vec![Port::Ramp]),
+        };
+        let way = vec![
+            position(Port::Ramp, &[Port::Ramp], 0),
+            position(input, &outputs, 1),
+        ];
+        region.routes.push(route(colors::SPREAD, &stream, at, way));
+    }
+}
+
 /// A filter's numbers: first, count, period, in wavelets.
 type Pass = (u64, u64, u64);
 

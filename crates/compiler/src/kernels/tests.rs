@@ -78,6 +78,7 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
             .map(|i| (0..LANES).map(|lane| input_color(i, lane)).collect())
             .collect(),
         slack: case.slack.clone(),
+        keep_all: false,
         output: case.output.clone(),
         output_colors: (0..LANES).map(output_color).collect(),
     };
@@ -104,8 +105,9 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
         .iter()
         .map(|b| memory::bytes(b, &machine))
         .max();
-    if fullest > Some(estimate.bytes) {
-        return Err(format!("{fullest:?} bytes of SRAM, not {}", estimate.bytes));
+    let fullest = fullest.unwrap_or(0);
+    if fullest > estimate.bytes || estimate.bytes > fullest + 512 {
+        return Err(format!("{fullest} bytes of SRAM, not {}", estimate.bytes));
     }
     // one row above the rectangle: the second input comes from there
     (machine.mesh.width, machine.mesh.height) = (w, h + 1);
@@ -414,9 +416,8 @@ type Reference = Box<dyn Fn(&[f32]) -> Vec<f64>>;
 /// A kernel of one input of its output's shape, with what it computes.
 fn same_shape(which: usize, x: &Layout, seed: u64) -> (Kind, Reference) {
     let l = x.clone();
-    let each = |f: fn(f64) -> f64| {
-        Box::new(move |x: &[f32]| x.iter().map(|v| f(*v as f64)).collect()) as Reference
-    };
+    let each =
+        |f: fn(f64) -> f64| Box::new(move |x: &[f32]| x.iter().map(|v| f(*v as f64)).collect()) as Reference;
     let (scale, shift) = (
         Arc::new(numbers(seed + 7, l.features)),
         Arc::new(numbers(seed + 8, l.features)),
@@ -491,7 +492,7 @@ fn ty() -> impl Strategy<Value = Ty> {
 }
 
 fn area() -> impl Strategy<Value = (u32, u32)> {
-    (1u32..6, 1u32..5)
+    (1u32..10, 1u32..10)
 }
 
 /// Inputs by item.
@@ -521,8 +522,8 @@ proptest! {
                                    lanes in (lanes(), lanes()), ty in ty(), items_n in 1usize..4, area in area(), sets in settings(), seed in 0u64..1000) {
         let l = layout(outer, features, inner, shuffled);
         let (kind, of) = same_shape(which, &l, seed);
-        // what works on positions has streams of one lane
-        let lanes = if which < 5 { lanes } else { (1, 1) };
+        // softmax works on positions: its streams have one lane
+        let lanes = if which == 5 { (1, 1) } else { lanes };
         let x = items(seed, features * l.length(), items_n, ty);
         let want = x.iter().map(|x| of(x)).collect();
         // a norm of one feature is its shift alone, whatever the noise

@@ -15,10 +15,7 @@ pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
         let edge = &plan.edges[e];
         let l = &edge.layout;
         let wavelets = l.features * l.length().div_ceil(per_wavelet(machine, edge.ty) as usize);
-        let mut lanes = 1;
-        while lanes * 2 <= most && wavelets / (lanes * 2) >= SMALL {
-            lanes *= 2;
-        }
+        let mut lanes = by_size(wavelets, most);
         let serves = |n: usize| {
             let producer = match edge.source {
                 Source::Input(_) | Source::Stored(..) => n <= west,
@@ -33,14 +30,31 @@ pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
         }
         plan.edges[e].layout.lanes = lanes;
     }
+    // a lane of an attention's result is that of a lane of its input
+    for k in &plan.kernels {
+        if let Kind::Attention(_) = k.kind {
+            let both = [k.inputs[0].edge, k.output];
+            let lanes = both.map(|e| plan.edges[e].layout.lanes).into_iter().min().unwrap_or(1);
+            both.into_iter().for_each(|e| plan.edges[e].layout.lanes = lanes);
+        }
+    }
+}
+
+/// Lanes of a stream of so many wavelets, at most `most`.
+pub fn by_size(wavelets: usize, most: usize) -> usize {
+    let mut lanes = 1;
+    while lanes * 2 <= most && wavelets / (lanes * 2) >= SMALL {
+        lanes *= 2;
+    }
+    lanes
 }
 
 /// Whether a kernel can send its output on so many lanes.
 fn gives(kind: &Kind, lanes: usize) -> bool {
     match kind {
         // each position's PE has all features
-        Kind::Softmax | Kind::LayerNorm(_) => lanes == 1,
-        Kind::Attention(a) => a.heads.is_multiple_of(lanes),
+        Kind::Softmax => lanes == 1,
+        Kind::Attention(a) => a.groups.is_multiple_of(lanes),
         // a PE's share of inputs gives outputs of one lane
         Kind::Depthwise(d) => d.k.is_multiple_of(lanes),
         Kind::Flatten => lanes == 1,
@@ -51,8 +65,8 @@ fn gives(kind: &Kind, lanes: usize) -> bool {
 /// Whether a kernel can take an input on so many lanes.
 fn takes(kind: &Kind, lanes: usize) -> bool {
     match kind {
-        Kind::Softmax | Kind::LayerNorm(_) | Kind::Embedding(_) | Kind::Flatten => lanes == 1,
-        Kind::Attention(a) => a.heads.is_multiple_of(lanes),
+        Kind::Softmax | Kind::Embedding(_) | Kind::Flatten => lanes == 1,
+        Kind::Attention(a) => a.groups.is_multiple_of(lanes),
         _ => true,
     }
 }

@@ -1,14 +1,13 @@
-//! Rectangles: the mesh is cut in two again and again, in the order of the data, so that each kernel gets an area in proportion to its
-//! work; what each rectangle is expected to take then corrects the proportions, until the slowest kernel gains no more. Of the cuts
-//! tried the one with the shortest interval wins, then the one with the shortest wires. Deterministic for a seed.
+//! Rectangles: the mesh is cut in two again and again, in the order of the data, so that the slowest kernel is as fast as can be. For a
+//! given pace every kernel has its smallest rectangles; which of them fit together in how much of the mesh is found for all runs of
+//! kernels, shorter ones first (the floor plans of Stockmeyer, Information and Control 57, 1983, over all trees of cuts that keep the
+//! order). The fastest pace for which the mesh is large enough is found by halving.
 
 use super::stages::context;
 use crate::kernels::{self, Context, Implementation};
 use crate::plan::*;
 use crate::{CompileError, Options, Placement};
 use meshloom_simulator::Machine;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
 
 /// What a kernel would be in a rectangle: the part that it uses, and its cost.
@@ -24,111 +23,143 @@ struct Choice {
 struct Costs<'a> {
     kernels: Vec<Box<dyn Implementation + 'a>>,
     contexts: Vec<Context<'a>>,
+    /// By the part of a rectangle that is used, and by the rectangle.
     known: HashMap<(usize, u32, u32), Option<Choice>>,
+    given: HashMap<(usize, u32, u32), Option<Choice>>,
 }
 
 impl Costs<'_> {
     fn of(&mut self, k: usize, width: u32, height: u32) -> Option<Choice> {
+        if let Some(known) = self.given.get(&(k, width, height)) {
+            return *known;
+        }
         let (kernel, c) = (&self.kernels[k], &self.contexts[k]);
         let (w, h) = kernel.fit(c, width, height);
-        if w > width || h > height {
-            return None;
+        let choice = match w <= width && h <= height {
+            true => *self.known.entry((k, w, h)).or_insert_with(|| {
+                kernel.estimate(c, w, h).map(|e| Choice {
+                    width: w,
+                    height: h,
+                    cycles: e.cycles,
+                    bytes: e.bytes,
+                })
+            }),
+            false => None,
+        };
+        self.given.insert((k, width, height), choice);
+        choice
+    }
+}
+
+/// No height is enough.
+const NONE: u32 = u32::MAX;
+
+/// The best ways of cutting a mesh between kernels in their order, for one pace: with which height the kernels i..j get along in a
+/// width. Widths and heights are in units of so many PEs.
+struct Cutting {
+    n: usize,
+    width: u32,
+    unit: u32,
+    /// At (i * (n + 1) + j) * (width + 1) + w.
+    heights: Vec<u32>,
+}
+
+/// How a rectangle is cut in two.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// The first kernels get the upper part, of this height.
+    Stacked(usize, u32),
+    /// The first kernels get the left part, of this width.
+    Beside(usize, u32),
+}
+
+impl Cutting {
+    fn at(&self, i: usize, j: usize, w: u32) -> usize {
+        (i * (self.n + 1) + j) * (self.width as usize + 1) + w as usize
+    }
+
+    fn height(&self, i: usize, j: usize, w: u32) -> u32 {
+        self.heights[self.at(i, j, w)]
+    }
+
+    /// All heights at which no kernel takes more than `pace` cycles and all fit their SRAM.
+    fn new(costs: &mut Costs, sram: u64, (width, height, unit): (u32, u32, u32), pace: u64) -> Cutting {
+        let n = costs.kernels.len();
+        let mut all = Cutting {
+            n,
+            width,
+            unit,
+            heights: vec![NONE; (n + 1) * (n + 1) * (width as usize + 1)],
+        };
+        for k in 0..n {
+            let mut least = NONE;
+            for w in 1..=width {
+                // a wider rectangle needs no more rows
+                let enough = |h: &u32| {
+                    let choice = costs.of(k, w * unit, h * unit);
+                    choice.is_some_and(|c| c.cycles <= pace && c.bytes <= sram)
+                };
+                least = (1..=height.min(least)).find(enough).unwrap_or(least);
+                let at = all.at(k, k + 1, w);
+                all.heights[at] = least;
+            }
         }
-        *self.known.entry((k, w, h)).or_insert_with(|| {
-            kernel.estimate(c, w, h).map(|e| Choice {
-                width: w,
-                height: h,
-                cycles: e.cycles,
-                bytes: e.bytes,
-            })
+        for span in 2..=n {
+            for i in 0..=n - span {
+                for w in 1..=width {
+                    let least = all.ways(i, i + span, w).map(|(h, _)| h).min().unwrap_or(NONE);
+                    let at = all.at(i, i + span, w);
+                    all.heights[at] = if least <= height { least } else { NONE };
+                }
+            }
+        }
+        all
+    }
+
+    /// The ways to cut a width between the kernels i..j, each with the height that it needs.
+    fn ways(&self, i: usize, j: usize, w: u32) -> impl Iterator<Item = (u32, Cut)> + '_ {
+        (i + 1..j).flat_map(move |k| {
+            let (a, b) = (self.height(i, k, w), self.height(k, j, w));
+            let stacked = (a.saturating_add(b), Cut::Stacked(k, a));
+            let beside = (1..w).map(move |first| {
+                let h = self.height(i, k, first).max(self.height(k, j, w - first));
+                (h, Cut::Beside(k, first))
+            });
+            std::iter::once(stacked).chain(beside)
         })
     }
-}
 
-/// A way of cutting the mesh: what each kernel's share is, and how much chance may disturb the cuts.
-struct Cutter<'c, 'a> {
-    costs: &'c mut Costs<'a>,
-    share: Vec<f64>,
-    rng: ChaCha8Rng,
-    disturb: f64,
-    rects: Vec<Rect>,
-}
-
-impl Cutter<'_, '_> {
-    fn chance(&mut self) -> f64 {
-        self.rng.random_range(-1.0..1.0) * self.disturb
-    }
-
-    /// Gives the rectangle to the kernels from..to.
-    fn cut(&mut self, from: usize, to: usize, at: Rect) -> bool {
-        if to - from == 1 {
-            self.rects[from] = at;
-            return at.width > 0 && at.height > 0;
+    /// Gives a rectangle to the kernels i..j; room that is left goes to the last of them.
+    fn give(&self, i: usize, j: usize, at: Rect, rects: &mut [Rect]) {
+        if j == i + 1 {
+            rects[i] = at;
+            return;
         }
-        if at.width as usize * (at.height as usize) < to - from {
-            return false;
-        }
-        let total: f64 = self.share[from..to].iter().sum();
-        // where the order is cut: near the middle of the work
-        let aim = total * (0.5 + 0.3 * self.chance());
-        let (mut before, mut middle) = (self.share[from], from + 1);
-        while middle + 1 < to && before + self.share[middle] / 2.0 < aim {
-            before += self.share[middle];
-            middle += 1;
-        }
-        let wide = at.width as f64 * (1.0 + 0.7 * self.chance()) >= at.height as f64;
-        let long = if wide { at.width } else { at.height };
-        let (cross, sides) = if wide {
-            (at.height, (middle - from, to - middle))
-        } else {
-            (at.width, (middle - from, to - middle))
-        };
-        if long < 2 {
-            return false;
-        }
-        let least = (sides.0 as u32).div_ceil(cross).max(1);
-        let most = long.saturating_sub((sides.1 as u32).div_ceil(cross).max(1));
-        if least > most {
-            return false;
-        }
-        let size = ((long as f64 * before / total).round() as u32).clamp(least, most);
-        let (a, b) = if wide {
-            (
-                Rect { width: size, ..at },
-                Rect {
-                    x: at.x + size,
-                    width: at.width - size,
+        let cut = self.ways(i, j, at.width / self.unit).min_by_key(|(h, _)| *h);
+        match cut.map(|(_, cut)| cut) {
+            Some(Cut::Stacked(k, h)) => {
+                let h = h * self.unit;
+                self.give(i, k, Rect { height: h, ..at }, rects);
+                let rest = Rect {
+                    y: at.y + h,
+                    height: at.height - h,
                     ..at
-                },
-            )
-        } else {
-            (
-                Rect { height: size, ..at },
-                Rect {
-                    y: at.y + size,
-                    height: at.height - size,
+                };
+                self.give(k, j, rest, rects);
+            }
+            Some(Cut::Beside(k, w)) => {
+                let w = w * self.unit;
+                self.give(i, k, Rect { width: w, ..at }, rects);
+                let rest = Rect {
+                    x: at.x + w,
+                    width: at.width - w,
                     ..at
-                },
-            )
-        };
-        self.cut(from, middle, a) && self.cut(middle, to, b)
-    }
-}
-
-/// Words times hops of all streams.
-fn wires(plan: &Plan, rects: &[Rect], exits: &[u32]) -> u64 {
-    let mut sum = 0;
-    for e in &plan.edges {
-        let volume = (e.layout.features * e.layout.length()) as u64;
-        let from = match e.source {
-            Source::Kernel(k) => (rects[k].x + exits[k], rects[k].y),
-            Source::Input(_) | Source::Stored(..) => (0, e.to.first().map_or(0, |k| rects[*k].y)),
-        };
-        for &k in &e.to {
-            sum += volume * (from.0.abs_diff(rects[k].x) + from.1.abs_diff(rects[k].y)) as u64;
+                };
+                self.give(k, j, rest, rects);
+            }
+            None => {}
         }
     }
-    sum
 }
 
 /// Where kernels may lie: all but the first row and column, which are left to streams, so that no entry or exit is shut in.
@@ -167,9 +198,6 @@ fn strips(n: u32, machine: &Machine) -> Vec<Rect> {
         .collect()
 }
 
-/// How many ways of cutting are tried.
-const TRIES: u32 = 300;
-
 /// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height.
 pub fn run(
     plan: &mut Plan,
@@ -184,22 +212,28 @@ pub fn run(
             kernels: plan.kernels.iter().map(|k| kernels::of(&k.kind)).collect(),
             contexts: (0..n).map(|k| context(plan, machine, k)).collect(),
             known: HashMap::new(),
+            given: HashMap::new(),
         };
         let whole = whole(machine);
         for k in 0..n {
             alone_fits(plan, machine, &mut costs, k, fixed)?;
         }
+        // the pipeline keeps its pace if whatever waits for another path has room for it
+        let ample = if fixed.is_none() && options.placement == Placement::Work && plan.items > 1 {
+            costs.contexts.iter_mut().for_each(|c| c.keep_all = true);
+            let found = by_work(machine, &mut costs, 0.04 * (options.seed % 8) as f64);
+            costs.contexts.iter_mut().for_each(|c| c.keep_all = false);
+            costs.known.clear();
+            costs.given.clear();
+            found
+        } else {
+            None
+        };
         match (fixed, options.placement) {
-            (Some((width, height)), _) => Some(vec![
-                Rect {
-                    width,
-                    height,
-                    ..whole
-                };
-                1
-            ]),
+            _ if ample.is_some() => ample,
+            (Some((width, height)), _) => Some(vec![Rect { width, height, ..whole }; 1]),
             (None, Placement::Strips) => Some(strips(n as u32, machine)),
-            (None, Placement::Work) => by_work(plan, machine, &mut costs, options.seed),
+            (None, Placement::Work) => by_work(machine, &mut costs, 0.04 * (options.seed % 8) as f64),
         }
         .and_then(|rects| {
             let choices: Option<Vec<Choice>> = rects
@@ -273,90 +307,50 @@ fn alone_fits(
             what: format!("kernel {} ({op})", kernel.name),
             needs: "a rectangle with more columns or rows".into(),
             has: format!("{w}x{h} PEs on {}", machine.name),
-            helps: format!(
-                "--set mesh.width={} --set mesh.height={}",
-                (w + 1) * 2,
-                (h + 1) * 2
-            ),
+            helps: format!("--set mesh.width={} --set mesh.height={}", (w + 1) * 2, (h + 1) * 2),
         }),
     }
 }
 
-/// The best of many ways of cutting.
-fn by_work(plan: &Plan, machine: &Machine, costs: &mut Costs, seed: u64) -> Option<Vec<Rect>> {
-    let n = plan.kernels.len();
+/// Parts of the mesh's longer side between which cuts are made.
+const GRID: u32 = 64;
+
+/// The fastest pace at which the kernels, in their order, can share the mesh by cutting it in two again and again; `slack` is by how much
+/// slower it may be, for another way of cutting.
+fn by_work(machine: &Machine, costs: &mut Costs, slack: f64) -> Option<Vec<Rect>> {
+    let n = costs.kernels.len();
     let sram = machine.pe.sram_bytes as u64;
     let whole = whole(machine);
-    // shares to begin with: what a kernel would take in an equal part
-    let side = ((whole.width as f64 * whole.height as f64 / n as f64)
-        .sqrt()
-        .floor() as u32)
-        .max(1);
-    let share: Vec<f64> = (0..n)
-        .map(|k| {
-            let c = (0..whole.width.max(whole.height))
-                .map(|i| (side + i).min(whole.width.max(whole.height)))
-                .find_map(|s| {
-                    costs
-                        .of(k, s.min(whole.width), s.min(whole.height))
-                        .map(|c| c.cycles as f64 * (c.width * c.height) as f64)
-                });
-            c.unwrap_or(1.0).max(1.0)
-        })
-        .collect();
-    let mut cutter = Cutter {
-        costs,
-        share: share.clone(),
-        rng: ChaCha8Rng::seed_from_u64(seed),
-        disturb: 0.0,
-        rects: vec![Rect::default(); n],
+    let unit = whole.width.max(whole.height).div_ceil(GRID);
+    let grid = (whole.width / unit, whole.height / unit, unit);
+    let get = |costs: &mut Costs, pace: u64| {
+        let cutting = Cutting::new(costs, sram, grid, pace);
+        (cutting.height(0, n, grid.0) != NONE).then_some(cutting)
     };
-    let mut best: Option<((u64, u64), Vec<Rect>)> = None;
-    for attempt in 0..TRIES {
-        if attempt % 60 == 59 {
-            cutter.share.clone_from(&share);
-        }
-        cutter.disturb = match attempt {
-            0..20 => 0.0,
-            _ => [0.1, 0.3, 0.6, 1.0][(attempt / 10 % 4) as usize],
-        };
-        if !cutter.cut(0, n, whole) {
-            // too small for someone: evener shares
-            cutter.share.iter_mut().for_each(|s| *s = s.powf(0.8));
-            continue;
-        }
-        let choices: Vec<Option<Choice>> = (0..n)
-            .map(|k| {
-                let r = cutter.rects[k];
-                cutter.costs.of(k, r.width, r.height)
-            })
-            .collect();
-        let fits = choices.iter().all(|c| c.is_some_and(|c| c.bytes <= sram));
-        let slowest = choices.iter().flatten().map(|c| c.cycles).max().unwrap_or(1);
-        if fits {
-            let exits: Vec<u32> = choices
-                .iter()
-                .zip(&cutter.costs.kernels)
-                .map(|(c, k)| k.exit(c.expect("it fits").width))
-                .collect();
-            // within two percent of the interval shorter wires count more
-            let steps = ((slowest as f64).ln() * 50.0) as u64;
-            let score = (steps, wires(plan, &cutter.rects, &exits));
-            if best.as_ref().is_none_or(|(s, _)| score < *s) {
-                best = Some((score, cutter.rects.clone()));
-            }
-        }
-        for (k, choice) in choices.iter().enumerate() {
-            let factor = match choice {
-                None => 1.5,
-                Some(c) if c.bytes > sram => (c.bytes as f64 / sram as f64).clamp(1.05, 2.0),
-                Some(c) => (c.cycles as f64 / slowest as f64).powf(0.4).max(0.8),
-            };
-            cutter.share[k] *= factor;
+    // no kernel is faster than on the whole mesh
+    let mut least = (0..n)
+        .filter_map(|k| costs.of(k, whole.width, whole.height).map(|c| c.cycles))
+        .max()?;
+    let mut most = least;
+    while get(costs, most).is_none() {
+        (least, most) = (most, most.saturating_mul(2));
+        if most > 1 << 44 {
+            return None;
         }
     }
-    best.map(|(_, rects)| rects)
+    while most - least > least / 200 {
+        let middle = least + (most - least) / 2;
+        match get(costs, middle) {
+            Some(_) => most = middle,
+            None => least = middle,
+        }
+    }
+    let cutting = get(costs, most + (most as f64 * slack) as u64)?;
+    let mut rects = vec![Rect::default(); n];
+    cutting.give(0, n, whole, &mut rects);
+    Some(rects)
 }
+
 /// The mesh in characters, at most 80 columns x 40 rows, with a scale and a legend. The traces crate draws a run's kernels in the same
 /// way; this map also shows where data enters and leaves, and which rows only pass it on. A character that stands for several PEs shows
 /// the kernel that has the most of them.

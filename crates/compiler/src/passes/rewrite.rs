@@ -3,6 +3,8 @@
 //! into the order in which it is fed, lets a product send queries, keys and values head by head, and sees through reshapes that move
 //! nothing.
 
+use super::lanes;
+use crate::kernels::per_wavelet;
 use crate::plan::*;
 use crate::{CompileError, Options};
 use meshloom_models::{Graph, Node, NodeId, Op, TensorId};
@@ -82,6 +84,8 @@ pub fn run(graph: &Graph, machine: &Machine, options: &Options) -> Result<Plan, 
         graph,
         skip: options.skip_zeros,
         narrow: machine.link.bits / options.ty.bits() == 1,
+        per: per_wavelet(machine, options.ty) as usize,
+        lanes: options.lanes,
         plan: Plan {
             name: graph.name.clone(),
             stage_name: String::new(),
@@ -143,6 +147,10 @@ struct Rewriter<'a> {
     skip: bool,
     /// One element a wavelet: a flattening of one sample changes nothing in the stream.
     narrow: bool,
+    /// Elements a wavelet.
+    per: usize,
+    /// Most lanes of a stream.
+    lanes: usize,
     plan: Plan,
     /// Where each tensor is.
     uses: BTreeMap<TensorId, Use>,
@@ -227,9 +235,7 @@ impl<'a> Rewriter<'a> {
     /// Takes a following node in, if it is of this kind and nothing else reads what is before it.
     fn take(&self, nodes: &mut Vec<NodeId>, wanted: impl Fn(&Op) -> bool) -> Option<NodeId> {
         let last = *nodes.last().expect("a kernel has nodes");
-        let next = self
-            .only_consumer(last)
-            .filter(|n| wanted(&self.graph.node(*n).op))?;
+        let next = self.only_consumer(last).filter(|n| wanted(&self.graph.node(*n).op))?;
         nodes.push(next);
         Some(next)
     }
@@ -303,9 +309,7 @@ impl<'a> Rewriter<'a> {
             }
             Op::ZeroInsert { .. } => {
                 let readers = graph.consumers(node.output);
-                let convolutions = readers
-                    .iter()
-                    .all(|r| matches!(graph.node(*r).op, Op::Conv { .. }));
+                let convolutions = readers.iter().all(|r| matches!(graph.node(*r).op, Op::Conv { .. }));
                 if convolutions && !graph.outputs().contains(&node.output) {
                     return Ok(());
                 }
@@ -319,21 +323,14 @@ impl<'a> Rewriter<'a> {
                     epsilon: *epsilon,
                 };
                 let input = self.input(node, 0)?;
-                self.kernel(Kind::LayerNorm(Arc::new(norm)), vec![input], vec![id])
-                    .map(drop)
+                self.kernel(Kind::LayerNorm(Arc::new(norm)), vec![input], vec![id]).map(drop)
             }
             Op::Slice { .. } => {
                 let readers = graph.consumers(node.output);
-                if readers
-                    .iter()
-                    .all(|r| matches!(graph.node(*r).op, Op::Attention { .. }))
-                {
+                if readers.iter().all(|r| matches!(graph.node(*r).op, Op::Attention { .. })) {
                     return Ok(());
                 }
-                self.bad(
-                    node,
-                    "a slice is run only as the queries, keys or values of an attention",
-                )
+                self.bad(node, "a slice is run only as the queries, keys or values of an attention")
             }
             Op::Attention { heads, causal } => self.attention(id, *heads, *causal),
             Op::MaxPool {
@@ -352,9 +349,7 @@ impl<'a> Rewriter<'a> {
                 if *axis != features {
                     return self.bad(
                         node,
-                        format!(
-                            "softmax over axis {axis}: on the mesh it runs over the features, axis {features}"
-                        ),
+                        format!("softmax over axis {axis}: on the mesh it runs over the features, axis {features}"),
                     );
                 }
                 let input = self.input(node, 0)?;
@@ -401,8 +396,7 @@ impl<'a> Rewriter<'a> {
 
     fn pointwise(&mut self, id: NodeId, function: Function) -> Result<(), CompileError> {
         let input = self.input(self.graph.node(id), 0)?;
-        self.kernel(Kind::Pointwise(function), vec![input], vec![id])
-            .map(drop)
+        self.kernel(Kind::Pointwise(function), vec![input], vec![id]).map(drop)
     }
 
     /// A sum or product of two tensors, or of a tensor and a constant of each feature.
@@ -424,23 +418,13 @@ impl<'a> Rewriter<'a> {
                     format!("a constant of shape {own:?}: on the mesh one number, or one for each feature"),
                 );
             }
-            let each = Arc::new(
-                (0..features)
-                    .map(|f| values[f % values.len()])
-                    .collect::<Vec<f32>>(),
-            );
+            let each = Arc::new((0..features).map(|f| values[f % values.len()]).collect::<Vec<f32>>());
             let other = |v: f32| Arc::new(vec![v; features]);
             let relu = self.take_relu(&mut nodes);
-            let (scale, shift) = if multiply {
-                (each, other(0.0))
-            } else {
-                (other(1.0), each)
-            };
+            let (scale, shift) = if multiply { (each, other(0.0)) } else { (other(1.0), each) };
             let input = self.input(node, 1 - c)?;
             let function = Function::Affine { scale, shift, relu };
-            return self
-                .kernel(Kind::Pointwise(function), vec![input], nodes)
-                .map(drop);
+            return self.kernel(Kind::Pointwise(function), vec![input], nodes).map(drop);
         }
         let inputs = vec![self.input(node, 0)?, self.input(node, 1)?];
         if self.shape(node.inputs[0]) != self.shape(node.inputs[1]) || inputs[0].flat || inputs[1].flat {
@@ -452,15 +436,11 @@ impl<'a> Rewriter<'a> {
         if inputs[0].edge == inputs[1].edge {
             return self.bad(node, "both operands are one tensor");
         }
-        if inputs
-            .iter()
-            .any(|u| self.plan.edges[u.edge].layout.order.is_some())
-        {
+        if inputs.iter().any(|u| self.plan.edges[u.edge].layout.order.is_some()) {
             return self.bad(node, "an operand whose features are not in order");
         }
         let relu = self.take_relu(&mut nodes);
-        self.kernel(Kind::Binary { multiply, relu }, inputs, nodes)
-            .map(drop)
+        self.kernel(Kind::Binary { multiply, relu }, inputs, nodes).map(drop)
     }
 
     /// Rows of a table, with a constant that is added to them.
@@ -496,21 +476,18 @@ impl<'a> Rewriter<'a> {
             values,
             start,
         };
-        self.kernel(Kind::Embedding(Arc::new(table)), vec![input], nodes)
-            .map(drop)
+        self.kernel(Kind::Embedding(Arc::new(table)), vec![input], nodes).map(drop)
     }
 
     /// The product whose output an attention's three slices read, with nothing else reading it: q, k and v in this order.
     fn attention(&mut self, id: NodeId, heads: usize, causal: bool) -> Result<(), CompileError> {
         let node = self.graph.node(id);
         let shape = self.shape(node.output);
-        let (batch, tokens, d) = (shape[0], shape[1], shape[2]);
+        let (batch, d) = (shape[0], shape[2]);
         let sliced = |i: usize| {
             let slice = self.graph.node(self.graph.producer(node.inputs[i])?);
             match slice.op {
-                Op::Slice { axis: 2, start, end } if (start, end) == (i * d, (i + 1) * d) => {
-                    Some(slice.inputs[0])
-                }
+                Op::Slice { axis: 2, start, end } if (start, end) == (i * d, (i + 1) * d) => Some(slice.inputs[0]),
                 _ => None,
             }
         };
@@ -528,18 +505,40 @@ impl<'a> Rewriter<'a> {
                 format!("attention over a batch of {batch}: on the mesh one sample at a time; use --items"),
             );
         }
-        let kind = Kind::Attention(Attention {
+        let kind = self.attention_of(node, heads, causal);
+        let order = kind.output_order();
+        if order.iter().enumerate().any(|(place, feature)| place != *feature)
+            && let Some(other) = self.graph.consumers(node.output).into_iter().find(|n| !self.mixes(*n))
+        {
+            return self.bad(
+                self.graph.node(other),
+                "it reads the result of an attention, whose features are not in order: on the mesh only products may",
+            );
+        }
+        let edge = self.kernel(Kind::Attention(kind), vec![u], vec![id])?;
+        self.plan.edges[edge].layout.order = Some(Arc::new(order));
+        Ok(())
+    }
+
+    /// The attention of a node; its heads are in as many groups as its result, the smaller of its streams, may have lanes.
+    fn attention_of(&self, node: &Node, heads: usize, causal: bool) -> Attention {
+        let shape = self.shape(node.output);
+        let (tokens, d) = (shape[1], shape[2]);
+        let mut groups = lanes::by_size(d * tokens.div_ceil(self.per), self.lanes);
+        while !heads.is_multiple_of(groups) {
+            groups /= 2;
+        }
+        Attention {
             heads,
             width: d / heads,
             causal,
             tokens,
-        });
-        let nodes: Vec<NodeId> = vec![id];
-        self.kernel(kind, vec![u], nodes).map(drop)
+            groups,
+        }
     }
 
-    /// The order head by head in which a product sends its features, if all that read it are the slices of one attention.
-    fn by_heads(&self, output: TensorId) -> Option<Arc<Vec<usize>>> {
+    /// The order in which a product sends its features, if all that read it are the slices of one attention.
+    fn attended(&self, output: TensorId) -> Option<Arc<Vec<usize>>> {
         if self.graph.outputs().contains(&output) {
             return None;
         }
@@ -554,16 +553,11 @@ impl<'a> Rewriter<'a> {
         let [attention] = readers.into_iter().collect::<Vec<_>>()[..] else {
             return None;
         };
-        let Op::Attention { heads, .. } = self.graph.node(attention).op else {
+        let node = self.graph.node(attention);
+        let Op::Attention { heads, causal } = node.op else {
             return None;
         };
-        let shape = self.shape(output);
-        let d = shape[shape.len() - 1] / 3;
-        let width = d / heads;
-        let order = (0..heads)
-            .flat_map(|h| (0..3).flat_map(move |part| (0..width).map(move |i| part * d + h * width + i)))
-            .collect();
-        Some(Arc::new(order))
+        Some(Arc::new(self.attention_of(node, heads, causal).input_order()))
     }
 
     fn pool(
@@ -723,11 +717,9 @@ impl<'a> Rewriter<'a> {
         let relu = self.take_relu(&mut nodes);
         if !self.mixes(id) {
             (linear.bias, linear.relu) = (bias, relu);
-            return self
-                .kernel(Kind::Depthwise(Arc::new(linear)), vec![input], nodes)
-                .map(drop);
+            return self.kernel(Kind::Depthwise(Arc::new(linear)), vec![input], nodes).map(drop);
         }
-        let order = if relu { None } else { self.by_heads(node.output) };
+        let order = if relu { None } else { self.attended(node.output) };
         let mix = Mix {
             terms: vec![linear],
             bias,
@@ -751,11 +743,7 @@ impl<'a> Rewriter<'a> {
             true => Some(self.constant(node, 2)?.iter().map(|b| *b as f64).collect()),
             false => None,
         };
-        let (from, to, w) = (
-            self.shape(source),
-            self.shape(node.output),
-            self.shape(node.inputs[1]),
-        );
+        let (from, to, w) = (self.shape(source), self.shape(node.output), self.shape(node.inputs[1]));
         let (k, m) = (from[feature_axis(from)], to[feature_axis(to)]);
         let length = from.iter().product::<usize>() / k;
         let mut linear = Linear {
@@ -844,11 +832,7 @@ fn is_depthwise(groups: usize, k: usize) -> bool {
 fn scale_rows(linear: &mut Linear, scale: &[f64]) {
     let each = linear.weights.len() / scale.len();
     let scaled = linear.weights.iter().enumerate();
-    linear.weights = Arc::new(
-        scaled
-            .map(|(j, w)| (*w as f64 * scale[j / each]) as f32)
-            .collect(),
-    );
+    linear.weights = Arc::new(scaled.map(|(j, w)| (*w as f64 * scale[j / each]) as f32).collect());
 }
 
 /// A shape without its leading axes of one.

@@ -40,6 +40,7 @@ pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
             .map(|i| (0..LANES).map(|lane| input_color(i, lane)).collect())
             .collect(),
         slack: kernel.inputs.iter().map(slack).collect(),
+        keep_all: false,
         output: plan.edges[kernel.output].layout.clone(),
         output_colors: (0..LANES).map(output_color).collect(),
     }
@@ -51,11 +52,7 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
     let mut stages: Vec<Plan> = Vec::new();
     for (s, range) in cuts.windows(2).map(|c| c[0]..c[1]).enumerate() {
         let mut stage = Plan {
-            stage_name: if cuts.len() > 2 {
-                format!("stage{s}")
-            } else {
-                String::new()
-            },
+            stage_name: if cuts.len() > 2 { format!("stage{s}") } else { String::new() },
             kernels: plan.kernels[range.clone()].to_vec(),
             edges: Vec::new(),
             outputs: Vec::new(),
@@ -101,12 +98,7 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
                 ..edge.clone()
             });
             if matches!(edge.source, Source::Input(_)) {
-                stage
-                    .edges
-                    .last_mut()
-                    .expect("just added")
-                    .axes
-                    .clone_from(&edge.axes);
+                stage.edges.last_mut().expect("just added").axes.clone_from(&edge.axes);
             }
         }
         for kernel in &mut stage.kernels {
@@ -120,29 +112,66 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
     stages
 }
 
-/// Places one stage. If its streams find no colours, they are tried with fewer lanes.
+/// Placements that are tried until streams find colours.
+const PLACEMENTS: u64 = 3;
+
+/// Cycles that a placed stage is expected to take for all items: one after another through all kernels, then at the pace of the slowest.
+fn expected(plan: &Plan, machine: &Machine) -> u64 {
+    let streams = plan.edges.iter().map(|e| {
+        let per = kernels::per_wavelet(machine, e.ty);
+        (e.layout.features / e.layout.lanes) as u64 * (e.layout.length() as u64).div_ceil(per)
+    });
+    let pace = plan.estimates.iter().max().copied().unwrap_or(0);
+    plan.estimates.iter().sum::<u64>() + streams.sum::<u64>() + (plan.items as u64 - 1) * pace
+}
+
+/// Places one stage: with as many lanes as make it fastest. If its streams find no colours, other placements are tried.
 pub fn place(
     plan: &Plan,
     machine: &Machine,
     options: &Options,
     fixed: Option<(u32, u32)>,
 ) -> Result<Plan, CompileError> {
-    let mut most = options.lanes.max(1);
-    loop {
+    let mut problem = None;
+    let mut placed: Vec<(u64, usize, Plan)> = Vec::new();
+    for most in [4, 2, 1].into_iter().filter(|n| *n <= options.lanes.max(1)) {
         let mut plan = plan.clone();
         if fixed.is_none() {
             lanes::run(&mut plan, machine, most);
         }
-        let placed = placement::run(&mut plan, machine, options, fixed)
-            .and_then(|()| memory::run(&mut plan, machine))
-            .and_then(|()| weights::run(&mut plan, machine))
-            .and_then(|()| routes::run(&mut plan, machine));
-        match placed {
-            Ok(()) => return Ok(plan),
-            Err(CompileError::DoesNotFit { .. }) if most > 1 && fixed.is_none() => most /= 2,
+        match placement::run(&mut plan, machine, options, fixed) {
+            Ok(()) => placed.push((expected(&plan, machine), most, plan)),
+            Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),
             Err(e) => return Err(e),
         }
+        if fixed.is_some() {
+            break;
+        }
     }
+    placed.sort_by_key(|(cycles, most, _)| (*cycles, *most));
+    for (_, _, mut plan) in placed {
+        for attempt in 0..PLACEMENTS {
+            if attempt > 0 && fixed.is_none() {
+                let options = Options {
+                    seed: options.seed.wrapping_add(attempt),
+                    ..options.clone()
+                };
+                placement::run(&mut plan, machine, &options, fixed)?;
+            }
+            plan.regions.clear();
+            plan.edges.iter_mut().for_each(|e| e.ways.clear());
+            plan.weights.clear();
+            let routed = memory::run(&mut plan, machine)
+                .and_then(|()| weights::run(&mut plan, machine))
+                .and_then(|()| routes::run(&mut plan, machine));
+            match routed {
+                Ok(()) => return Ok(plan),
+                Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Err(problem.expect("a stage is placed or refused"))
 }
 
 /// The kernel with its weights streamed, if it can.

@@ -9,6 +9,7 @@ mod gpt;
 mod maker;
 mod mlp;
 mod mobilenet;
+mod mobilenet_cifar;
 mod parameters;
 mod resnet;
 
@@ -100,7 +101,7 @@ const fn plain(name: &'static str, family: &'static Family) -> Model {
     }
 }
 
-const MODELS: [Model; 13] = [
+const MODELS: [Model; 14] = [
     plain("mlp", &mlp::FAMILY),
     plain("gpt", &gpt::FAMILY),
     plain("resnet18", &resnet::RESNET18),
@@ -108,6 +109,7 @@ const MODELS: [Model; 13] = [
     plain("resnet50", &resnet::RESNET50),
     plain("fabric", &fabric::FAMILY),
     plain("mobilenetv2", &mobilenet::FAMILY),
+    plain("mobilenetv2-cifar", &mobilenet_cifar::FAMILY),
     Model {
         name: "gpt2-small",
         family: &gpt::FAMILY,
@@ -232,7 +234,7 @@ mod tests {
     use crate::{flops, seeded_inputs};
 
     /// Specifications of every family small enough to run.
-    const SMALL: [&str; 9] = [
+    const SMALL: [&str; 10] = [
         "mlp:layers=12-7-5",
         "gpt:layers=2,width=24,heads=3,seq=7,vocab=11",
         "gpt:layers=1,width=8,heads=1,seq=4,vocab=5,mlp=2,tied=true",
@@ -242,6 +244,7 @@ mod tests {
         "fabric",
         "fabric:layers=2,scales=3,channels=4,banded=true,readout=finest",
         "mobilenetv2:width=0.25,size=32,classes=5",
+        "mobilenetv2-cifar:classes=5",
     ];
 
     #[test]

@@ -126,14 +126,17 @@ impl Node<'_, '_, '_> {
         };
         self.room(&shape, 8)?;
         let (x, y) = (steps(&a.shape, &shape), steps(&b.shape, &shape));
-        let mut data = Vec::new();
+        let mut data = Vec::with_capacity(shape.iter().product());
+        let mut possible = true;
         walk(&shape, &[&x, &y], |at| {
-            data.push(op(a.data[at[0]], b.data[at[1]]))
+            let value = op(a.data[at[0]], b.data[at[1]]);
+            possible &= value.is_some();
+            data.push(value.unwrap_or(0));
         });
-        match data.into_iter().collect() {
-            Some(data) => self.set_integers(shape, data),
-            None => self.usage("overflows, or divides by 0"),
+        if !possible {
+            return self.usage("overflows, or divides by 0");
         }
+        self.set_integers(shape, data)
     }
 
     /// Truth values of a comparison of constant integers.
@@ -164,7 +167,7 @@ impl Node<'_, '_, '_> {
             };
             self.room(&shape, 8)?;
             let of = [&condition, &a, &b].map(|v| steps(&v.shape, &shape));
-            let mut data = Vec::new();
+            let mut data = Vec::with_capacity(shape.iter().product());
             walk(&shape, &[&of[0], &of[1], &of[2]], |at| {
                 data.push(if condition.data[at[0]] != 0 {
                     a.data[at[1]]

@@ -1,7 +1,7 @@
 //! ONNX files to graphs. A file is scanned for what decoding it would cost, decoded, checked as a graph, and translated
 //! node by node; products with constants become [`Op::Linear`](crate::Op::Linear), constant additions become biases,
 //! what is computed of constants alone becomes a constant, and what moves nothing (Identity, Dropout) goes. Then
-//! [`raise`](crate::raise) makes single operators of attention, norms and activations that are written out.
+//! [`raise`](crate::raise()) makes single operators of attention, norms and activations that are written out.
 //!
 //! Whatever bytes a file holds, an import ends with a graph or an error, in memory proportional to the file's size.
 

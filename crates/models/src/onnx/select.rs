@@ -11,16 +11,14 @@ use std::ops::Range;
 /// Elements `indices` along an axis.
 fn pick<T: Copy>(data: &[T], shape: &[usize], axis: usize, indices: &[usize]) -> Vec<T> {
     let inner: usize = shape[axis + 1..].iter().product();
-    let block = shape[axis] * inner;
-    let outer = data.len().checked_div(block).unwrap_or(0);
-    (0..outer)
-        .flat_map(|o| {
-            indices
-                .iter()
-                .flat_map(move |i| o * block + i * inner..o * block + (i + 1) * inner)
-        })
-        .map(|at| data[at])
-        .collect()
+    let blocks = data.chunks_exact((shape[axis] * inner).max(1));
+    let mut picked = Vec::with_capacity(blocks.len() * indices.len() * inner);
+    for block in blocks {
+        for i in indices {
+            picked.extend_from_slice(&block[i * inner..(i + 1) * inner]);
+        }
+    }
+    picked
 }
 
 impl Node<'_, '_, '_> {
@@ -260,7 +258,7 @@ impl Node<'_, '_, '_> {
             self.room(&target, 8)?;
         }
         if let Value::Integers(_) = parts[0] {
-            let mut data = Vec::new();
+            let mut data = Vec::with_capacity(target.iter().product());
             for o in 0..outer {
                 for (i, part) in parts.iter().enumerate() {
                     let Value::Integers(v) = part else {
@@ -272,7 +270,7 @@ impl Node<'_, '_, '_> {
             }
             return self.set_integers(target, data);
         }
-        let mut data = Vec::new();
+        let mut data = Vec::with_capacity(target.iter().product());
         for o in 0..outer {
             for i in 0..parts.len() {
                 let t = self.tensor(i)?;

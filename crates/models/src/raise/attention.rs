@@ -2,7 +2,6 @@
 //! width]`.
 
 use super::{made, near, scalar, scaled};
-use crate::evaluate::{steps, walk};
 use crate::graph::{Graph, NodeId, Op, TensorId};
 
 /// Scores at most this far below the others leave nothing in a softmax: exp(-1e4) is 0 in float64 too.
@@ -69,7 +68,7 @@ fn find(graph: &mut Graph, id: NodeId) -> Option<()> {
     };
     let output = graph.fresh_name(&format!("{end}.attention"));
     let attention = graph.add_node(name, op, &inputs, output).ok()?;
-    graph.replace_node(id, Op::Reshape, &[attention]).ok()
+    graph.replace_upstream(id, Op::Reshape, &[attention]).ok()
 }
 
 /// Takes constant factors off a tensor.
@@ -118,71 +117,49 @@ fn source(
 fn mask(graph: &Graph, scores: TensorId) -> Option<(TensorId, Option<Seen>)> {
     let node = made(graph, scores)?;
     let shape = &graph.tensor(scores).shape;
-    let constant = |t: TensorId| graph.tensor(t).data.as_deref();
-    let same = |t: TensorId| graph.tensor(t).shape == *shape;
-    let (below, kept): (TensorId, Vec<Option<bool>>) = match node.op {
+    let constant = |t: TensorId| graph.tensor(t).data.is_some();
+    let (below, seen) = match node.op {
         Op::Add => {
             let (x, m) = match (constant(node.inputs[0]), constant(node.inputs[1])) {
-                (None, Some(_)) => (node.inputs[0], node.inputs[1]),
-                (Some(_), None) => (node.inputs[1], node.inputs[0]),
+                (false, true) => (node.inputs[0], node.inputs[1]),
+                (true, false) => (node.inputs[1], node.inputs[0]),
                 _ => return None,
             };
-            let keep = |v: &f32| match f64::from(*v) {
+            let kept = |v: f32| match f64::from(v) {
                 0.0 => Some(true),
                 v if v <= MASKED => Some(false),
                 _ => None,
             };
-            (x, spread(graph, m, shape).iter().map(keep).collect())
+            (x, kind(graph, m, shape[3], kept))
         }
         Op::Where => {
-            let (a, b) = (node.inputs[1], node.inputs[2]);
-            constant(node.inputs[0])?;
-            let (x, fill, of_scores) = match (scalar(graph, a), scalar(graph, b)) {
+            let (condition, a, b) = (node.inputs[0], node.inputs[1], node.inputs[2]);
+            let (x, fill, where_true) = match (scalar(graph, a), scalar(graph, b)) {
                 (None, Some(fill)) => (a, fill, true),
                 (Some(fill), None) => (b, fill, false),
                 _ => return None,
             };
-            if fill > MASKED {
+            if fill > MASKED || !constant(condition) {
                 return None;
             }
-            let keep = |v: &f32| Some((*v != 0.0) == of_scores);
-            (x, spread(graph, node.inputs[0], shape).iter().map(keep).collect())
+            (
+                x,
+                kind(graph, condition, shape[3], |v| Some((v != 0.0) == where_true)),
+            )
         }
         _ => return None,
     };
-    if !same(below) {
-        return None;
-    }
-    let tokens = shape[3];
-    let all = kept.iter().all(|k| *k == Some(true));
-    let causal = |(i, k): (usize, &Option<bool>)| *k == Some(i % tokens <= i / tokens % tokens);
-    let seen = if all {
-        Some(Seen::All)
-    } else if kept.iter().enumerate().all(causal) {
-        Some(Seen::Causal)
-    } else {
-        None
-    };
-    Some((below, seen))
+    (graph.tensor(below).shape == *shape).then_some((below, seen))
 }
 
-/// A constant's values, repeated to a shape; nothing if it does not go.
-fn spread(graph: &Graph, t: TensorId, shape: &[usize]) -> Vec<f32> {
-    let tensor = graph.tensor(t);
-    let fits = crate::shapes::broadcast(&tensor.shape, shape).is_ok_and(|s| s == shape);
-    let Some(data) = tensor.data.as_deref().filter(|_| fits) else {
-        return vec![f32::NAN];
-    };
-    // the same for all items and heads in most files: one matrix is enough
-    let rank = tensor.shape.len();
-    let square = &shape[shape.len() - 2..];
-    let (target, own) = if tensor.shape.iter().take(rank.saturating_sub(2)).all(|d| *d == 1) {
-        (square, &tensor.shape[rank.saturating_sub(2)..])
-    } else {
-        (shape, tensor.shape.as_slice())
-    };
-    let from = steps(own, target);
-    let mut all = Vec::with_capacity(target.iter().product());
-    walk(target, &[&from], |at| all.push(data[at[0]]));
-    all
+/// Which pairs a mask keeps, if it is all of them, or the causal ones for every item and head.
+fn kind(graph: &Graph, mask: TensorId, tokens: usize, kept: impl Fn(f32) -> Option<bool>) -> Option<Seen> {
+    let mask = graph.tensor(mask);
+    let data = mask.data.as_deref()?;
+    if data.iter().all(|v| kept(*v) == Some(true)) {
+        return Some(Seen::All);
+    }
+    let causal = |(i, v): (usize, &f32)| kept(*v) == Some(i % tokens <= i / tokens % tokens);
+    let square = mask.shape.ends_with(&[tokens, tokens]);
+    (square && data.iter().enumerate().all(causal)).then_some(Seen::Causal)
 }

@@ -45,7 +45,7 @@ fn shifted(graph: &Graph, t: TensorId) -> Option<(f64, TensorId)> {
 /// `0.5 * x * (1 + f(x))` with the function of either form of GELU, in any order and nesting of the products.
 pub(super) fn gelu(graph: &mut Graph, id: NodeId) -> bool {
     match find_gelu(graph, id) {
-        Some((x, tanh)) => graph.replace_node(id, Op::Gelu { tanh }, &[x]).is_ok(),
+        Some((x, tanh)) => graph.replace_upstream(id, Op::Gelu { tanh }, &[x]).is_ok(),
         None => false,
     }
 }
@@ -162,7 +162,7 @@ fn raise_layer_norm(graph: &mut Graph, id: NodeId) -> Option<()> {
     let op = Op::LayerNorm {
         epsilon: epsilon as f32,
     };
-    graph.replace_node(id, op, &[x, scale, bias]).ok()
+    graph.replace_upstream(id, op, &[x, scale, bias]).ok()
 }
 
 /// A constant factor or addend, one a feature, after a layer norm that does not scale or shift: its scale or bias.
@@ -202,9 +202,11 @@ fn absorb(graph: &mut Graph, id: NodeId) -> Option<()> {
         graph.tensor(node.output).name,
         if place == 1 { "scale" } else { "bias" }
     ));
-    let t = graph.add_constant(name, &[data.len()], data.to_vec()).ok()?;
+    let t = graph
+        .add_shared_constant(name, &[data.len()], data.clone())
+        .ok()?;
     inputs[place] = t;
-    graph.replace_node(id, op, &inputs).ok()
+    graph.replace_upstream(id, op, &inputs).ok()
 }
 
 /// The mean over all of a plane: average pooling.
@@ -231,10 +233,10 @@ fn raise_pooling(graph: &mut Graph, id: NodeId) -> Option<()> {
         count_include_pad: false,
     };
     if keep {
-        return graph.replace_node(id, op, &[x]).ok();
+        return graph.replace_upstream(id, op, &[x]).ok();
     }
     let (name, output) = (node.name.clone(), graph.tensor(node.output).name.clone());
     let output = graph.fresh_name(&format!("{output}.pooled"));
     let pooled = graph.add_node(name, op, &[x], output).ok()?;
-    graph.replace_node(id, Op::Reshape, &[pooled]).ok()
+    graph.replace_upstream(id, Op::Reshape, &[pooled]).ok()
 }

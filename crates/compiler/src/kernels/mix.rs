@@ -55,8 +55,9 @@ struct Cut {
     chunk: Vec<usize>,
     /// Results leave from a buffer of their own, so that the next item can begin.
     staged: bool,
-    /// The next item's features come in while this one's are worked on.
-    ahead: bool,
+    /// For each input, items whose features have room in its columns: those worked on, and those that come in meanwhile or wait for
+    /// another input that takes a longer way.
+    slots: Vec<usize>,
 }
 
 impl Cut {
@@ -95,8 +96,10 @@ impl MixKernel<'_> {
     fn allot(&self, c: &Context, width: usize) -> Option<Vec<(usize, usize, usize)>> {
         // term, lane, columns
         let features = |t: usize| self.mix.terms[t].k / c.inputs[t].lanes;
+        let waiting = self.slots(c, 1);
         let least = |t: usize| {
-            let bytes = features(t) as u64 * Context::pitch(c.ty, c.inputs[t].length()) as u64;
+            let item = features(t) as u64 * Context::pitch(c.ty, c.inputs[t].length()) as u64;
+            let bytes = item * waiting[t] as u64;
             (bytes.div_ceil(c.machine.pe.sram_bytes as u64 / 2) as usize).clamp(1, features(t))
         };
         let mut all: Vec<(usize, usize, usize)> = (0..self.mix.terms.len())
@@ -123,6 +126,13 @@ impl MixKernel<'_> {
     fn rows(&self, c: &Context, height: u32) -> u32 {
         let lanes = c.output.lanes as u32;
         fewest(self.m() / lanes as usize, height / lanes) * lanes
+    }
+
+    /// Room for `least` items of each input, and for those of a shorter way that wait for the longest one.
+    fn slots(&self, c: &Context, least: usize) -> Vec<usize> {
+        let longest = c.slack.iter().min().copied().unwrap_or(0);
+        let most = c.items.min(c.machine.pe.move_queue as usize).max(1);
+        c.slack.iter().map(|s| (least + s - longest).min(most)).collect()
     }
 
     fn cut(&self, c: &Context, width: u32, height: u32) -> Option<Cut> {
@@ -170,12 +180,16 @@ impl MixKernel<'_> {
             columns,
             rows,
             staged: true,
-            ahead: c.items > 1,
+            slots: Vec::new(),
         };
-        // both take SRAM, and only pay if it is there
         let fits = |cut: &Cut| self.fullest(c, cut).0 <= c.machine.pe.sram_bytes as u64;
+        // one that comes in ahead, if there is SRAM; those that wait for another input in any case, if the pace is to be kept
+        cut.slots = self.slots(c, 2);
         if !fits(&cut) {
-            cut.ahead = false;
+            cut.slots = self.slots(c, 1);
+        }
+        if !fits(&cut) && !c.keep_all {
+            cut.slots.fill(1);
             cut.staged = fits(&cut);
         }
         Some(cut)
@@ -311,11 +325,11 @@ impl MixKernel<'_> {
             } else {
                 stored * c.ty.bytes() as u64 + 4
             };
-            let mut bytes = x * (1 + cut.ahead as u64) + y + weights;
+            let mut bytes = x * cut.slots[term] as u64 + y + weights;
             if column + 1 == cut.columns.len() {
                 bytes += bias_bytes(cut) as u64 + if cut.staged { y } else { 0 };
             }
-            let code = (80 + linear.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
+            let code = (90 + linear.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
             bytes += code + 128;
             if bytes > fullest.0 {
                 fullest = (bytes, (column as u32, row as u32));
@@ -366,7 +380,17 @@ impl Implementation for MixKernel<'_> {
                 + outputs * length_out * 3 / 2
                 + if i + 1 == cut.columns.len() { outputs * length_out } else { 0 };
             let busy = (0..cut.rows.len() - 1).map(|r| self.load(c, &cut, i, r).0).max();
-            slowest = slowest.max(busy.unwrap_or(0) + fixed);
+            // what can't come in, or leave, meanwhile takes its time between items
+            let input = &c.inputs[column.term];
+            let between = match c.items > 1 && cut.slots[column.term] == 1 {
+                true => c.move_slots(input.features / input.lanes, input.length()),
+                false => 0,
+            };
+            let leaving = match c.items > 1 && !cut.staged && i + 1 == cut.columns.len() {
+                true => c.move_slots(c.output.features / c.output.lanes, c.output.length()),
+                false => 0,
+            };
+            slowest = slowest.max(busy.unwrap_or(0) + fixed + between + leaving);
         }
         // partial sums pass the columns one after another
         let hop = (2 * c.machine.router.ramp_cycles + c.machine.router.hop_cycles + 1) as u64;
@@ -483,8 +507,9 @@ impl MixKernel<'_> {
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
         let x_bytes = most(&|i, _| cut.features(i)) as u32 * pitch_x as u32;
-        let x = a.buffer("x", x_bytes, 0);
-        let next = if cut.ahead { a.buffer("x.next", x_bytes, 0) } else { x };
+        let slots = cut.slots[term] as u32;
+        let slot_bytes = x_bytes.next_multiple_of(32);
+        let x = a.buffer("x", slot_bytes * slots, 0);
         let y_bytes = cut.widest() as u32 * pitch_y as u32;
         let y = a.buffer("y", y_bytes, 16);
         let ends = matches!(role, Role::Only | Role::Last(_));
@@ -530,27 +555,20 @@ impl MixKernel<'_> {
         }
         a.emit(Instr::Set(0, imm(c.items)));
         a.emit(Instr::Set(1, Val::Imm(0)));
-        let receive = |a: &mut Assembler| a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
-        if cut.ahead {
-            // r13 X of this item, r14 of the next
-            a.emit(Instr::Set(13, Val::Imm(x)));
-            a.emit(Instr::Set(14, Val::Imm(next)));
-            receive(&mut a);
+        // r13 X of this item, r14 items still to be taken in; each takes the place that was worked on last
+        a.emit(Instr::Set(13, Val::Imm(x)));
+        a.emit(Instr::Set(14, imm(c.items.saturating_sub(slots as usize))));
+        for slot in 0..(slots as usize).min(c.items) {
+            if slot > 0 {
+                a.emit(Instr::Advance(0, Val::Imm(slot_bytes as i64)));
+            }
+            a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         }
         let item = a.here("item");
-        if cut.ahead {
-            let last = a.label("last");
-            a.branch(Cond::Eq, reg(0), Val::Imm(1), last);
-            a.emit(Instr::Base(0, reg(14)));
-            receive(&mut a);
-            a.bind(last);
-        } else {
-            receive(&mut a);
-        }
         let start = if ends { Operand::Desc(10) } else { Operand::Imm(0.0) };
         a.map(Op::Mov, 9, start, None, Count::None);
         // r1 elements waited for, r2 X, r3 weights, r4 features left, r5 features of this chunk
-        a.emit(Instr::Set(2, if cut.ahead { reg(13) } else { Val::Imm(x) }));
+        a.emit(Instr::Set(2, reg(13)));
         a.emit(Instr::Set(4, features));
         if linear.lists() {
             // r7 indices, r8 values, r10 counts
@@ -585,12 +603,23 @@ impl MixKernel<'_> {
         a.emit(Instr::Add(2, reg(2), reg(9)));
         a.emit(Instr::Sub(4, reg(4), reg(5)));
         a.branch(Cond::Ne, reg(4), Val::Imm(0), chunk);
-        self.finish_item(&mut a, c, role, staged);
-        if cut.ahead {
-            a.emit(Instr::Set(15, reg(13)));
-            a.emit(Instr::Set(13, reg(14)));
-            a.emit(Instr::Set(14, reg(15)));
+        if c.items > slots as usize {
+            let none = a.label("none");
+            a.branch(Cond::Eq, reg(14), Val::Imm(0), none);
+            a.emit(Instr::Base(0, reg(13)));
+            a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            a.emit(Instr::Sub(14, reg(14), Val::Imm(1)));
+            a.bind(none);
         }
+        if slots > 1 {
+            let inside = a.label("inside");
+            a.emit(Instr::Add(13, reg(13), Val::Imm(slot_bytes as i64)));
+            let end = Val::Imm(x + (slot_bytes * slots) as i64);
+            a.branch(Cond::Lt, reg(13), end, inside);
+            a.emit(Instr::Set(13, Val::Imm(x)));
+            a.bind(inside);
+        }
+        self.finish_item(&mut a, c, role, staged);
         a.emit(Instr::Sub(0, reg(0), Val::Imm(1)));
         a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
         a.emit(Instr::Halt);

@@ -172,30 +172,41 @@ fn whole(machine: &Machine) -> Rect {
     }
 }
 
-/// Equal parts of the mesh, in the order of the data: vertical strips, in as few rows of them as it takes.
-fn strips(n: u32, machine: &Machine) -> Vec<Rect> {
+/// Equal parts of the mesh, in the order of the data, in so many rows of strips.
+fn strips(n: u32, rows: u32, machine: &Machine) -> Vec<Rect> {
     let Rect {
         x: x0,
         y: y0,
         width: w,
         height: h,
     } = whole(machine);
-    let rows = n.div_ceil(w).max(1);
     let columns = n.div_ceil(rows);
+    let rows = n.div_ceil(columns);
     (0..n)
         .map(|i| {
             let (r, c) = (i / columns, i % columns);
-            let here = columns.min(n - r * columns);
             let edge = |i: u32, n: u32, size: u32| (i as u64 * size as u64 / n as u64) as u32;
-            let (x, y) = (edge(c, here, w), edge(r, rows, h));
+            let (x, y) = (edge(c, columns, w), edge(r, rows, h));
             Rect {
                 x: x0 + x,
                 y: y0 + y,
-                width: edge(c + 1, here, w) - x,
+                width: edge(c + 1, columns, w) - x,
                 height: edge(r + 1, rows, h) - y,
             }
         })
         .collect()
+}
+
+/// The first division into equal parts in which every kernel fits: upright strips, lying ones, then grids.
+fn by_strips(machine: &Machine, costs: &mut Costs) -> Option<Vec<Rect>> {
+    let n = costs.kernels.len() as u32;
+    let sram = machine.pe.sram_bytes as u64;
+    std::iter::once(1).chain([n]).chain(2..n).map(|rows| strips(n, rows, machine)).find(|rects| {
+        rects.iter().enumerate().all(|(k, r)| {
+            let choice = costs.of(k, r.width, r.height);
+            choice.is_some_and(|c| c.bytes <= sram)
+        })
+    })
 }
 
 /// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height.
@@ -232,7 +243,7 @@ pub fn run(
         match (fixed, options.placement) {
             _ if ample.is_some() => ample,
             (Some((width, height)), _) => Some(vec![Rect { width, height, ..whole }; 1]),
-            (None, Placement::Strips) => Some(strips(n as u32, machine)),
+            (None, Placement::Strips) => by_strips(machine, &mut costs),
             (None, Placement::Work) => by_work(machine, &mut costs, 0.04 * (options.seed % 8) as f64),
         }
         .and_then(|rects| {

@@ -24,11 +24,19 @@ fn weights(n: usize) -> Vec<f32> {
         s ^= s << 17;
         (s >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
-    (0..n).map(|_| Some(next()).filter(|w| *w != 0.0).unwrap_or(0.5)).collect()
+    (0..n)
+        .map(|_| Some(next()).filter(|w| *w != 0.0).unwrap_or(0.5))
+        .collect()
 }
 
 /// Compiles and simulates; `sparsity` none is the dense kernel, 0 the one for lists (a single weight is zero).
-fn measure(tokens: usize, k: usize, m: usize, sets: &[&str], sparsity: Option<f64>) -> Result<Measured, Failure> {
+fn measure(
+    tokens: usize,
+    k: usize,
+    m: usize,
+    sets: &[&str],
+    sparsity: Option<f64>,
+) -> Result<Measured, Failure> {
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
     let machine = meshloom::machines::load("small", &sets)?;
     let mut graph = Graph::new("product");
@@ -110,11 +118,17 @@ fn sparsity() -> Result<(), Failure> {
         let (over, share) = match base.get(1) {
             Some((cycles, all)) => {
                 let (speedup, theoretical) = (cycles / steady, all / work);
-                (format!("{speedup:.2}"), format!("{:.0} % of {theoretical:.2}", speedup / theoretical * 100.0))
+                (
+                    format!("{speedup:.2}"),
+                    format!("{:.0} % of {theoretical:.2}", speedup / theoretical * 100.0),
+                )
             }
             None => ("-".into(), "-".into()),
         };
-        println!("| {name} | {} | {} | {steady:.0} | {over} | {share} | {dense} |", a.cycles, b.cycles);
+        println!(
+            "| {name} | {} | {} | {steady:.0} | {over} | {share} | {dense} |",
+            a.cycles, b.cycles
+        );
     }
     Ok(())
 }
@@ -123,6 +137,10 @@ fn main() -> Result<(), Failure> {
     match std::env::args().nth(1).as_deref() {
         Some("utilisation") => utilisation(),
         Some("sparsity") => sparsity(),
-        other => Err(format!("{}: expected `utilisation` or `sparsity`", other.unwrap_or("no table"))).map_err(Into::into),
+        other => Err(format!(
+            "{}: expected `utilisation` or `sparsity`",
+            other.unwrap_or("no table")
+        ))
+        .map_err(Into::into),
     }
 }

@@ -158,6 +158,7 @@ fn attend(
         inputs: vec![layout(3 * features, a.input_order())],
         input_colors: vec![(0..lanes as Color).map(|l| INPUT + l).collect()],
         slack: vec![1],
+        keep_all: false,
         output: layout(features, a.output_order()),
         output_colors: (0..lanes as Color).map(|l| OUTPUT + l).collect(),
     };

@@ -5,9 +5,9 @@ use meshloom_compiler::passes::memory;
 use meshloom_compiler::plan::Kind;
 use meshloom_compiler::{CompileError, Compiled, Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Op, evaluate::evaluate, seeded_inputs};
+use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{self, Outcome};
 use meshloom_simulator::program::Ty;
-use meshloom_simulator::Machine;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use std::cell::RefCell;
@@ -84,15 +84,21 @@ fn graph(case: &Case) -> Graph {
     for (i, w) in case.sizes.windows(2).enumerate() {
         let (k, m) = (w[0], w[1]);
         let name = format!("fc{i}");
-        let own = g.add_constant(format!("{name}.w"), &[m, k], weights(case, m, k)).unwrap();
+        let own = g
+            .add_constant(format!("{name}.w"), &[m, k], weights(case, m, k))
+            .unwrap();
         let mut inputs = vec![x, own];
         if case.bias {
-            let bias = (0..m).map(|i| mixed(i, 7) as f32 / u64::MAX as f32 - 0.5).collect();
+            let bias = (0..m)
+                .map(|i| mixed(i, 7) as f32 / u64::MAX as f32 - 0.5)
+                .collect();
             inputs.push(g.add_constant(format!("{name}.b"), &[m], bias).unwrap());
         }
         x = g.add_node(&name, Op::Linear, &inputs, &name).unwrap();
         if case.relu {
-            x = g.add_node(format!("{name}.relu"), Op::Relu, &[x], format!("{name}.relu")).unwrap();
+            x = g
+                .add_node(format!("{name}.relu"), Op::Relu, &[x], format!("{name}.relu"))
+                .unwrap();
         }
     }
     g.add_output(x).unwrap();
@@ -118,20 +124,35 @@ fn run(case: &Case, weights: Weights) -> Result<Option<(Compiled, Outcome)>, Str
         Err(CompileError::DoesNotFit { .. }) => return Ok(None),
         Err(e) => return Err(e.to_string()),
     };
-    for (plan, kernel) in compiled.plans.iter().flat_map(|p| p.kernels.iter().map(move |k| (p, k))) {
+    for (plan, kernel) in compiled
+        .plans
+        .iter()
+        .flat_map(|p| p.kernels.iter().map(move |k| (p, k)))
+    {
         let place = plan.kernels.iter().position(|k| k.name == kernel.name).unwrap();
         if !matches!(kernel.kind, Kind::Streamed(_)) {
             continue;
         }
         let shown = meshloom_compiler::passes::stages::show(plan, &machine);
-        let needs = plan.regions[place].region.blocks.iter().map(|b| memory::bytes(b, &machine)).max().unwrap();
+        let needs = plan.regions[place]
+            .region
+            .blocks
+            .iter()
+            .map(|b| memory::bytes(b, &machine))
+            .max()
+            .unwrap();
         let line = shown.lines().nth(place).unwrap_or("");
-        let said: u64 = line.split(", ").nth(2).and_then(|s| s.split(' ').next()?.parse().ok()).unwrap_or(0);
+        let said: u64 = line
+            .split(", ")
+            .nth(2)
+            .and_then(|s| s.split(' ').next()?.parse().ok())
+            .unwrap_or(0);
         if needs > said {
             return Err(format!("{needs} bytes of SRAM: {shown}"));
         }
     }
-    let outcome = engine::run(&compiled.program, &machine, &engine::Options::default()).map_err(|e| e.to_string())?;
+    let outcome =
+        engine::run(&compiled.program, &machine, &engine::Options::default()).map_err(|e| e.to_string())?;
     // the numbers
     let (got, _) = compiled.outputs[0].values(&compiled.program, &outcome.drains, case.items);
     let each = inputs[0].1.len() / case.items;
@@ -141,7 +162,9 @@ fn run(case: &Case, weights: Weights) -> Result<Option<(Compiled, Outcome)>, Str
         let all = evaluate(&graph, &one).map_err(|e| e.to_string())?;
         want.extend(all[graph.outputs()[0].0 as usize].clone().ok_or("no output")?);
     }
-    let scale = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64).sqrt().max(1e-3);
+    let scale = (want.iter().map(|w| w * w).sum::<f64>() / want.len() as f64)
+        .sqrt()
+        .max(1e-3);
     let most = if case.ty == Ty::F32 { 1e-5 } else { 2e-2 };
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
         let e = (*g as f64 - w).abs() / scale;
@@ -202,12 +225,21 @@ fn settings() -> impl Strategy<Value = Vec<String>> {
 
 fn cases() -> impl Strategy<Value = Case> {
     let sizes = prop::collection::vec(1usize..70, 2..4);
-    let how = (prop::bool::ANY, prop::bool::ANY, prop::bool::ANY, prop::bool::ANY, prop::bool::ANY);
+    let how = (
+        prop::bool::ANY,
+        prop::bool::ANY,
+        prop::bool::ANY,
+        prop::bool::ANY,
+        prop::bool::ANY,
+    );
     let more = (masks(), 1usize..4, 0usize..3, settings(), 0u64..1000);
     (1usize..60, sizes, how, more).prop_map(
         |(tokens, sizes, (skip, bias, relu, half, layer), (mask, items, lanes, sets, seed))| Case {
             tokens,
-            sizes: sizes.iter().map(|s| if lanes > 0 { s.next_multiple_of(4) } else { *s }).collect(),
+            sizes: sizes
+                .iter()
+                .map(|s| if lanes > 0 { s.next_multiple_of(4) } else { *s })
+                .collect(),
             mask,
             skip,
             bias,
@@ -234,17 +266,24 @@ fn products() {
     let result = runner.run(&cases(), |case| {
         let done = run(&case, Weights::Streamed).map_err(TestCaseError::fail)?;
         let mut met = met.borrow_mut();
-        for (compiled, _) in &done {
+        if let Some((compiled, _)) = &done {
             met[0] += 1;
             for plan in &compiled.plans {
                 for (kernel, region) in plan.kernels.iter().zip(&plan.regions) {
-                    let Some(streamed) = &region.streamed else { continue };
+                    let Some(streamed) = &region.streamed else {
+                        continue;
+                    };
                     met[1] += !streamed.headed as usize;
                     met[2] += streamed.headed as usize;
                     met[3] += (plan.edges[kernel.inputs[0].edge].layout.lanes > 1) as usize;
                     met[4] += (plan.edges[kernel.output].layout.lanes > 1) as usize;
                     let own: usize = streamed.columns.iter().flatten().map(Vec::len).sum();
-                    let enter: usize = plan.weights.iter().filter(|w| w.kernel == 0).map(|w| w.data.len()).sum();
+                    let enter: usize = plan
+                        .weights
+                        .iter()
+                        .filter(|w| w.kernel == 0)
+                        .map(|w| w.data.len())
+                        .sum();
                     met[5] += plan.weights.iter().any(|w| w.columns.len() > 1) as usize;
                     met[6] += (plan.kernels.len() == 1 && enter > own) as usize;
                 }
@@ -255,5 +294,86 @@ fn products() {
     result.unwrap_or_else(|e| panic!("{e}"));
     let met = met.into_inner();
     eprintln!("{met:?}");
-    assert!(met[0] > cases_n as usize / 2 && met.iter().all(|n| *n > 0), "{met:?}");
+    assert!(
+        met[0] > cases_n as usize / 2 && met.iter().all(|n| *n > 0),
+        "{met:?}"
+    );
+}
+
+fn case(tokens: usize, k: usize, m: usize, mask: Mask, sets: &[&str]) -> Case {
+    Case {
+        tokens,
+        sizes: vec![k, m],
+        mask,
+        skip: true,
+        bias: false,
+        relu: false,
+        ty: Ty::F32,
+        items: 1,
+        lanes: 4,
+        stages: Stages::Auto,
+        sets: sets.iter().map(|s| s.to_string()).collect(),
+        seed: 1,
+    }
+}
+
+/// Weights that do not fit are streamed, and those that do are resident; a stage for each kernel streams them.
+#[test]
+fn chosen_by_what_fits() {
+    let small = ["mesh.width=8", "mesh.height=8", "pe.sram_bytes=8192"];
+    let large = ["mesh.width=8", "mesh.height=8"];
+    for (sets, stages, weights, streamed) in [
+        (&small[..], Stages::Auto, Weights::Auto, Some(true)),
+        (&large, Stages::Auto, Weights::Auto, Some(false)),
+        (&large, Stages::Layer, Weights::Auto, Some(true)),
+        (&large, Stages::Layer, Weights::Resident, Some(false)),
+        (&small, Stages::Layer, Weights::Resident, None),
+        (&large, Stages::Auto, Weights::Streamed, Some(true)),
+    ] {
+        let case = Case {
+            stages,
+            ..case(8, 256, 256, Mask::Share(0), sets)
+        };
+        let done = run(&case, weights).unwrap_or_else(|e| panic!("{e}"));
+        let found = done
+            .as_ref()
+            .map(|(c, _)| matches!(c.plans[0].kernels[0].kind, Kind::Streamed(_)));
+        assert_eq!(found, streamed, "{sets:?} {stages:?} {weights:?}");
+        // streamed weights are never load
+        for (_, outcome) in done.iter().filter(|_| streamed == Some(true)) {
+            assert_eq!(outcome.stages[0].load_end, outcome.stages[0].begin);
+        }
+    }
+}
+
+/// Expected beside simulated cycles from item to item.
+#[test]
+fn estimates_are_near() {
+    let sets = ["mesh.width=14", "mesh.height=9"];
+    let mut bad = String::new();
+    for (tokens, k, m, mask) in [
+        (256, 192, 96, Mask::Share(0)),
+        (256, 192, 96, Mask::Share(8)),
+        (256, 192, 96, Mask::Share(14)),
+        (64, 96, 256, Mask::Share(12)),
+        (16, 384, 128, Mask::Share(4)),
+        (512, 48, 48, Mask::Share(0)),
+    ] {
+        let case = Case {
+            items: 4,
+            ..case(tokens, k, m, mask, &sets)
+        };
+        let (compiled, outcome) = run(&case, Weights::Streamed)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .expect("it fits");
+        let (_, done) = compiled.outputs[0].values(&compiled.program, &outcome.drains, case.items);
+        let (interval, expected) = ((done[3] - done[1]) / 2, compiled.plans[0].estimates[0]);
+        let line = format!("{tokens} x {k} x {m} {mask:?}: expected {expected}, simulated {interval}");
+        eprintln!("{line}");
+        let ratio = expected as f64 / interval as f64;
+        if !(0.67..1.5).contains(&ratio) {
+            bad += &format!("{line}\n");
+        }
+    }
+    assert!(bad.is_empty(), "{bad}");
 }

@@ -123,14 +123,24 @@ impl<'a> StreamedKernel<'a> {
         self.stored.get_or_init(|| {
             let linear = self.linear();
             let order = c.inputs[0].order.as_deref();
-            let of = |k: usize| (0..linear.m).filter(|m| linear.stored(*m, k, 0).is_some()).count();
-            (0..linear.k).map(|k| of(order.map_or(k, |o| o[k])) as u64).collect()
+            let of = |k: usize| {
+                (0..linear.m)
+                    .filter(|m| linear.stored(*m, k, 0).is_some())
+                    .count()
+            };
+            (0..linear.k)
+                .map(|k| of(order.map_or(k, |o| o[k])) as u64)
+                .collect()
         })
     }
 
     /// Wavelets of a list's element (rule M13).
     fn unit(c: &Context) -> usize {
-        if c.ty == Ty::F32 && c.machine.link.bits == 32 { 2 } else { 1 }
+        if c.ty == Ty::F32 && c.machine.link.bits == 32 {
+            2
+        } else {
+            1
+        }
     }
 
     /// Cycles that a weight takes with so many positions.
@@ -146,7 +156,10 @@ impl<'a> StreamedKernel<'a> {
     /// Columns with weights in a rectangle of so many.
     fn columns(&self, c: &Context, width: u32) -> Option<u32> {
         let lanes = c.inputs[0].lanes as u32;
-        let each = fewest(self.linear().k / lanes as usize, (width.saturating_sub(1)) / lanes);
+        let each = fewest(
+            self.linear().k / lanes as usize,
+            (width.saturating_sub(1)) / lanes,
+        );
         (width > lanes).then_some(each * lanes)
     }
 
@@ -232,7 +245,11 @@ impl<'a> StreamedKernel<'a> {
             + weights
             + CODE as u64 * instruction
             + 64;
-        let bias = if self.mix.bias.is_some() { self.linear().m as u64 * 4 } else { 0 };
+        let bias = if self.mix.bias.is_some() {
+            self.linear().m as u64 * 4
+        } else {
+            0
+        };
         let last = y + bias + (LAST + 8 * c.output.lanes) as u64 * instruction + 64;
         if last > working {
             (last, (cut.columns.len() as u32, 0))
@@ -244,14 +261,19 @@ impl<'a> StreamedKernel<'a> {
     /// The output features in the order in which they are worked on, as places of the output's stream: lanes take turns.
     fn order(c: &Context) -> Vec<usize> {
         let (lanes, each) = (c.output.lanes, c.output.features / c.output.lanes);
-        (0..c.output.features).map(|s| s % lanes * each + s / lanes).collect()
+        (0..c.output.features)
+            .map(|s| s % lanes * each + s / lanes)
+            .collect()
     }
 
     /// The groups of each column.
     fn streams(&self, c: &Context, cut: &Cut) -> Streamed {
         let linear = self.linear();
         let (outputs, inputs) = (c.output.order.as_deref(), c.inputs[0].order.as_deref());
-        let order: Vec<usize> = Self::order(c).into_iter().map(|m| outputs.map_or(m, |o| o[m])).collect();
+        let order: Vec<usize> = Self::order(c)
+            .into_iter()
+            .map(|m| outputs.map_or(m, |o| o[m]))
+            .collect();
         let bits = |w: f32| match c.ty {
             Ty::F32 => w.to_bits() as u64,
             Ty::F16 => half::f16::from_f32(w).to_bits() as u64,
@@ -266,7 +288,9 @@ impl<'a> StreamedKernel<'a> {
             let mut all = vec![one(0, false), one(0, false)];
             for k in column.from..column.to {
                 for (o, &m) in group.iter().enumerate() {
-                    let Some(w) = linear.stored(m, inputs.map_or(k, |i| i[k]), 0) else { continue };
+                    let Some(w) = linear.stored(m, inputs.map_or(k, |i| i[k]), 0) else {
+                        continue;
+                    };
                     let index = ((k - column.from) * cut.group + o) as u64;
                     match (c.ty, unit) {
                         (Ty::F16, _) => all.push(one(index << 16 | bits(w), false)),
@@ -299,7 +323,13 @@ impl<'a> StreamedKernel<'a> {
         let of = |column: &Column| {
             let groups = order.chunks(cut.group);
             groups
-                .map(|group| if self.lists() { list(column, group) } else { dense(column, group) })
+                .map(|group| {
+                    if self.lists() {
+                        list(column, group)
+                    } else {
+                        dense(column, group)
+                    }
+                })
                 .collect()
         };
         let mut columns: Vec<Vec<Vec<Wavelet>>> = cut.columns.iter().map(of).collect();
@@ -341,7 +371,8 @@ impl Implementation for StreamedKernel<'_> {
         // sums: cleared two at a time, handed on one by one
         let sums = m * (positions as u64 * 3).div_ceil(2);
         let groups = m.div_ceil(cut.group as u64);
-        let group = (4 * cost.descriptor + 3 * cost.issue + 4 * cost.load + 8 * cost.branch + 20 * cost.add) as u64;
+        let group =
+            (4 * cost.descriptor + 3 * cost.issue + 4 * cost.load + 8 * cost.branch + 20 * cost.add) as u64;
         let working = most * product + sums + groups * group;
         // the last column: each feature comes, and goes
         let steps = if self.direct(c) { 1 } else { 2 };
@@ -379,7 +410,10 @@ impl Implementation for StreamedKernel<'_> {
         let parts: Vec<Option<Part>> = (0..height as usize)
             .flat_map(|row| {
                 let rows = (cut.rows[row], cut.rows[row + 1]);
-                let columns = cut.columns.iter().map(move |k| Some(Part::Block((k.from, k.to), rows)));
+                let columns = cut
+                    .columns
+                    .iter()
+                    .map(move |k| Some(Part::Block((k.from, k.to), rows)));
                 columns.chain([None])
             })
             .collect();
@@ -387,13 +421,29 @@ impl Implementation for StreamedKernel<'_> {
         let enters = |lane: usize| lane_row(lane, input.lanes, height);
         let entries = (0..input.lanes).map(|lane| {
             let (entry, color) = ((0, enters(lane)), c.input_colors[0][lane]);
-            distribute(&mut region, &stream, color, input, lane, c.per_wavelet(), entry, &parts)
+            distribute(
+                &mut region,
+                &stream,
+                color,
+                input,
+                lane,
+                c.per_wavelet(),
+                entry,
+                &parts,
+            )
         });
         let entries = vec![entries.collect()];
         sums_along_rows(&mut region, name);
         let lanes = c.output.lanes;
         let exits = (0..lanes)
-            .map(|lane| gather(&mut region, &format!("{name}: output"), c.output_colors[lane], lane_row(lane, lanes, height)))
+            .map(|lane| {
+                gather(
+                    &mut region,
+                    &format!("{name}: output"),
+                    c.output_colors[lane],
+                    lane_row(lane, lanes, height),
+                )
+            })
             .collect();
         // columns of one lane and one way of sending share their code
         let mut groups: Vec<((usize, usize, bool), Vec<u32>)> = Vec::new();
@@ -413,9 +463,13 @@ impl Implementation for StreamedKernel<'_> {
                 dx: if columns.len() > 1 { 2 } else { 1 },
                 dy: 1,
             };
-            region.blocks.push(self.working(name, c, &cut, (lane, enters(lane)), (parity, first), at));
+            region
+                .blocks
+                .push(self.working(name, c, &cut, (lane, enters(lane)), (parity, first), at));
         }
-        region.blocks.push(self.last(name, c, &cut, Lattice::rect(width - 1, 0, 1, height)));
+        region
+            .blocks
+            .push(self.last(name, c, &cut, Lattice::rect(width - 1, 0, 1, height)));
         let bias: Vec<u32> = match &self.mix.bias {
             Some(bias) => {
                 let outputs = c.output.order.as_deref();
@@ -425,7 +479,13 @@ impl Implementation for StreamedKernel<'_> {
             None => Vec::new(),
         };
         let weights = (0..width * height)
-            .map(|pe| if (pe + 1) % width == 0 { bias.clone() } else { Vec::new() })
+            .map(|pe| {
+                if (pe + 1) % width == 0 {
+                    bias.clone()
+                } else {
+                    Vec::new()
+                }
+            })
             .collect();
         let gives = (0..height as usize)
             .flat_map(|row| {
@@ -457,14 +517,26 @@ fn gather(region: &mut Region, stream: &str, color: Color, exit: u32) -> Exit {
     // what is above comes down after what is above it
     let mut add = |y: u32, from: [(Port, Expr); 2], out: Port| {
         let positions = from.into_iter().filter(|(_, n)| *n != Expr::Const(0));
-        let positions = positions.map(|(input, hold)| position(input, &[out], hold)).collect();
-        region.routes.push(route(color, stream, Lattice::rect(x, y, 1, 1), positions));
+        let positions = positions
+            .map(|(input, hold)| position(input, &[out], hold))
+            .collect();
+        region
+            .routes
+            .push(route(color, stream, Lattice::rect(x, y, 1, 1), positions));
     };
     for y in 0..exit {
-        add(y, [(Port::North, Expr::Const(y as i64)), own.clone()], Port::South);
+        add(
+            y,
+            [(Port::North, Expr::Const(y as i64)), own.clone()],
+            Port::South,
+        );
     }
     for y in exit + 1..h {
-        add(y, [own.clone(), (Port::South, Expr::Const((h - 1 - y) as i64))], Port::North);
+        add(
+            y,
+            [own.clone(), (Port::South, Expr::Const((h - 1 - y) as i64))],
+            Port::North,
+        );
     }
     let from = [
         (Port::North, Expr::Const(exit as i64)),
@@ -501,11 +573,19 @@ impl StreamedKernel<'_> {
         let element = c.ty.bytes() as i64;
         let m = self.linear().m;
         let color = c.input_colors[0][lane];
-        let most = at.places().map(|(x, _)| cut.columns[x as usize].features()).max().unwrap_or(0);
+        let most = at
+            .places()
+            .map(|(x, _)| cut.columns[x as usize].features())
+            .max()
+            .unwrap_or(0);
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
         let x = a.buffer("x", most as u32 * pitch_x as u32, 0);
-        let next = if cut.ahead { a.buffer("x.next", most as u32 * pitch_x as u32, 0) } else { x };
+        let next = if cut.ahead {
+            a.buffer("x.next", most as u32 * pitch_x as u32, 0)
+        } else {
+            x
+        };
         let other = a.buffer("others", pitch_x as u32, 0);
         let group_bytes = cut.group as i64 * pitch_y;
         let y = a.buffer("y", (RING as i64 * group_bytes) as u32, 16);
@@ -513,7 +593,11 @@ impl StreamedKernel<'_> {
         let (header, weights, weights_next) = if self.lists() {
             (a.buffer("header", 8, 0), 0, 0)
         } else {
-            (0, a.buffer("weights", block_bytes, 0), a.buffer("weights.next", block_bytes, 0))
+            (
+                0,
+                a.buffer("weights", block_bytes, 0),
+                a.buffer("weights.next", block_bytes, 0),
+            )
         };
         let number = |what: &str, f: &dyn Fn(&Column, usize) -> i64| {
             let label = format!("{name}.{}.{what}", at.x);
@@ -525,11 +609,16 @@ impl StreamedKernel<'_> {
         let passing = |row: usize, n: usize| if row as u32 == entry { n as i64 } else { 0 };
         let length = a.param("positions", number("positions", &|_, row| positions(row)));
         let features = a.param("features", number("features", &|k, _| k.features() as i64));
-        let before = a.param("before", number("before", &|k, row| passing(row, k.from - start.0)));
+        let before = a.param(
+            "before",
+            number("before", &|k, row| passing(row, k.from - start.0)),
+        );
         let after = a.param("after", number("after", &|k, row| passing(row, start.1 - k.to)));
         let own = a.param(
             "own",
-            number("own", &|k, row| (k.features() as i64 + passing(row, k.from - start.0)) * positions(row)),
+            number("own", &|k, row| {
+                (k.features() as i64 + passing(row, k.from - start.0)) * positions(row)
+            }),
         );
         let all = a.param(
             "all",
@@ -601,7 +690,14 @@ impl StreamedKernel<'_> {
         if self.lists() {
             self.list(&mut a, c, cut, header, other, (pitch_x, pitch_y));
         } else {
-            self.dense(&mut a, c, cut, (features, length), (ex, ey), weights + weights_next);
+            self.dense(
+                &mut a,
+                c,
+                cut,
+                (features, length),
+                (ex, ey),
+                weights + weights_next,
+            );
         }
         if !first {
             a.input(14, colors::REDUCE[1 - parity], Ty::F32, &shape);
@@ -725,7 +821,13 @@ impl StreamedKernel<'_> {
                 },
             },
         ));
-        a.map(Op::Mac, 11, Operand::Desc(13), Some(Operand::Desc(12)), Count::Mac);
+        a.map(
+            Op::Mac,
+            11,
+            Operand::Desc(13),
+            Some(Operand::Desc(12)),
+            Count::Mac,
+        );
         a.emit(Instr::Set(3, reg(7)));
     }
 
@@ -735,8 +837,14 @@ impl StreamedKernel<'_> {
         let m = self.linear().m;
         let mut a = Assembler::new();
         let sum = a.buffer("sum", Context::pitch(Ty::F32, cut.positions(0)) as u32, 0);
-        let bias = self.mix.bias.as_ref().map(|b| a.buffer("bias", b.len() as u32 * 4, 0));
-        let lengths = table(&format!("{name}.last.positions"), at, |_, y| cut.positions(y as usize) as i64);
+        let bias = self
+            .mix
+            .bias
+            .as_ref()
+            .map(|b| a.buffer("bias", b.len() as u32 * 4, 0));
+        let lengths = table(&format!("{name}.last.positions"), at, |_, y| {
+            cut.positions(y as usize) as i64
+        });
         let length = [a.param("positions", lengths)];
         a.task("main", Trigger::Start);
         if let Some(bias) = bias {
@@ -755,7 +863,13 @@ impl StreamedKernel<'_> {
         let feature = a.here("feature");
         // r3 bias
         let biased = |dst: u8, a: &mut Assembler| match bias {
-            Some(_) => a.map(Op::Add, dst, Operand::Desc(0), Some(Operand::Reg(3)), Count::Other),
+            Some(_) => a.map(
+                Op::Add,
+                dst,
+                Operand::Desc(0),
+                Some(Operand::Reg(3)),
+                Count::Other,
+            ),
             None => a.map(Op::Mov, dst, Operand::Desc(0), None, Count::None),
         };
         let zero = Some(Operand::Imm(0.0));

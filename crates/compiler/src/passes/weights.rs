@@ -74,14 +74,23 @@ fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &
             (Port::South, row + 1 < bottom),
             (Port::Ramp, (top..bottom).contains(&row)),
         ];
-        all.into_iter().filter(|(_, there)| *there).map(|(port, _)| port).collect::<Vec<_>>()
+        all.into_iter()
+            .filter(|(_, there)| *there)
+            .map(|(port, _)| port)
+            .collect::<Vec<_>>()
     };
     // the row along which it runs: the nearest in which there are filters for its columns to take turns
     let mut rows: Vec<u32> = (0..t.height).collect();
     rows.sort_by_key(|row| row.abs_diff(channel.row));
     let row = rows.into_iter().find(|row| {
-        let needed = if columns.len() > 1 { turns(*row).len() as u32 } else { 0 };
-        let enough = columns.iter().all(|x| t.filters[(row * t.width + x) as usize] >= needed);
+        let needed = if columns.len() > 1 {
+            turns(*row).len() as u32
+        } else {
+            0
+        };
+        let enough = columns
+            .iter()
+            .all(|x| t.filters[(row * t.width + x) as usize] >= needed);
         enough && (*row == channel.row || !columns.contains(&border))
     })?;
     let mut all = Vec::new();
@@ -104,9 +113,19 @@ fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &
     if row != channel.row {
         let (down, n) = (row > channel.row, row.abs_diff(channel.row));
         let port = if down { Port::South } else { Port::North };
-        add(Lattice::rect(border, channel.row, 1, 1), from, vec![port], Vec::new());
+        add(
+            Lattice::rect(border, channel.row, 1, 1),
+            from,
+            vec![port],
+            Vec::new(),
+        );
         let between = if down { channel.row + 1 } else { row + 1 };
-        add(Lattice::rect(border, between, 1, n - 1), port.opposite(), vec![port], Vec::new());
+        add(
+            Lattice::rect(border, between, 1, n - 1),
+            port.opposite(),
+            vec![port],
+            Vec::new(),
+        );
         enters = port.opposite();
     }
     let mut x = border;
@@ -128,10 +147,7 @@ fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &
                 outputs.extend((x != last).then_some(onwards));
                 add(Lattice::rect(x, row, 1, 1), input, outputs, filters);
                 // up, then down: first what lies outside of the rectangle
-                for (port, near, end) in [
-                    (Port::North, row, top),
-                    (Port::South, row + 1, bottom),
-                ] {
+                for (port, near, end) in [(Port::North, row, top), (Port::South, row + 1, bottom)] {
                     let up = port == Port::North;
                     let rows = if up { top..near } else { near..bottom };
                     if rows.is_empty() {
@@ -139,9 +155,18 @@ fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &
                     }
                     let far = if up { end } else { end - 1 };
                     let outer = if up { bottom.max(top)..near } else { near..top };
-                    let inner = if up { top..near.min(bottom) } else { near.max(top)..bottom };
-                    let pass = if up { inner.start + 1..inner.end } else { inner.start..inner.end - 1 };
-                    let part = |r: std::ops::Range<u32>| Lattice::rect(x, r.start, 1, r.end.saturating_sub(r.start));
+                    let inner = if up {
+                        top..near.min(bottom)
+                    } else {
+                        near.max(top)..bottom
+                    };
+                    let pass = if up {
+                        inner.start + 1..inner.end
+                    } else {
+                        inner.start..inner.end - 1
+                    };
+                    let part =
+                        |r: std::ops::Range<u32>| Lattice::rect(x, r.start, 1, r.end.saturating_sub(r.start));
                     add(part(outer), port.opposite(), vec![port], Vec::new());
                     add(part(pass), port.opposite(), vec![Port::Ramp, port], Vec::new());
                     add(part(far..far + 1), port.opposite(), vec![Port::Ramp], Vec::new());
@@ -174,17 +199,27 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         }
     }
     // the channels in the west that inputs need, evenly spread
-    let inputs = plan.edges.iter().filter(|e| !matches!(e.source, Source::Kernel(_)));
+    let inputs = plan
+        .edges
+        .iter()
+        .filter(|e| !matches!(e.source, Source::Kernel(_)));
     let lanes: usize = inputs.map(|e| e.layout.lanes).sum();
     let channels = machine.channels();
     let (mut west, east): (Vec<Channel>, Vec<Channel>) = channels.iter().partition(|c| c.side == Side::West);
     if lanes < west.len() + east.len() {
         let n = west.len();
         let kept: Vec<usize> = (0..lanes.min(n)).map(|i| i * n / lanes.min(n).max(1)).collect();
-        west = west.iter().enumerate().filter(|(i, _)| !kept.contains(i)).map(|(_, c)| *c).collect();
+        west = west
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !kept.contains(i))
+            .map(|(_, c)| *c)
+            .collect();
     }
     for k in 0..plan.kernels.len() {
-        let Some(streamed) = &plan.regions[k].streamed else { continue };
+        let Some(streamed) = &plan.regions[k].streamed else {
+            continue;
+        };
         let rect = plan.places[k];
         let served: Vec<u32> = (0..rect.width)
             .filter(|c| !streamed.columns[*c as usize].is_empty())
@@ -197,7 +232,11 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             let by_east = (n - by_west).min(east.len());
             let mut ways = Vec::new();
             for (i, share) in shares(served.len(), by_west + by_east).into_iter().enumerate() {
-                let (all, of, i) = if i < by_west { (&west, by_west, i) } else { (&east, by_east, i - by_west) };
+                let (all, of, i) = if i < by_west {
+                    (&west, by_west, i)
+                } else {
+                    (&east, by_east, i - by_west)
+                };
                 let channel = all[i * all.len() / of];
                 let columns = served[share].to_vec();
                 let places: Vec<u32> = columns.iter().map(|c| rect.x + c).collect();
@@ -236,7 +275,11 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             Some(ways)
         };
         // streams between kernels need colours, too
-        let few = machine.router.colors.saturating_sub(crate::kernels::colors::STREAMS as u32) as usize / 2;
+        let few = machine
+            .router
+            .colors
+            .saturating_sub(crate::kernels::colors::STREAMS as u32) as usize
+            / 2;
         let found = (1..=most.min(few.max(1) * 2)).rev().find_map(|n| {
             let (mut colors, mut left) = (used.clone(), filters.clone());
             attempt(n, &mut colors, &mut left).map(|ways| (ways, colors, left))
@@ -244,9 +287,19 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         let Some((ways, colors, left)) = found else {
             return Err(CompileError::DoesNotFit {
                 what: format!("the streamed weights of kernel {}", plan.kernels[k].name),
-                needs: "an edge channel, and a colour that is free in a row and in the columns that it serves".into(),
-                has: format!("{} channels, {} colours on {}", channels.len(), machine.router.colors, machine.name),
-                helps: format!("--weights resident, or --set router.colors={}", (machine.router.colors + 8).min(32)),
+                needs:
+                    "an edge channel, and a colour that is free in a row and in the columns that it serves"
+                        .into(),
+                has: format!(
+                    "{} channels, {} colours on {}",
+                    channels.len(),
+                    machine.router.colors,
+                    machine.name
+                ),
+                helps: format!(
+                    "--weights resident, or --set router.colors={}",
+                    (machine.router.colors + 8).min(32)
+                ),
             });
         };
         (used, filters) = (colors, left);

@@ -168,7 +168,7 @@ fn run(case: &Case, weights: Weights) -> Result<Option<(Compiled, Outcome)>, Str
     let most = if case.ty == Ty::F32 { 1e-5 } else { 2e-2 };
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
         let e = (*g as f64 - w).abs() / scale;
-        if !(e <= most) {
+        if e.is_nan() || e > most {
             return Err(format!("element {i} is {g}, not {w}"));
         }
     }

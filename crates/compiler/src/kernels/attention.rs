@@ -917,6 +917,7 @@ impl Implementation for AttentionKernel<'_> {
             entries: vec![entries],
             exits,
             gives,
+            streamed: None,
         }
     }
 }

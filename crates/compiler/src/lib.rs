@@ -49,6 +49,8 @@ pub struct Options {
     pub stages: Stages,
     /// How rectangles are chosen.
     pub placement: Placement,
+    /// Features are put in an order that evens out the PEs' nonzeros.
+    pub balance: bool,
     /// Most parallel streams between two kernels: 1, 2 or 4.
     pub lanes: usize,
     /// Seed of the search for rectangles.
@@ -63,6 +65,7 @@ impl Default for Options {
             skip_zeros: true,
             stages: Stages::Auto,
             placement: Placement::Work,
+            balance: true,
             lanes: 4,
             seed: 0,
         }
@@ -211,6 +214,7 @@ pub fn compile_alone(
         outputs,
         places: Vec::new(),
         estimates: Vec::new(),
+        balance: Vec::new(),
         regions: Vec::new(),
     };
     let size = (whole.places[kernel].width, whole.places[kernel].height);
@@ -276,6 +280,7 @@ pub fn show(compiled: &Compiled, graph: &Graph, machine: &Machine, pass: &str) -
         "rewritten" => each(&passes::rewrite::show),
         "stages" => each(&|p| passes::stages::show(p, machine)),
         "placement" => each(&|p| passes::placement::show(p, machine)),
+        "balance" => each(&passes::balance::show),
         "routes" => each(&|p| passes::routes::show(p, machine)),
         "memory" => each(&|p| passes::memory::show(p, machine)),
         "program" => text::print(&compiled.program),

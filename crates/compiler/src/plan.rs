@@ -347,6 +347,17 @@ pub struct Kernel {
     pub nodes: Vec<NodeId>,
 }
 
+/// How evenly a kernel's multiply-adds are spread over its PEs: those of the PE that has most over the mean of all that have any.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Balance {
+    /// The kernel.
+    pub kernel: usize,
+    /// With the tensors' own order of features.
+    pub before: f64,
+    /// With the order that was chosen.
+    pub after: f64,
+}
+
 /// A rectangle of the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Rect {
@@ -381,6 +392,8 @@ pub struct Plan {
     pub places: Vec<Rect>,
     /// Expected cycles an item of each kernel; set by the placement pass.
     pub estimates: Vec<u64>,
+    /// How even the work of kernels with lists is; set by the balance pass.
+    pub balance: Vec<Balance>,
     /// The kernels' code and inner routes, with the words of weights that each PE waits for; set by the memory pass.
     pub regions: Vec<Emitted>,
 }

@@ -27,6 +27,7 @@ use crate::plan::*;
 use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
+pub(crate) use mix::shares;
 use streams::{Part, collect, distribute, every_second, lane_row, snake, sum_along_snake};
 pub(crate) use streams::{rectangles, table};
 

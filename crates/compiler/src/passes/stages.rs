@@ -1,7 +1,7 @@
 //! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
-use super::{lanes, memory, placement, routes};
+use super::{balance, lanes, memory, placement, routes};
 use crate::kernels::{self, Context};
 use crate::plan::*;
 use crate::{CompileError, Options, Stages};
@@ -158,8 +158,9 @@ pub fn place(
         }
     }
     placed.sort_by_key(|(cycles, most, _)| (*cycles, *most));
-    for (_, _, mut plan) in placed {
+    for (_, _, first) in placed {
         for attempt in 0..PLACEMENTS {
+            let mut plan = first.clone();
             if attempt > 0 && fixed.is_none() {
                 let options = Options {
                     seed: options.seed.wrapping_add(attempt),
@@ -167,8 +168,10 @@ pub fn place(
                 };
                 placement::run(&mut plan, machine, &options, fixed)?;
             }
-            plan.regions.clear();
-            plan.edges.iter_mut().for_each(|e| e.ways.clear());
+            // a kernel of its own keeps the orders that it has among the others
+            if fixed.is_none() {
+                balance::run(&mut plan, machine, options);
+            }
             match memory::run(&mut plan, machine).and_then(|()| routes::run(&mut plan, machine)) {
                 Ok(()) => return Ok(plan),
                 Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),

@@ -10,7 +10,7 @@ pub mod show;
 use clap::builder::TypedValueParser;
 use meshloom::error::Error;
 use meshloom::models::Model;
-use meshloom_compiler::{Options, Placement, Stages};
+use meshloom_compiler::{Options, Placement, Stages, Weights};
 use meshloom_models::Graph;
 use meshloom_models::sparsity::{self, Mask, Plan};
 use meshloom_simulator::program::Ty;
@@ -47,6 +47,10 @@ pub struct Common {
     /// How the model is cut into stages: one if it fits, a stage for each kernel, or one in any case.
     #[arg(long, value_enum, default_value = "auto")]
     pub stages: StagesName,
+    /// Where weights are while they are multiplied: in SRAM, or entering from the edge; auto streams them where each kernel has a stage
+    /// of its own, and where they do not fit.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub weights: WeightsName,
     /// How the mesh is divided: by work, or in equal strips (to compare with).
     #[arg(long, value_enum, default_value = "work")]
     pub placement: PlacementName,
@@ -76,6 +80,17 @@ pub enum StagesName {
     Layer,
     /// One, or an error.
     One,
+}
+
+/// Where weights are.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum WeightsName {
+    /// Streamed with `--stages layer` and where they do not fit, else resident.
+    Auto,
+    /// In SRAM before a kernel begins.
+    Resident,
+    /// From the edge, as kernels compute.
+    Streamed,
 }
 
 /// How the mesh is divided.
@@ -145,6 +160,11 @@ impl Common {
                 StagesName::Auto => Stages::Auto,
                 StagesName::Layer => Stages::Layer,
                 StagesName::One => Stages::One,
+            },
+            weights: match self.weights {
+                WeightsName::Auto => Weights::Auto,
+                WeightsName::Resident => Weights::Resident,
+                WeightsName::Streamed => Weights::Streamed,
             },
             placement: match self.placement {
                 PlacementName::Work => Placement::Work,

@@ -36,6 +36,18 @@ pub enum Stages {
     Layer,
 }
 
+/// Where weights are while they are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Weights {
+    /// Streamed where each kernel has a stage of its own, or where they do not fit; else resident.
+    #[default]
+    Auto,
+    /// In SRAM before the kernel begins.
+    Resident,
+    /// Entering from the edge as the kernel computes, for all kernels that can.
+    Streamed,
+}
+
 /// How to compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -47,6 +59,8 @@ pub struct Options {
     pub skip_zeros: bool,
     /// How the model is cut into stages.
     pub stages: Stages,
+    /// Where weights are.
+    pub weights: Weights,
     /// How rectangles are chosen.
     pub placement: Placement,
     /// Features are put in an order that evens out the PEs' nonzeros.
@@ -64,6 +78,7 @@ impl Default for Options {
             items: 1,
             skip_zeros: true,
             stages: Stages::Auto,
+            weights: Weights::Auto,
             placement: Placement::Work,
             balance: true,
             lanes: 4,
@@ -216,6 +231,7 @@ pub fn compile_alone(
         estimates: Vec::new(),
         balance: Vec::new(),
         regions: Vec::new(),
+        weights: Vec::new(),
     };
     let size = (whole.places[kernel].width, whole.places[kernel].height);
     let placed = passes::stages::place(&plan, machine, options, Some(size))?;

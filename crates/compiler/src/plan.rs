@@ -1,7 +1,7 @@
 //! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
 use meshloom_models::{NodeId, TensorId};
-use meshloom_simulator::program::{Color, Port, Region, Ty};
+use meshloom_simulator::program::{Color, Port, Region, Route, Ty, Wavelet};
 use meshloom_simulator::{Expr, Side};
 use std::sync::Arc;
 
@@ -144,6 +144,8 @@ pub struct Use {
 pub enum Kind {
     /// Matrix products and convolutions with few groups, of one or several tensors, added up: mixes features.
     Mix(Arc<Mix>),
+    /// A matrix product whose weights enter as it computes (see [`Mix::streams`]).
+    Streamed(Arc<Mix>),
     /// Convolution in which each output feature reads one input feature.
     Depthwise(Arc<Linear>),
     /// Maximum or average over windows.
@@ -238,6 +240,16 @@ pub struct Mix {
     pub bias: Option<Arc<Vec<f32>>>,
     /// ReLU on the result.
     pub relu: bool,
+}
+
+impl Mix {
+    /// Whether its weights can be streamed: it is one matrix product, so that every weight is for all elements of a feature.
+    pub fn streams(&self) -> bool {
+        let [linear] = &self.terms[..] else { return false };
+        let [tap] = &linear.taps[..] else { return false };
+        let flat = (tap.rows, tap.y, tap.x, tap.steps[1], tap.strides[1]) == (1, 0, 0, 1, 1);
+        flat && linear.groups == 1 && linear.window == 1 && linear.samples == 1
+    }
 }
 
 /// A linear operator over features, applied at window positions.
@@ -396,6 +408,8 @@ pub struct Plan {
     pub balance: Vec<Balance>,
     /// The kernels' code and inner routes, with the words of weights that each PE waits for; set by the memory pass.
     pub regions: Vec<Emitted>,
+    /// The ways of streamed weights; set by the weights pass.
+    pub weights: Vec<WeightWay>,
 }
 
 /// A kernel's region, ready but for the streams between kernels and the weights' way.
@@ -411,6 +425,41 @@ pub struct Emitted {
     pub entries: Vec<Vec<(u32, u32)>>,
     /// What each PE gives of the output stream.
     pub gives: Vec<Give>,
+    /// Weights that enter as the kernel computes.
+    pub streamed: Option<Streamed>,
+}
+
+/// Weights that enter as a kernel computes, again for every item: each column of its region has a stream of its own, which goes to all rows.
+///
+/// Several columns may share an edge channel. Then their streams are interleaved wavelet by wavelet, and shorter ones are filled up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Streamed {
+    /// For each column its groups, in order; all columns that have any have equally many.
+    pub columns: Vec<Vec<Vec<Wavelet>>>,
+    /// Wavelets of a stream that follow one another directly; each group is a multiple of it.
+    pub unit: usize,
+    /// The second wavelet of a group says how many wavelets come between it and the next one. If there is no such wavelet, groups of
+    /// all columns have equal lengths.
+    pub headed: bool,
+    /// Groups by which a column may be ahead of the others before it waits for them.
+    pub slack: usize,
+}
+
+/// The way of streamed weights from an edge channel to columns of a kernel.
+#[derive(Clone, Debug)]
+pub struct WeightWay {
+    /// The kernel.
+    pub kernel: usize,
+    /// Its colour.
+    pub color: Color,
+    /// The channel by which they enter: its side and row.
+    pub enters: (Side, u32),
+    /// Columns of the kernel's region, in the order in which their wavelets take turns.
+    pub columns: Vec<u32>,
+    /// The way, in places of the mesh.
+    pub routes: Vec<Route>,
+    /// One item's wavelets.
+    pub data: Arc<Vec<Wavelet>>,
 }
 
 /// What a PE sends of its kernel's output, an item.

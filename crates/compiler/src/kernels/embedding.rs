@@ -342,6 +342,7 @@ impl Implementation for EmbeddingKernel<'_> {
             entries: vec![vec![entry]],
             exits,
             gives,
+            streamed: None,
         }
     }
 }

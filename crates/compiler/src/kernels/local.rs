@@ -310,6 +310,7 @@ impl<'a, 'c> Local<'a, 'c> {
             entries,
             exits,
             gives,
+            streamed: None,
         }
     }
 }

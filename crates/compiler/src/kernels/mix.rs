@@ -580,6 +580,7 @@ impl Implementation for MixKernel<'_> {
             entries,
             exits,
             gives,
+            streamed: None,
         }
     }
 }

@@ -18,6 +18,7 @@ mod pointwise;
 mod pool;
 mod positions;
 mod softmax;
+mod streamed;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,8 @@ pub mod colors {
     pub const REDUCE: [Color; 2] = [1, 2];
     /// Results of sums, back to all that have a part in them.
     pub const SPREAD: Color = 3;
+    /// Stands for the colour of a column's streamed weights until they have a way.
+    pub const WEIGHTS: Color = 90;
     /// First colour of streams.
     pub const STREAMS: Color = 4;
 }
@@ -99,6 +102,7 @@ pub trait Implementation {
 pub fn of(kind: &Kind) -> Box<dyn Implementation + '_> {
     match kind {
         Kind::Mix(m) => Box::new(mix::MixKernel::new(m)),
+        Kind::Streamed(m) => Box::new(streamed::StreamedKernel::new(m)),
         Kind::Depthwise(m) => Box::new(depthwise::DepthwiseKernel(m)),
         Kind::Pool(p) => Box::new(pool::PoolKernel(p)),
         Kind::Binary { multiply, relu } => Box::new(binary::BinaryKernel {
@@ -139,12 +143,14 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
         samples: 1,
         sparse: false,
     });
+    let mix = std::sync::Arc::new(Mix {
+        terms: vec![(*none).clone()],
+        bias: None,
+        relu: false,
+    });
     let all = [
-        Kind::Mix(std::sync::Arc::new(Mix {
-            terms: vec![(*none).clone()],
-            bias: None,
-            relu: false,
-        })),
+        Kind::Mix(mix.clone()),
+        Kind::Streamed(mix),
         Kind::Depthwise(none),
         Kind::Pool(pool),
         Kind::Binary {

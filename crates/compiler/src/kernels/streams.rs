@@ -10,6 +10,9 @@ pub(super) enum Part {
     Features(usize, usize),
     /// These positions of every feature; they begin at a wavelet's first element.
     Positions(usize, usize),
+    /// These positions of these features (first of each, and last + 1), the same features in a whole column. A PE in the row in which the
+    /// stream enters gets its positions of all features of the lane.
+    Block((usize, usize), (usize, usize)),
 }
 
 /// A number for each PE of a rectangle as the simplest expression: a constant, a table by row or column, or by both.
@@ -212,6 +215,10 @@ pub(super) fn distribute(
                 (from < to).then_some(Part::Features(from, to))
             }
             Part::Positions(from, to) => (from < to).then_some(p),
+            Part::Block((from, to), positions) => {
+                let (from, to) = (from.max(whole.0), to.min(whole.1));
+                (from < to).then_some(Part::Block((from, to), positions))
+            }
         })
     };
     // what leaves the entry's row along a column: the features from the first to the last that a PE there takes, and how far it goes
@@ -219,7 +226,7 @@ pub(super) fn distribute(
         let mut hull: Option<((usize, usize), u32)> = None;
         for y in rows {
             let (from, to) = match part(x, y) {
-                Some(Part::Features(from, to)) => (from, to),
+                Some(Part::Features(from, to) | Part::Block((from, to), _)) => (from, to),
                 Some(Part::Positions(..)) => whole,
                 None => continue,
             };
@@ -246,8 +253,8 @@ pub(super) fn distribute(
                 (b - a) as u64 * each,
                 (to - from) as u64 * each,
             )),
-            Part::Positions(a, b) if a == 0 && b == layout.length() => None,
-            Part::Positions(a, b) => {
+            Part::Positions(a, b) | Part::Block(_, (a, b)) if a == 0 && b == layout.length() => None,
+            Part::Positions(a, b) | Part::Block(_, (a, b)) => {
                 let first = a as u64 / per;
                 Some((first, (b as u64).div_ceil(per) - first, each))
             }

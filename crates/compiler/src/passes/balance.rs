@@ -216,7 +216,7 @@ fn groups(plan: &Plan) -> Vec<Vec<usize>> {
             Kind::Mix(_) | Kind::Embedding(_) => true,
             Kind::Depthwise(d) => d.m == d.k,
             Kind::Pool(_) | Kind::Binary { .. } | Kind::Pointwise(_) | Kind::LayerNorm(_) => true,
-            Kind::Softmax | Kind::Attention(_) | Kind::Flatten => false,
+            Kind::Softmax | Kind::Attention(_) | Kind::Flatten | Kind::Streamed(_) => false,
         };
         for u in &k.inputs {
             // features that are merged with positions would have to stay together

@@ -104,8 +104,39 @@ fn kernels(plan: &Plan) -> Vec<Region> {
         let color = |c: Color| colors.get(&c).copied().unwrap_or(c);
         region.routes.iter_mut().for_each(|r| r.color = color(r.color));
         region.blocks.iter_mut().for_each(|b| b.recolor(color));
+        if emitted.streamed.is_some() {
+            let blocks = std::mem::take(&mut region.blocks);
+            region.blocks = blocks.into_iter().flat_map(|b| by_weights(b, plan, k)).collect();
+        }
         all.push(region);
     }
+    all
+}
+
+/// The block once for each colour on which its columns get streamed weights.
+fn by_weights(block: Block, plan: &Plan, kernel: usize) -> Vec<Block> {
+    let l = block.at;
+    let color = |x: u32| {
+        let own = plan.weights.iter().filter(|w| w.kernel == kernel);
+        own.clone().find(|w| w.columns.contains(&x)).map(|w| w.color)
+    };
+    let mut all: Vec<Block> = Vec::new();
+    let mut before = None;
+    for i in 0..l.nx {
+        let x = l.x + i * l.dx;
+        let own = color(x);
+        match all.last_mut() {
+            Some(last) if before == own => last.at.nx += 1,
+            _ => {
+                let at = Lattice { x, nx: 1, ..l };
+                let mut block = Block { at, ..block.clone() };
+                block.recolor(|c| own.filter(|_| c == colors::WEIGHTS).unwrap_or(c));
+                all.push(block);
+            }
+        }
+        before = own;
+    }
+    all.iter_mut().filter(|b| b.at.nx == 1).for_each(|b| b.at.dx = 1);
     all
 }
 
@@ -333,6 +364,21 @@ pub fn run(
     let width = machine.mesh.width;
     let mut regions = kernels(plan);
     regions.push(between(plan, machine));
+    if !plan.weights.is_empty() {
+        regions.push(Region {
+            name: "streamed weights".into(),
+            x: 0,
+            y: 0,
+            width,
+            height: machine.mesh.height,
+            routes: plan
+                .weights
+                .iter()
+                .flat_map(|w| w.routes.iter().cloned())
+                .collect(),
+            blocks: Vec::new(),
+        });
+    }
     let mut feeds = Vec::new();
     let mut words: Vec<&[u32]> = vec![&[]; machine.mesh.width as usize * machine.mesh.height as usize];
     for e in &plan.regions {
@@ -383,6 +429,16 @@ pub fn run(
                     data,
                 });
             }
+        }
+        for way in &plan.weights {
+            feeds.push(Feed {
+                name: "streamed weights".into(),
+                side: way.enters.0,
+                row: way.enters.1,
+                color: way.color,
+                epoch: 1,
+                data: FeedData::Host(way.data.clone()),
+            });
         }
     }
 

@@ -9,6 +9,7 @@ pub mod placement;
 pub mod rewrite;
 pub mod routes;
 pub mod stages;
+pub mod weights;
 
 /// A pass: its name for `--emit`, and what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

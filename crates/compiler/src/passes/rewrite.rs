@@ -98,6 +98,7 @@ pub fn run(graph: &Graph, machine: &Machine, options: &Options) -> Result<Plan, 
             estimates: Vec::new(),
             balance: Vec::new(),
             regions: Vec::new(),
+            weights: Vec::new(),
         },
         uses: BTreeMap::new(),
         done: BTreeSet::new(),
@@ -923,7 +924,7 @@ pub fn show(plan: &Plan) -> String {
             .collect();
         let e = &plan.edges[k.output];
         let about = match &k.kind {
-            Kind::Mix(m) => {
+            Kind::Mix(m) | Kind::Streamed(m) => {
                 let terms: Vec<String> = m.terms.iter().map(term).collect();
                 let bias = if m.bias.is_some() { ", bias" } else { "" };
                 let relu = if m.relu { ", relu" } else { "" };

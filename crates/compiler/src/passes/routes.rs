@@ -346,6 +346,25 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         entered: Vec::new(),
         left: Vec::new(),
     };
+    for way in &plan.weights {
+        let wavelets = way.data.len() as u64;
+        mesh.entered
+            .extend((way.enters.0 == Side::West).then_some(way.enters.1));
+        for route in &way.routes {
+            for (x, y) in route.at.places() {
+                let pe = mesh.at(x, y) as usize;
+                mesh.used[pe] |= 1 << way.color;
+                for (n, step) in STEPS.iter().enumerate() {
+                    if route.positions[0].outputs.contains(&step.0) {
+                        // along the row all of it, along a column its share
+                        let filtered = route.filters.iter().any(|f| f.output == step.0);
+                        let parts = if filtered { way.columns.len() as u64 } else { 1 };
+                        mesh.load[pe][n] += wavelets / parts;
+                    }
+                }
+            }
+        }
+    }
     let volume = |e: &Edge| {
         let per = crate::kernels::per_wavelet(machine, e.ty);
         (e.layout.features / e.layout.lanes) as u64 * (e.layout.length() as u64).div_ceil(per)

@@ -1,10 +1,10 @@
 //! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
-use super::{balance, lanes, memory, placement, routes};
+use super::{balance, lanes, memory, placement, routes, weights};
 use crate::kernels::{self, Context};
 use crate::plan::*;
-use crate::{CompileError, Options, Stages};
+use crate::{CompileError, Options, Stages, Weights};
 use meshloom_simulator::Machine;
 use meshloom_simulator::program::Color;
 
@@ -172,7 +172,10 @@ pub fn place(
             if fixed.is_none() {
                 balance::run(&mut plan, machine, options);
             }
-            match memory::run(&mut plan, machine).and_then(|()| routes::run(&mut plan, machine)) {
+            let routed = memory::run(&mut plan, machine)
+                .and_then(|()| weights::run(&mut plan, machine))
+                .and_then(|()| routes::run(&mut plan, machine));
+            match routed {
                 Ok(()) => return Ok(plan),
                 Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),
                 Err(e) => return Err(e),
@@ -182,44 +185,97 @@ pub fn place(
     Err(problem.expect("a stage is placed or refused"))
 }
 
+/// The kernel with its weights streamed, if it can.
+fn streamed(plan: &mut Plan, kernel: usize) -> bool {
+    match &plan.kernels[kernel].kind {
+        Kind::Mix(mix) if mix.streams() => {
+            plan.kernels[kernel].kind = Kind::Streamed(mix.clone());
+            true
+        }
+        _ => false,
+    }
+}
+
+/// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way.
+fn alone(
+    plan: &mut Plan,
+    kernel: usize,
+    stage: &Plan,
+    machine: &Machine,
+    options: &Options,
+) -> Result<Plan, CompileError> {
+    let mut other = stage.clone();
+    if options.weights == Weights::Resident || !streamed(&mut other, 0) {
+        return place(stage, machine, options, None);
+    }
+    let first_streamed = options.weights == Weights::Streamed || options.stages == Stages::Layer;
+    let order = if first_streamed {
+        [&other, stage]
+    } else {
+        [stage, &other]
+    };
+    let placed = match place(order[0], machine, options, None) {
+        Err(e @ CompileError::DoesNotFit { .. }) if options.weights == Weights::Auto => {
+            place(order[1], machine, options, None).map_err(|_| e)?
+        }
+        result => result?,
+    };
+    plan.kernels[kernel].kind.clone_from(&placed.kernels[0].kind);
+    Ok(placed)
+}
+
 /// The model in stages, each placed.
 pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan>, CompileError> {
     let n = plan.kernels.len();
     let whole = [0, n];
+    let mut plan = plan.clone();
+    if options.weights == Weights::Streamed {
+        (0..n).for_each(|k| {
+            streamed(&mut plan, k);
+        });
+    }
     match options.stages {
-        Stages::One => Ok(vec![place(&split(plan, &whole)[0], machine, options, None)?]),
+        Stages::One => Ok(vec![place(&split(&plan, &whole)[0], machine, options, None)?]),
         Stages::Layer => {
             let cuts: Vec<usize> = (0..=n).collect();
-            split(plan, &cuts)
-                .iter()
-                .map(|p| place(p, machine, options, None))
+            let stages = split(&plan, &cuts);
+            let each = stages.iter().enumerate();
+            each.map(|(k, stage)| alone(&mut plan, k, stage, machine, options))
                 .collect()
         }
         Stages::Auto => {
-            match place(&split(plan, &whole)[0], machine, options, None) {
+            match place(&split(&plan, &whole)[0], machine, options, None) {
                 Ok(placed) => return Ok(vec![placed]),
-                Err(e @ CompileError::DoesNotFit { .. }) if n < 2 => return Err(e),
+                Err(CompileError::DoesNotFit { .. }) if n < 2 => {
+                    let stage = split(&plan, &whole).remove(0);
+                    return Ok(vec![alone(&mut plan, 0, &stage, machine, options)?]);
+                }
                 Err(CompileError::DoesNotFit { .. }) => {}
                 Err(e) => return Err(e),
             }
             // as many kernels a stage as fit, from the first on
             let mut cuts = vec![0];
             while let Some(&from) = cuts.last().filter(|c| **c < n) {
-                let fits = |to: usize| {
+                let stage = |plan: &Plan, to: usize| {
                     let mut all = cuts.clone();
                     all.push(to);
-                    let stages = split(plan, &all);
-                    place(&stages[stages.len() - 1], machine, options, None)
+                    split(plan, &all).pop().expect("it has stages")
                 };
                 let (mut good, mut bad) = (from, n + 1);
                 let mut step = 1;
                 while good + step < bad {
-                    match fits(good + step) {
+                    match place(&stage(&plan, good + step), machine, options, None) {
                         Ok(_) => {
                             good += step;
                             step *= 2;
                         }
-                        Err(e) if good == from && step == 1 => return Err(e),
+                        // not even alone, unless its weights are streamed
+                        Err(CompileError::DoesNotFit { .. }) if good == from && step == 1 => {
+                            let single = stage(&plan, from + 1);
+                            alone(&mut plan, from, &single, machine, options)?;
+                            good = from + 1;
+                            bad = good + 1;
+                        }
                         Err(CompileError::DoesNotFit { .. }) => {
                             bad = good + step;
                             step = 1;
@@ -230,7 +286,7 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 }
                 cuts.push(good);
             }
-            split(plan, &cuts)
+            split(&plan, &cuts)
                 .iter()
                 .map(|p| place(p, machine, options, None))
                 .collect()

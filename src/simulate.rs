@@ -319,7 +319,7 @@ fn figures(
         } else {
             counts.mac_theoretical
         }),
-        published: counts.mac_published * items,
+        published: (counts.mac_published + counts.mac_act_published) * items,
         peak_pe_bytes: blocks()
             .map(|b| passes::memory::bytes(b, job.machine))
             .max()

@@ -17,6 +17,7 @@ fn compiled(graph: &Graph, machine: &Machine, items: usize) -> Compiled {
         ty: Ty::F32,
         items,
         skip_zeros: false,
+        ..Options::default()
     };
     compile(graph, machine, &options, &inputs(graph, items)).expect("the model fits")
 }

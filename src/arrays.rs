@@ -3,7 +3,7 @@
 use crate::error::Error;
 use meshloom_models::Graph;
 use ndarray::{ArrayD, IxDyn};
-use ndarray_npy::{NpzReader, NpzWriter, ReadNpyError, ReadNpzError};
+use ndarray_npy::{NpzReader, NpzWriter, ReadNpyError, ReadNpzError, ReadableElement};
 use std::fs::File;
 use std::path::Path;
 
@@ -13,8 +13,22 @@ pub type Arrays = Vec<(String, Vec<usize>, Vec<f32>)>;
 /// All items of each input, one after another, by the input's name.
 pub type Items = Vec<(String, Vec<f32>)>;
 
-/// Reads all arrays of a file; f32 and f64 are taken.
+/// An array as it is in a file.
+struct Found {
+    name: String,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+    /// Whether the file holds whole numbers.
+    integers: bool,
+}
+
+/// Reads all arrays of a file; float32 and float64 are taken, and int32 and int64 whose numbers float32 has.
 pub fn read(path: &Path) -> Result<Arrays, Error> {
+    let all = read_all(path)?;
+    Ok(all.into_iter().map(|f| (f.name, f.shape, f.values)).collect())
+}
+
+fn read_all(path: &Path) -> Result<Vec<Found>, Error> {
     let bad = |message: String| Error::Input(format!("{}: {message}", path.display()));
     let file = File::open(path).map_err(|e| bad(format!("can't open it: {e}")))?;
     if path.is_dir() {
@@ -25,58 +39,114 @@ pub fn read(path: &Path) -> Result<Arrays, Error> {
     let names = npz.names().map_err(not)?;
     let mut all = Vec::new();
     for name in names {
-        let single: Result<ArrayD<f32>, _> = npz.by_name(&name);
-        let array = match single {
-            Ok(a) => a.mapv(f64::from),
-            Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(_))) => match npz.by_name(&name) {
-                Ok(double) => double,
-                Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(d))) => {
-                    let found = d.to_string();
-                    return Err(bad(format!(
-                        "array `{name}` has the type {found}; expected float32 ('<f4') or float64 ('<f8')"
-                    )));
-                }
-                Err(e) => return Err(bad(format!("array `{name}` can't be read: {e}"))),
-            },
-            Err(e) => return Err(bad(format!("array `{name}` can't be read: {e}"))),
+        let unreadable = |e: ReadNpzError| bad(format!("array `{name}` can't be read: {e}"));
+        let wrong = |i: usize, v: &dyn std::fmt::Display, why: &str| {
+            bad(format!(
+                "array `{name}` has {v} at element {i} (in row-major order): {why}"
+            ))
         };
-        let shape = array.shape().to_vec();
-        if let Some((i, v)) = array.iter().enumerate().find(|(_, v)| !(**v as f32).is_finite()) {
-            let (v, why) = (
-                *v,
-                if v.is_finite() {
+        let floats = match typed::<f32>(&mut npz, &name).map_err(unreadable)? {
+            Ok(a) => Some(a.mapv(f64::from)),
+            Err(_) => typed::<f64>(&mut npz, &name).map_err(unreadable)?.ok(),
+        };
+        if let Some(array) = floats {
+            if let Some((i, v)) = array.iter().enumerate().find(|(_, v)| !(**v as f32).is_finite()) {
+                let why = if v.is_finite() {
                     "beyond float32"
                 } else {
                     "inputs must be finite"
-                },
-            );
-            return Err(bad(format!(
-                "array `{name}` has {v:?} at element {i} (in row-major order): {why}"
-            )));
+                };
+                return Err(wrong(i, &format!("{v:?}"), why));
+            }
+            all.push(Found {
+                shape: array.shape().to_vec(),
+                values: array.iter().map(|v| *v as f32).collect(),
+                integers: false,
+                name,
+            });
+            continue;
         }
-        let values: Vec<f32> = array.iter().map(|v| *v as f32).collect();
-        all.push((name, shape, values));
+        let integers = match typed::<i64>(&mut npz, &name).map_err(unreadable)? {
+            Ok(a) => a,
+            Err(_) => match typed::<i32>(&mut npz, &name).map_err(unreadable)? {
+                Ok(a) => a.mapv(i64::from),
+                Err(found) => {
+                    return Err(bad(format!(
+                        "array `{name}` has the type {found}; expected float32 ('<f4') or float64 ('<f8'), or for ids int32 ('<i4') or int64 ('<i8')"
+                    )));
+                }
+            },
+        };
+        let exact = |v: i64| (v as f32) as i128 == v as i128;
+        if let Some((i, v)) = integers.iter().enumerate().find(|(_, v)| !exact(**v)) {
+            return Err(wrong(
+                i,
+                v,
+                "float32, in which ids travel, has no such number; expected whole numbers up to 16777216",
+            ));
+        }
+        all.push(Found {
+            shape: integers.shape().to_vec(),
+            values: integers.iter().map(|v| *v as f32).collect(),
+            integers: true,
+            name,
+        });
     }
     Ok(all)
 }
 
-/// The graph's inputs from a file: one tensor each, or with one more leading axis that many items. Returns the items' number.
+/// An array if its elements have this type; else the type that they have.
+fn typed<T: ReadableElement>(
+    npz: &mut NpzReader<File>,
+    name: &str,
+) -> Result<Result<ArrayD<T>, String>, ReadNpzError> {
+    match npz.by_name(name) {
+        Ok(array) => Ok(Ok(array)),
+        Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(d))) => Ok(Err(d.to_string())),
+        Err(e) => Err(e),
+    }
+}
+
+/// The graph's inputs from a file: one tensor each, or with one more leading axis that many items. Returns the items' number. Whole
+/// numbers are taken where the input holds ids of a table, and there they must be rows of it.
 pub fn inputs(path: &Path, graph: &Graph) -> Result<(Items, usize), Error> {
-    let mut arrays = read(path)?;
+    let mut arrays = read_all(path)?;
     let bad = |message: String| Error::Input(format!("{}: {message}", path.display()));
     let mut found = Vec::new();
     let mut items: Option<usize> = None;
     for &id in graph.inputs() {
         let t = graph.tensor(id);
-        let Some(i) = arrays.iter().position(|(n, ..)| *n == t.name) else {
-            let names: Vec<&str> = arrays.iter().map(|(n, ..)| n.as_str()).collect();
+        let Some(i) = arrays.iter().position(|a| a.name == t.name) else {
+            let names: Vec<&str> = arrays.iter().map(|a| a.name.as_str()).collect();
             return Err(bad(format!(
                 "no array named `{}` (the model's input); it has {}",
                 t.name,
                 names.join(", ")
             )));
         };
-        let (name, shape, values) = arrays.swap_remove(i);
+        let Found {
+            name,
+            shape,
+            values,
+            integers,
+        } = arrays.swap_remove(i);
+        match graph.vocabulary(id) {
+            None if integers => {
+                return Err(bad(format!(
+                    "array `{name}` holds integers; expected float32 ('<f4') or float64 ('<f8'): the model's input holds no ids"
+                )));
+            }
+            Some(rows) => {
+                let row = |v: f32| v >= 0.0 && v.fract() == 0.0 && (v as usize) < rows;
+                if let Some((i, v)) = values.iter().enumerate().find(|(_, v)| !row(**v)) {
+                    return Err(bad(format!(
+                        "array `{name}` has {v} at element {i} (in row-major order); expected ids, whole numbers from 0 to {}",
+                        rows - 1
+                    )));
+                }
+            }
+            None => {}
+        }
         let n = if shape == t.shape {
             1
         } else if shape.len() == t.shape.len() + 1 && shape[1..] == t.shape && shape[0] > 0 {
@@ -96,7 +166,7 @@ pub fn inputs(path: &Path, graph: &Graph) -> Result<(Items, usize), Error> {
         items = Some(n);
         found.push((name, values));
     }
-    if let Some((name, ..)) = arrays.first() {
+    if let Some(Found { name, .. }) = arrays.first() {
         return Err(bad(format!("array `{name}` is not an input of the model")));
     }
     Ok((found, items.unwrap_or(1)))

@@ -43,7 +43,8 @@ pub fn load(spec: &str, batch: Option<usize>, seed: u64) -> Result<Model, Error>
     if Path::new(spec).exists() {
         return Err(Error::Input(format!("{spec}: model files end in .onnx")));
     }
-    let built = builders::builtin(spec, batch.unwrap_or_else(|| builders::default_batch(spec)), seed).map_err(Error::input)?;
+    let built = builders::builtin(spec, batch.unwrap_or_else(|| builders::default_batch(spec)), seed)
+        .map_err(Error::input)?;
     let name = spec.split(':').next().unwrap_or(spec).to_string();
     Ok(Model {
         graph: built.graph,

@@ -258,6 +258,41 @@ fn what_the_passes_make_of_a_cnn() {
     }
 }
 
+/// A small one of each family, on a small mesh.
+const FAMILIES: [(&str, &str); 3] = [
+    (
+        "gpt",
+        "gpt:layers=1,width=8,heads=2,seq=6,vocab=12 --set mesh.width=16 --set mesh.height=12",
+    ),
+    (
+        "resnet18",
+        "resnet18:width=2,size=8 --set mesh.width=24 --set mesh.height=20 --sparsity 0.75",
+    ),
+    (
+        "fabric",
+        "fabric:layers=2,scales=2,channels=2 --set mesh.width=14 --set mesh.height=12",
+    ),
+];
+
+#[test]
+fn what_the_passes_make_of_each_family() {
+    for (family, line) in FAMILIES {
+        for emit in ["rewritten", "stages", "placement", "routes", "memory"] {
+            let out = meshloom(&format!("compile {line} --emit {emit}")).ok();
+            settled().bind(|| insta::assert_snapshot!(format!("{family}_{emit}"), out));
+        }
+        let out = meshloom(&format!("compile {line} --stages layer --emit placement")).ok();
+        settled().bind(|| insta::assert_snapshot!(format!("{family}_layer_placement"), out));
+    }
+}
+
+#[test]
+fn a_layer_at_a_time_runs_too() {
+    for (_, line) in FAMILIES {
+        meshloom(&format!("run {line} --stages layer")).ok();
+    }
+}
+
 #[test]
 fn lists_and_descriptions() {
     let mut text = String::new();
@@ -337,14 +372,15 @@ fn the_cnn_gives_what_onnxruntime_gave() {
 fn a_cnn_is_right_on_odd_machines() {
     let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/digits-cnn/output.npz");
     for (i, sets) in [
-        "mesh.width=9 mesh.height=1",
+        "mesh.width=2 mesh.height=2",
+        "mesh.width=9 mesh.height=2",
         "mesh.width=9 mesh.height=3",
         "link.bits=64",
         "link.bits=64 pe.sram.port_bits=128 pe.lanes.f32_simple=64 pe.lanes.f16_simple=3",
         "link.bits=64 pe.lanes.f32_simple=1 pe.lanes.f16_simple=1",
         "pe.lanes.f32=2 pe.lanes.f16=64",
         "router.queue_depth=1 pe.input_queue_depth=1 pe.output_queue_depth=1",
-        "router.colors=7 router.switch_positions=2 router.filters=1 pe.threads=5",
+        "router.colors=7 router.switch_positions=2 router.filters=2 pe.threads=5",
         "pe.move_queue=1",
         "pe.moves_first=false pe.cost.issue=0 pe.sram.banks=1",
         "edge.bits_per_second=54.4e9 edge.latency_cycles=1 router.ramp_cycles=1",

@@ -656,8 +656,7 @@ fn report(machine: &Machine, model: &Model) -> Report {
             graph: &model.graph,
             machine,
             sparsity: 0.0,
-            ty: model.options.ty,
-            items: model.options.items,
+            options: model.options.clone(),
             inputs: &model.inputs,
             expected: Some(&expected),
             progress: None,
@@ -715,7 +714,7 @@ fn a_miscount_of_one_is_found() {
     let drains: Vec<usize> = compiled
         .outputs
         .iter()
-        .flat_map(|o| o.ports.iter().map(|p| p.drain))
+        .flat_map(|o| o.drains.iter().map(|d| compiled.program.drain_index(o.stage, *d)))
         .collect();
     let count = |o: &Outcome| {
         let input = RunInput {

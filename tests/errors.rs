@@ -151,6 +151,27 @@ fn inputs() {
         npz(at("too-large.npz"), "x", &[2, 6], vec![1e300f64; 12]),
     ];
     let mut all: Vec<String> = files.iter().map(|f| format!("{SMALL} --input {f}")).collect();
+    let ids = [
+        npz(
+            at("large-id.npz"),
+            "ids",
+            &[1, 4],
+            vec![1i64, 2, (1 << 24) + 1, 3],
+        ),
+        npz(at("no-row.npz"), "ids", &[1, 4], vec![1i64, 8, 9, 0]),
+        npz(at("negative.npz"), "ids", &[1, 4], vec![1i32, -1, 2, 0]),
+        npz(at("between.npz"), "ids", &[1, 4], vec![1.5f32; 4]),
+        npz(at("bytes.npz"), "ids", &[1, 4], vec![1u8; 4]),
+    ];
+    let gpt = "run gpt:layers=1,width=4,heads=1,seq=4,vocab=9";
+    all.extend(ids.iter().map(|f| format!("{gpt} --input {f}")));
+    for good in [
+        npz(at("int32.npz"), "ids", &[1, 4], vec![1i32, 8, 2, 0]),
+        npz(at("int64.npz"), "ids", &[1, 4], vec![1i64, 8, 2, 0]),
+        npz(at("float.npz"), "ids", &[1, 4], vec![1f32, 8.0, 2.0, 0.0]),
+    ] {
+        meshloom(&format!("{gpt} --input {good}")).ok();
+    }
     all.push(format!("{SMALL} --input {good} --items 2"));
     assert_eq!(
         meshloom(&format!("{SMALL} --input {good} --items 3")).code,
@@ -217,22 +238,23 @@ fn models_that_do_not_fit() {
         &[
             "--set mesh.width=1 --set mesh.height=1",
             "--set mesh.width=3 --set mesh.height=1",
+            "--set mesh.width=2 --set mesh.height=2 --stages one",
             "--set pe.sram_bytes=256",
             "--set pe.sram_bytes=256 --dtype f16 --sparsity 0.5",
             "--set router.colors=1",
-            "--set router.colors=6",
+            "--set router.colors=4",
             "--set router.switch_positions=1",
             "--set router.filters=0",
             "--set pe.threads=1",
-            "--set pe.threads=3",
-            "--set edge.bits_per_second=1",
-            "--set edge.bits_per_second=27.2e9",
+            "--set pe.threads=2",
         ],
     );
-    all.push("run tests/data/digits-cnn/model.onnx --set pe.threads=4".into());
     all.push("run tests/data/digits-cnn/model.onnx --batch 1000".into());
-    all.push("run tests/data/digits-cnn/model.onnx --set mesh.width=7".into());
+    all.push(
+        "run tests/data/digits-cnn/model.onnx --set mesh.width=3 --set mesh.height=3 --stages one".into(),
+    );
     all.push("compile mlp:layers=4096-4096 --batch 1".into());
+    all.push("compile gpt:layers=12,width=256 --stages one".into());
     settled().bind(|| insta::assert_snapshot!(refused(&all)));
 }
 
@@ -240,13 +262,14 @@ fn models_that_do_not_fit() {
 fn what_would_help_helps() {
     // each of the refusals above, with its advice taken
     for sets in [
-        "mesh.width=4 mesh.height=1",
-        "pe.sram_bytes=1024",
-        "router.colors=7",
+        "mesh.width=4 mesh.height=2",
+        "mesh.width=6 mesh.height=2",
+        "mesh.width=2 mesh.height=2",
+        "pe.sram_bytes=2048",
+        "router.colors=12",
         "router.switch_positions=2",
-        "router.filters=1",
-        "pe.threads=4",
-        "edge.bits_per_second=54400000000",
+        "router.filters=2",
+        "pe.threads=3",
     ] {
         let sets: String = sets.split(' ').map(|s| format!(" --set {s}")).collect();
         meshloom(&format!("run mlp:layers=64-32-10 --batch 4{sets}")).ok();
@@ -261,7 +284,7 @@ fn nothing_is_written_by_a_command_that_fails() {
         "--set pe.sram_bytes=64",
         "--machine wse9",
         "--input missing.npz",
-        "--set mesh.width=2",
+        "--set mesh.width=1",
     ]
     .iter()
     .enumerate()

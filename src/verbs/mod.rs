@@ -7,9 +7,9 @@ pub mod list;
 pub mod run;
 pub mod show;
 
+use clap::builder::TypedValueParser;
 use meshloom::error::Error;
 use meshloom::models::Model;
-use clap::builder::TypedValueParser;
 use meshloom_compiler::{Options, Placement, Stages, Weights};
 use meshloom_models::Graph;
 use meshloom_models::sparsity::{self, Mask, Plan};
@@ -54,9 +54,21 @@ pub struct Common {
     /// How the mesh is divided: by work, or in equal strips (to compare with).
     #[arg(long, value_enum, default_value = "work")]
     pub placement: PlacementName,
+    /// Whether features are put in an order that evens out the PEs' nonzeros.
+    #[arg(long, value_enum, default_value = "on")]
+    pub balance: Switch,
     /// Most parallel streams between two kernels.
     #[arg(long, value_name = "1|2|4", default_value_t = 4, value_parser = clap::builder::PossibleValuesParser::new(["1", "2", "4"]).map(|s| s.parse::<usize>().unwrap_or(1)))]
     pub lanes: usize,
+}
+
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// Do it.
+    On,
+    /// Leave it.
+    Off,
 }
 
 /// How a model is cut into stages.
@@ -158,6 +170,7 @@ impl Common {
                 PlacementName::Work => Placement::Work,
                 PlacementName::Strips => Placement::Strips,
             },
+            balance: self.balance == Switch::On,
             lanes: self.lanes,
             seed: self.seed,
         }

@@ -152,6 +152,11 @@ fn convolution(name: &'static str, shape: [usize; 4], op: Op, weights: [usize; 4
 }
 
 fn alone(name: &'static str, op: Op, inputs: &[&[usize]]) -> Model {
+    alone_with(name, op, inputs, 2)
+}
+
+/// The same with so many items.
+fn alone_with(name: &'static str, op: Op, inputs: &[&[usize]], items: usize) -> Model {
     let mut b = Builder::new(name);
     let x: Vec<_> = inputs
         .iter()
@@ -159,11 +164,86 @@ fn alone(name: &'static str, op: Op, inputs: &[&[usize]]) -> Model {
         .map(|(i, s)| b.input(&format!("x{i}"), s))
         .collect();
     let y = b.op("y", op, &x);
+    Model::new(name, b.done(y), items, false, Ty::F32)
+}
+
+/// Constants of an operator, each `[n]`.
+fn constants(b: &mut Builder, names: &[&str], n: usize) -> Vec<TensorId> {
+    let one = |(i, name): (usize, &&str)| {
+        let values = numbers(n * (i + 1), 0)[n * i..].to_vec();
+        // variances and scales of one sign
+        let values = if *name == "var" {
+            values.iter().map(|v| v.abs()).collect()
+        } else {
+            values
+        };
+        b.0.add_constant(*name, &[n], values)
+            .unwrap_or_else(|e| panic!("{e}"))
+    };
+    names.iter().enumerate().map(one).collect()
+}
+
+/// A norm of an input with constants of these names, each `[n]`; four items.
+fn normed(name: &'static str, op: Op, shape: &[usize], names: &[&str], n: usize, ty: Ty) -> Model {
+    let mut b = Builder::new(name);
+    let mut inputs = vec![b.input("x", shape)];
+    inputs.extend(constants(&mut b, names, n));
+    let y = b.op("y", op, &inputs);
+    Model::new(name, b.done(y), 4, false, ty)
+}
+
+/// Queries, keys and values of one product, and what attends to them.
+fn attention(name: &'static str, tokens: usize, width: usize, heads: usize) -> Model {
+    let mut b = Builder::new(name);
+    let x = b.input("x", &[1, tokens, 2]);
+    let all = b.weighted("qkv", Op::Linear, x, &[3 * width, 2], 0);
+    let parts = ["q", "k", "v"].into_iter().enumerate().map(|(i, part)| {
+        let (start, end) = (i * width, (i + 1) * width);
+        b.op(part, Op::Slice { axis: 2, start, end }, &[all])
+    });
+    let parts: Vec<_> = parts.collect();
+    let y = b.op("attention", Op::Attention { heads, causal: true }, &parts);
     Model::new(name, b.done(y), 2, false, Ty::F32)
 }
 
-/// One model a kernel and mode, each with two items.
+/// Rows of a table, each of which some id chooses, with what is added at each position.
+fn embedding(name: &'static str, tokens: usize, rows: usize, width: usize) -> Model {
+    let mut b = Builder::new(name);
+    let ids = b.input("ids", &[1, tokens]);
+    let mut constant = |name: &str, shape: [usize; 2], skip: usize| {
+        let values = numbers(shape[0] * shape[1] + skip, 0)[skip..].to_vec();
+        b.0.add_constant(name, &shape, values)
+            .unwrap_or_else(|e| panic!("{e}"))
+    };
+    let (table, start) = (
+        constant("table", [rows, width], 0),
+        constant("start", [tokens, width], 9),
+    );
+    let chosen = b.op("rows", Op::Gather, &[ids, table]);
+    let y = b.op("y", Op::Add, &[chosen, start]);
+    let mut model = Model::new(name, b.done(y), 2, false, Ty::F32);
+    model.inputs[0].1 = (0..2 * tokens).map(|i| (3 * i % rows) as f32).collect();
+    model
+}
+
+/// One model a kernel and mode, each with two items or more.
 pub fn kernels() -> Vec<Model> {
+    let sum = {
+        let mut b = Builder::new("conv sum");
+        let (x, z) = (b.input("x", &[1, 3, 3, 4]), b.input("z", &[1, 2, 3, 4]));
+        let left = b.weighted("left", conv([1, 1], [1; 4], 1), x, &[4, 3, 3, 3], 0);
+        let right = b.weighted("right", conv([1, 1], [0; 4], 1), z, &[4, 2, 1, 1], 3);
+        let s = b.op("s", Op::Add, &[left, right]);
+        let y = b.op("y", Op::Relu, &[s]);
+        Model::new("conv sum", b.done(y), 2, true, Ty::F32)
+    };
+    let zeros = {
+        let mut b = Builder::new("conv of inserted zeros");
+        let x = b.input("x", &[1, 3, 2, 3]);
+        let z = b.op("z", Op::ZeroInsert { factor: [2, 2] }, &[x]);
+        let y = b.weighted("conv", conv([1, 1], [1; 4], 1), z, &[4, 3, 3, 3], 0);
+        Model::new("conv of inserted zeros", b.done(y), 2, false, Ty::F32)
+    };
     let flatten = {
         let mut b = Builder::new("flatten");
         let x = b.input("x", &[2, 7, 2, 3]);
@@ -180,6 +260,9 @@ pub fn kernels() -> Vec<Model> {
         Model::new("add with relu", b.done(y), 2, false, Ty::F32)
     };
     let four: &[usize] = &[2, 7, 2, 2];
+    // a feature is a slot of a ring, which four items go around
+    let plane: &[usize] = &[1, 3, 8, 8];
+    let large: &[usize] = &[1, 4, 16, 16];
     vec![
         linear("matmul dense", [2, 9], 8, 0, Ty::F32),
         linear("matmul dense f16", [2, 9], 8, 0, Ty::F16),
@@ -278,6 +361,45 @@ pub fn kernels() -> Vec<Model> {
         alone("mul", Op::Mul, &[four, four]),
         fused,
         alone("relu", Op::Relu, &[four]),
+        sum,
+        zeros,
+        alone_with("gelu by tanh", Op::Gelu { tanh: true }, &[plane], 4),
+        alone_with("gelu", Op::Gelu { tanh: false }, &[plane], 4),
+        normed(
+            "batch norm",
+            Op::BatchNorm { epsilon: 1e-5 },
+            plane,
+            &["scale", "bias", "mean", "var"],
+            3,
+            Ty::F32,
+        ),
+        normed(
+            "batch norm f16",
+            Op::BatchNorm { epsilon: 1e-5 },
+            plane,
+            &["scale", "bias", "mean", "var"],
+            3,
+            Ty::F16,
+        ),
+        normed(
+            "layer norm",
+            Op::LayerNorm { epsilon: 1e-5 },
+            &[3, 13],
+            &["scale", "bias"],
+            13,
+            Ty::F32,
+        ),
+        attention("attention", 6, 6, 2),
+        attention("attention, heads share columns", 4, 8, 8),
+        embedding("embedding", 8, 7, 5),
+        alone("add on two lanes", Op::Add, &[large, large]),
+        convolution(
+            "conv on two lanes",
+            [1, 4, 16, 16],
+            conv([1, 1], [0; 4], 1),
+            [4, 4, 1, 1],
+            0,
+        ),
         alone("softmax", Op::Softmax { axis: 1 }, &[&[2, 9]]),
         flatten,
     ]

@@ -63,6 +63,8 @@ pub struct Options {
     pub weights: Weights,
     /// How rectangles are chosen.
     pub placement: Placement,
+    /// Features are put in an order that evens out the PEs' nonzeros.
+    pub balance: bool,
     /// Most parallel streams between two kernels: 1, 2 or 4.
     pub lanes: usize,
     /// Seed of the search for rectangles.
@@ -78,6 +80,7 @@ impl Default for Options {
             stages: Stages::Auto,
             weights: Weights::Auto,
             placement: Placement::Work,
+            balance: true,
             lanes: 4,
             seed: 0,
         }
@@ -226,6 +229,7 @@ pub fn compile_alone(
         outputs,
         places: Vec::new(),
         estimates: Vec::new(),
+        balance: Vec::new(),
         regions: Vec::new(),
         weights: Vec::new(),
     };
@@ -255,7 +259,10 @@ fn finish(
     }
     let found = |(name, u): &(String, plan::Use)| {
         let edge = &plan.edges[u.edge].name;
-        let port = ports.iter().flatten().find(|p| p.name == *edge || p.name == *name);
+        let port = ports
+            .iter()
+            .flatten()
+            .find(|p| p.name == *edge || p.name == *name);
         port.map(|p| OutputPort {
             name: name.clone(),
             ..p.clone()
@@ -289,6 +296,7 @@ pub fn show(compiled: &Compiled, graph: &Graph, machine: &Machine, pass: &str) -
         "rewritten" => each(&passes::rewrite::show),
         "stages" => each(&|p| passes::stages::show(p, machine)),
         "placement" => each(&|p| passes::placement::show(p, machine)),
+        "balance" => each(&passes::balance::show),
         "routes" => each(&|p| passes::routes::show(p, machine)),
         "memory" => each(&|p| passes::memory::show(p, machine)),
         "program" => text::print(&compiled.program),

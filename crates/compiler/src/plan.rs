@@ -1,8 +1,8 @@
 //! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
 use meshloom_models::{NodeId, TensorId};
-use meshloom_simulator::{Expr, Side};
 use meshloom_simulator::program::{Color, Port, Region, Route, Ty, Wavelet};
+use meshloom_simulator::{Expr, Side};
 use std::sync::Arc;
 
 /// How a tensor travels: as a stream of its features, one after another, each as its elements at all other positions in row-major order;
@@ -65,7 +65,9 @@ impl Layout {
     /// The same stream seen as \[outer, features * inner\]: one element a feature and outer index.
     pub fn flattened(&self) -> Layout {
         let order = self.order.as_ref().map(|o| {
-            let all = o.iter().flat_map(|f| (0..self.inner).map(move |i| f * self.inner + i));
+            let all = o
+                .iter()
+                .flat_map(|f| (0..self.inner).map(move |i| f * self.inner + i));
             Arc::new(all.collect())
         });
         Layout {
@@ -357,6 +359,17 @@ pub struct Kernel {
     pub nodes: Vec<NodeId>,
 }
 
+/// How evenly a kernel's multiply-adds are spread over its PEs: those of the PE that has most over the mean of all that have any.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Balance {
+    /// The kernel.
+    pub kernel: usize,
+    /// With the tensors' own order of features.
+    pub before: f64,
+    /// With the order that was chosen.
+    pub after: f64,
+}
+
 /// A rectangle of the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Rect {
@@ -391,6 +404,8 @@ pub struct Plan {
     pub places: Vec<Rect>,
     /// Expected cycles an item of each kernel; set by the placement pass.
     pub estimates: Vec<u64>,
+    /// How even the work of kernels with lists is; set by the balance pass.
+    pub balance: Vec<Balance>,
     /// The kernels' code and inner routes, with the words of weights that each PE waits for; set by the memory pass.
     pub regions: Vec<Emitted>,
     /// The ways of streamed weights; set by the weights pass.

@@ -27,6 +27,7 @@ pub fn raise(graph: &Graph) -> Graph {
                 || functions::scale_and_shift(&mut graph, id)
                 || functions::pooling(&mut graph, id)
                 || trim(&mut graph, id)
+                || turned_in_three(&mut graph, id)
                 || reshapes(&mut graph, id);
         }
         graph = graph.compact();
@@ -96,6 +97,30 @@ fn trim(graph: &mut Graph, id: NodeId) -> bool {
         }
     }
     inputs != node.inputs && graph.replace_upstream(id, node.op, &inputs).is_ok()
+}
+
+/// The last two axes of `[a, b, m, n]` transposed as `[a * b, m, n]`, as exporters do it for keys: a transpose with all four axes.
+fn turned_in_three(graph: &mut Graph, id: NodeId) -> bool {
+    let found = || {
+        let last = graph.node(id);
+        let middle = made(graph, last.inputs[0])?;
+        let first = made(graph, middle.inputs[0])?;
+        let turned = matches!(&middle.op, Op::Transpose { perm } if perm[..] == [0, 2, 1]);
+        if last.op != Op::Reshape || first.op != Op::Reshape || !turned {
+            return None;
+        }
+        let &[a, b, m, n] = graph.tensor(first.inputs[0]).shape.as_slice() else {
+            return None;
+        };
+        let same = graph.tensor(first.output).shape == [a * b, m, n]
+            && graph.tensor(last.output).shape == [a, b, n, m];
+        same.then_some(first.inputs[0])
+    };
+    let Some(source) = found() else { return false };
+    let perm = vec![0, 1, 3, 2];
+    graph
+        .replace_upstream(id, Op::Transpose { perm }, &[source])
+        .is_ok()
 }
 
 /// Reshapes of reshapes, those that change nothing, and those around operators that do not care.

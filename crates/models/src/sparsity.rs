@@ -242,6 +242,12 @@ impl Plan {
 
     /// The share of zeros that the plan leaves among its weights; 0 if it has none.
     pub fn sparsity(&self, graph: &Graph) -> f64 {
+        // one fraction for all is that fraction, without a rounding
+        if let Some(first) = self.entries.first()
+            && self.entries.iter().all(|e| e.fraction == first.fraction)
+        {
+            return first.fraction;
+        }
         let elements = |e: &Entry| graph.tensor(e.weight).elements() as f64;
         let all: f64 = self.entries.iter().map(elements).sum();
         let zero: f64 = self.entries.iter().map(|e| elements(e) * e.fraction).sum();

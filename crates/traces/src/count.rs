@@ -234,7 +234,7 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
         },
         utilisation: share(pes),
         utilisation_in_use: share(input.pes_in_use),
-        imbalance: imbalance(outcome, mesh.width, input.kernels),
+        imbalance: worst_imbalance(outcome, mesh.width, input.kernels),
         traffic: Traffic {
             wavelets: outcome.wavelets,
             hops: outcome.hops,
@@ -366,6 +366,7 @@ fn count_kernel(outcome: &Outcome, width: u32, kernel: &KernelRegion) -> Kernel 
         region: kernel.rect,
         cycles: span.map_or(0, |(first, last)| last.saturating_sub(first) + 1),
         estimated_cycles: kernel.estimated_cycles,
+        imbalance: imbalance(region(outcome, width, kernel)).1,
         executed,
         busy: of(Class::Busy),
         slots: Slots {
@@ -383,19 +384,30 @@ fn count_kernel(outcome: &Outcome, width: u32, kernel: &KernelRegion) -> Kernel 
     }
 }
 
-/// The PE with the most multiply-adds against the mean of its kernel's PEs that have any.
-fn imbalance(outcome: &Outcome, width: u32, kernels: &[KernelRegion]) -> f64 {
+/// The most multiply-adds of a PE, and these over the mean of the PEs that have any (1 where none has).
+fn imbalance<'a>(pes: impl Iterator<Item = &'a PeCounters>) -> (u64, f64) {
+    let (mut most, mut sum, mut count) = (0u64, 0u64, 0u64);
+    for pe in pes {
+        let n = pe.operations[0] + pe.operations[1];
+        most = most.max(n);
+        sum += n;
+        count += (n > 0) as u64;
+    }
+    let quotient = if sum == 0 {
+        1.0
+    } else {
+        most as f64 * count as f64 / sum as f64
+    };
+    (most, quotient)
+}
+
+/// That of the kernel that has the PE with the most; of equal ones the first.
+fn worst_imbalance(outcome: &Outcome, width: u32, kernels: &[KernelRegion]) -> f64 {
     let mut worst = (0u64, 1.0);
     for kernel in kernels {
-        let (mut most, mut sum, mut count) = (0u64, 0u64, 0u64);
-        for pe in region(outcome, width, kernel) {
-            let n = pe.operations[0] + pe.operations[1];
-            most = most.max(n);
-            sum += n;
-            count += (n > 0) as u64;
-        }
-        if most > worst.0 {
-            worst = (most, most as f64 * count as f64 / sum as f64);
+        let own = imbalance(region(outcome, width, kernel));
+        if own.0 > worst.0 {
+            worst = own;
         }
     }
     worst.1

@@ -235,7 +235,7 @@ fn null_is_nan<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
 
 /// One kernel in one run. `busy` to `idle` are PE-cycles over its region in its stage, from its first input wavelet on; their
 /// sum is the region's area x the stage's cycles without load (`cycles.total` in a run of one stage).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
     /// Name of the graph's node.
     pub name: String,
@@ -249,6 +249,8 @@ pub struct Kernel {
     pub cycles: u64,
     /// What the compiler's cost formula expected.
     pub estimated_cycles: u64,
+    /// Multiply-adds of its PE with the most over the mean of its PEs with any; 1 where none has any.
+    pub imbalance: f64,
     /// Operations executed on its PEs.
     pub executed: Operations,
     /// PE-cycles in which the step slot was used.

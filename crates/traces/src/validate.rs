@@ -217,6 +217,7 @@ fn validate_kernels(at: &At, run: &Run, lanes: Option<f64>) -> Result<(), Violat
                 )
             },
         )?;
+        at.within("imbalance", k.imbalance, 1.0, f64::MAX)?;
         at.holds(k.slots.total() == k.busy, "slots", || {
             format!("their sum {} is not busy = {}", k.slots.total(), k.busy)
         })?;

@@ -155,12 +155,13 @@ fn names_of_any_length_and_letters_stay_on_the_page() {
 #[test]
 fn kernels_that_lie_on_one_another_are_not_named() {
     let m = machine("small", 16, 16);
-    let mut kernels = vec![
+    let kernels = [
         kernel("first", "matmul", 0, 0, 16, 16),
         kernel("second", "matmul", 0, 0, 16, 12),
     ];
-    kernels[1].stage = 1;
-    let [heat, _] = draw_both("stages", &two(&m, &kernels));
+    let mut made = two(&m, &kernels);
+    made.iter_mut().for_each(|m| m.run.kernels[1].stage = 1);
+    let [heat, _] = draw_both("stages", &made);
     assert!(heat.svg.contains("2 stages, one after another"));
     assert!(!heat.svg.contains("second"));
 }

@@ -407,7 +407,9 @@ impl AttentionKernel<'_> {
 
         p.task("main", Trigger::Start);
         if masked {
-            // what lies on and before the diagonal stays 0
+            // 0 on and before the diagonal: SRAM may hold what an earlier stage left
+            p.memory(desc::MASK, Ty::F32, Val::Imm(mask), &[imm(longest)], &[1], false);
+            p.map(Op::Mov, desc::MASK, Operand::Imm(0.0), None, Count::None);
             let after = Val::Imm(mask + longest as i64 * 4);
             p.memory(desc::MASK, Ty::F32, after, &[imm(longest - 1)], &[1], false);
             p.map(
@@ -796,6 +798,12 @@ impl AttentionKernel<'_> {
                 all.push((Port::East, (x + 1..w).map(column).sum()));
             }
             all.retain(|(_, n)| *n > 0);
+            // where nothing comes from below, both blocks of the PE are one
+            all.dedup_by(|next, before| {
+                let same = next.0 == before.0;
+                before.1 += if same { next.1 } else { 0 };
+                same
+            });
             all
         };
         let key = |x: u32, y: u32| {

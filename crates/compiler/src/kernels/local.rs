@@ -121,7 +121,15 @@ fn by_parity(block: Block) -> Vec<Block> {
         let mut own = Block { at, ..block.clone() };
         if (at.x + at.y) % 2 == 1 {
             let [a, b] = colors::REDUCE;
-            own.recolor(|c| if c == a { b } else if c == b { a } else { c });
+            own.recolor(|c| {
+                if c == a {
+                    b
+                } else if c == b {
+                    a
+                } else {
+                    c
+                }
+            });
         }
         all.push(own);
     }

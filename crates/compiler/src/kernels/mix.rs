@@ -5,6 +5,11 @@
 //! a chunk at a time, each PE adds their products to its accumulators: dense weights by one instruction a chunk and tap (an outer
 //! product), lists of (index, value) by one AXPY a stored weight. At the end the partial sums are added along the row from west to east;
 //! the last column adds the bias (it starts from it), applies what is fused, and sends the row's output features.
+//!
+//! Where several items stream through, operators with one tap work in a *steady* form if SRAM has room for it: all products of an item are
+//! one instruction of a microthread, and there are two sets of accumulators. Sums leave at once, by a microthread of higher priority, and
+//! do not hold up the next item while they wait for their neighbours; one of lower priority clears accumulators in the slots that lie idle
+//! while a stored weight's product is issued. What does not depend on the item is set once.
 
 use super::streams::{Role, role, sums_along_rows};
 use super::*;
@@ -58,6 +63,31 @@ struct Cut {
     /// For each input, items whose features have room in its columns: those worked on, and those that come in meanwhile or wait for
     /// another input that takes a longer way.
     slots: Vec<usize>,
+    /// The steady form: one chunk an item, and two sets of accumulators; then every input has two slots, and `staged` does not hold.
+    steady: bool,
+}
+
+/// The microthreads, by priority: what arrives, sums and results, and in the steady form products and the clearing of accumulators.
+const RECEIVE: u8 = 1;
+const SUMS: u8 = 2;
+const PRODUCTS: u8 = 3;
+const CLEAR: u8 = 4;
+
+/// What the PEs of a rectangle have of an operator's features.
+pub(crate) struct Shares {
+    /// Places in the output stream: first one of each row, and the end.
+    pub(crate) rows: Vec<usize>,
+    /// Of each column, which input it takes from, and its places in that stream: first, and last + 1.
+    pub(crate) columns: Vec<(usize, usize, usize)>,
+}
+
+/// The shares of a rectangle that [`Implementation::fit`] gave. They do not depend on the order of features in the streams.
+pub(crate) fn shares(mix: &Arc<Mix>, c: &Context, width: u32, height: u32) -> Option<Shares> {
+    let cut = MixKernel::new(mix).cut(c, width, height)?;
+    Some(Shares {
+        rows: cut.rows,
+        columns: cut.columns.iter().map(|c| (c.term, c.from, c.to)).collect(),
+    })
 }
 
 impl Cut {
@@ -66,7 +96,10 @@ impl Cut {
     }
 
     fn widest(&self) -> usize {
-        (0..self.rows.len() - 1).map(|r| self.outputs(r)).max().unwrap_or(0)
+        (0..self.rows.len() - 1)
+            .map(|r| self.outputs(r))
+            .max()
+            .unwrap_or(0)
     }
 
     fn features(&self, column: usize) -> usize {
@@ -112,13 +145,17 @@ impl MixKernel<'_> {
         }
         let load = |t: usize, n: usize| features(t).div_ceil(n) as u64 * Self::work(&self.mix.terms[t]);
         for _ in needed..width {
-            let open = all.iter_mut().enumerate().filter(|(_, (t, _, n))| *n < features(*t));
+            let open = all
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, (t, _, n))| *n < features(*t));
             match open.max_by_key(|(i, (t, _, n))| (load(*t, *n), usize::MAX - i)) {
                 Some((_, lane)) => lane.2 += 1,
                 None => break,
             }
         }
-        all.iter_mut().for_each(|(t, _, n)| *n = fewest(features(*t), *n as u32) as usize);
+        all.iter_mut()
+            .for_each(|(t, _, n)| *n = fewest(features(*t), *n as u32) as usize);
         Some(all)
     }
 
@@ -163,14 +200,19 @@ impl MixKernel<'_> {
             let linear = &self.mix.terms[term];
             // small chunks let work begin early; an instruction of a few hundred steps hides its own cost
             let total = if linear.lists() {
-                self.sums(c, term).stored.last().copied().unwrap_or(0) as f64 / linear.taps.len().max(1) as f64
+                self.sums(c, term).stored.last().copied().unwrap_or(0) as f64
+                    / linear.taps.len().max(1) as f64
             } else {
                 (linear.m * linear.k) as f64
             };
             let density = total / (linear.m * linear.k).max(1) as f64;
             let tap = linear.taps.iter().map(|t| linear.hits(t)).max().unwrap_or(1);
             let steps = (outputs * tap) as f64 * density.max(0.02);
-            let widest = columns.iter().filter(|c| c.term == term).map(|c| c.to - c.from).max();
+            let widest = columns
+                .iter()
+                .filter(|c| c.term == term)
+                .map(|c| c.to - c.from)
+                .max();
             ((256.0 / steps).ceil() as usize)
                 .clamp(1, widest.unwrap_or(1).max(1))
                 .min((65535 / outputs.max(1)).max(1))
@@ -181,10 +223,14 @@ impl MixKernel<'_> {
             rows,
             staged: true,
             slots: Vec::new(),
+            steady: false,
         };
         let fits = |cut: &Cut| self.fullest(c, cut).0 <= c.machine.pe.sram_bytes as u64;
         // one that comes in ahead, if there is SRAM; those that wait for another input in any case, if the pace is to be kept
         cut.slots = self.slots(c, 2);
+        if let Some(steady) = self.steady(c, &cut).filter(fits) {
+            return Some(steady);
+        }
         if !fits(&cut) {
             cut.slots = self.slots(c, 1);
         }
@@ -193,6 +239,31 @@ impl MixKernel<'_> {
             cut.staged = fits(&cut);
         }
         Some(cut)
+    }
+
+    /// The steady form of a cut, if the operator and the machine allow it.
+    fn steady(&self, c: &Context, cut: &Cut) -> Option<Cut> {
+        let widest = |term: usize| {
+            let of = cut.columns.iter().filter(|c| c.term == term);
+            of.map(|c| c.to - c.from).max().unwrap_or(1)
+        };
+        // an index of a list has 16 bits; dense products of several samples are several instructions
+        let one = |(i, t): (usize, &Linear)| {
+            t.taps.len() == 1 && (t.lists() || t.samples == 1) && widest(i) * cut.widest() <= 65535
+        };
+        let possible = c.items > 1
+            && cut.slots.iter().all(|n| *n == 2)
+            && c.machine.pe.threads > CLEAR as u32
+            && c.machine.pe.move_queue >= 2
+            && self.mix.terms.iter().enumerate().all(one);
+        possible.then(|| Cut {
+            columns: cut.columns.clone(),
+            rows: cut.rows.clone(),
+            chunk: (0..self.mix.terms.len()).map(widest).collect(),
+            slots: cut.slots.clone(),
+            staged: false,
+            steady: true,
+        })
     }
 
     /// Weights of one PE as words: bias (where the sum ends), then the stored weights. Also where the list's values begin, in bytes.
@@ -325,7 +396,7 @@ impl MixKernel<'_> {
             } else {
                 stored * c.ty.bytes() as u64 + 4
             };
-            let mut bytes = x * cut.slots[term] as u64 + y + weights;
+            let mut bytes = x * cut.slots[term] as u64 + y * (1 + cut.steady as u64) + weights;
             if column + 1 == cut.columns.len() {
                 bytes += bias_bytes(cut) as u64 + if cut.staged { y } else { 0 };
             }
@@ -378,19 +449,30 @@ impl Implementation for MixKernel<'_> {
             let fixed = c.move_slots(features, c.inputs[column.term].length())
                 + chunks * linear.taps.len() as u64 * per_instruction
                 + outputs * length_out * 3 / 2
-                + if i + 1 == cut.columns.len() { outputs * length_out } else { 0 };
-            let busy = (0..cut.rows.len() - 1).map(|r| self.load(c, &cut, i, r).0).max();
+                + if i + 1 == cut.columns.len() {
+                    outputs * length_out
+                } else {
+                    0
+                };
+            let loads = (0..cut.rows.len() - 1).map(|r| self.load(c, &cut, i, r));
+            let (busy, stored) = loads.max().unwrap_or_default();
+            // accumulators are cleared while products are issued
+            let hidden = match cut.steady && linear.lists() {
+                true => (stored * cost.issue as u64).min(outputs * length_out / 2),
+                false => 0,
+            };
             // what can't come in, or leave, meanwhile takes its time between items
             let input = &c.inputs[column.term];
             let between = match c.items > 1 && cut.slots[column.term] == 1 {
                 true => c.move_slots(input.features / input.lanes, input.length()),
                 false => 0,
             };
-            let leaving = match c.items > 1 && !cut.staged && i + 1 == cut.columns.len() {
+            let waits = c.items > 1 && !cut.staged && !cut.steady && i + 1 == cut.columns.len();
+            let leaving = match waits {
                 true => c.move_slots(c.output.features / c.output.lanes, c.output.length()),
                 false => 0,
             };
-            slowest = slowest.max(busy.unwrap_or(0) + fixed + between + leaving);
+            slowest = slowest.max(busy + fixed - hidden + between + leaving);
         }
         // partial sums pass the columns one after another
         let hop = (2 * c.machine.router.ramp_cycles + c.machine.router.hop_cycles + 1) as u64;
@@ -422,7 +504,16 @@ impl Implementation for MixKernel<'_> {
             let stream = format!("{name}: input {i}");
             let lanes = (0..layout.lanes).map(|lane| {
                 let (entry, color) = ((0, lane_row(lane, layout.lanes, height)), c.input_colors[i][lane]);
-                distribute(&mut region, &stream, color, layout, lane, c.per_wavelet(), entry, &parts)
+                distribute(
+                    &mut region,
+                    &stream,
+                    color,
+                    layout,
+                    lane,
+                    c.per_wavelet(),
+                    entry,
+                    &parts,
+                )
             });
             entries.push(lanes.collect());
         }
@@ -432,7 +523,14 @@ impl Implementation for MixKernel<'_> {
         let exits = (0..lanes)
             .map(|lane| {
                 let rows = lane_row(lane, lanes, height)..lane_row(lane + 1, lanes, height);
-                collect(&mut region, &stream, c.output_colors[lane], rows, width - 1, |x, _| x + 1 == width)
+                collect(
+                    &mut region,
+                    &stream,
+                    c.output_colors[lane],
+                    rows,
+                    width - 1,
+                    |x, _| x + 1 == width,
+                )
             })
             .collect();
         // columns of one lane and one part in the sum share their code, in the rows of one lane
@@ -446,7 +544,11 @@ impl Implementation for MixKernel<'_> {
         }
         for (term, lane, role, columns) in groups {
             // only the last column knows lanes of the output
-            let parts = if matches!(role, Role::Only | Role::Last(_)) { lanes } else { 1 };
+            let parts = if matches!(role, Role::Only | Role::Last(_)) {
+                lanes
+            } else {
+                1
+            };
             for part in 0..parts {
                 let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
                 let at = Lattice {
@@ -458,7 +560,9 @@ impl Implementation for MixKernel<'_> {
                     dy: 1,
                 };
                 let ways = (c.input_colors[term][lane], c.output_colors[part]);
-                region.blocks.push(self.block(name, c, &cut, (term, ways), role, at, &images));
+                region
+                    .blocks
+                    .push(self.block(name, c, &cut, (term, ways), role, at, &images));
             }
         }
         let gives = (0..height)
@@ -502,7 +606,10 @@ impl MixKernel<'_> {
         );
         let element = c.ty.bytes() as i64;
         let most = |f: &dyn Fn(usize, usize) -> usize| {
-            at.places().map(|(x, y)| f(x as usize, y as usize)).max().unwrap_or(0)
+            at.places()
+                .map(|(x, y)| f(x as usize, y as usize))
+                .max()
+                .unwrap_or(0)
         };
         let mut a = Assembler::new();
         // memory: X and Y start in different banks (M9)
@@ -510,8 +617,14 @@ impl MixKernel<'_> {
         let slots = cut.slots[term] as u32;
         let slot_bytes = x_bytes.next_multiple_of(32);
         let x = a.buffer("x", slot_bytes * slots, 0);
+        let next = x + if slots > 1 { slot_bytes as i64 } else { 0 };
         let y_bytes = cut.widest() as u32 * pitch_y as u32;
         let y = a.buffer("y", y_bytes, 16);
+        let y_next = if cut.steady {
+            a.buffer("y.next", y_bytes, 16)
+        } else {
+            y
+        };
         let ends = matches!(role, Role::Only | Role::Last(_));
         let staged = ends && cut.staged;
         let out = if staged { a.buffer("out", y_bytes, 0) } else { 0 };
@@ -553,6 +666,39 @@ impl MixKernel<'_> {
         if staged {
             a.memory(17, Ty::F32, Val::Imm(out), &all, &[ey, 1], true);
         }
+        let start = if ends {
+            Operand::Desc(10)
+        } else {
+            Operand::Imm(0.0)
+        };
+        if cut.steady {
+            let count = a.param("count", number("count", &|i, r| self.load(c, cut, i, r).1 as i64));
+            let index = a.param("index", number("index", &|_, _| first_weight + 4));
+            let values = a.param(
+                "values",
+                number("values", &|i, r| weights + images[r][i].1 as i64),
+            );
+            let tap = &linear.taps[0];
+            let product = self.set_up(
+                &mut a,
+                c,
+                linear,
+                tap,
+                outputs,
+                features,
+                (ex, ey),
+                [y, x, first_weight],
+                List::Memory {
+                    index,
+                    value: values,
+                    count,
+                    ty: c.ty,
+                },
+            );
+            let bases = [x, next, y, y_next, 4 * tap.y as i64, element * tap.x as i64];
+            self.steady_items(&mut a, c, role, product, (features, length_in), start, bases);
+            return a.finish(at);
+        }
         a.emit(Instr::Set(0, imm(c.items)));
         a.emit(Instr::Set(1, Val::Imm(0)));
         // r13 X of this item, r14 items still to be taken in; each takes the place that was worked on last
@@ -562,10 +708,9 @@ impl MixKernel<'_> {
             if slot > 0 {
                 a.emit(Instr::Advance(0, Val::Imm(slot_bytes as i64)));
             }
-            a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            a.start(RECEIVE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         }
         let item = a.here("item");
-        let start = if ends { Operand::Desc(10) } else { Operand::Imm(0.0) };
         a.map(Op::Mov, 9, start, None, Count::None);
         // r1 elements waited for, r2 X, r3 weights, r4 features left, r5 features of this chunk
         a.emit(Instr::Set(2, reg(13)));
@@ -576,7 +721,10 @@ impl MixKernel<'_> {
                 (cut.features(i).div_ceil(cut.chunk[term]) * linear.taps.len()).div_ceil(2) as i64 * 4
             };
             let index = a.param("index", number("index", &|i, _| first_weight + counts(i)));
-            let values = a.param("values", number("values", &|i, r| weights + images[r][i].1 as i64));
+            let values = a.param(
+                "values",
+                number("values", &|i, r| weights + images[r][i].1 as i64),
+            );
             a.emit(Instr::Set(10, Val::Imm(first_weight)));
             a.emit(Instr::Set(7, index));
             a.emit(Instr::Set(8, values));
@@ -591,7 +739,7 @@ impl MixKernel<'_> {
         a.bind(full);
         a.emit(Instr::Mul(9, reg(5), imm(length_in)));
         a.emit(Instr::Add(1, reg(1), reg(9)));
-        a.emit(Instr::Wait(1, Some(reg(1))));
+        a.emit(Instr::Wait(RECEIVE, Some(reg(1))));
         if !linear.lists() {
             a.emit(Instr::Mul(6, reg(5), outputs));
             a.emit(Instr::Mul(6, reg(6), Val::Imm(element)));
@@ -607,7 +755,7 @@ impl MixKernel<'_> {
             let none = a.label("none");
             a.branch(Cond::Eq, reg(14), Val::Imm(0), none);
             a.emit(Instr::Base(0, reg(13)));
-            a.start(1, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            a.start(RECEIVE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
             a.emit(Instr::Sub(14, reg(14), Val::Imm(1)));
             a.bind(none);
         }
@@ -619,46 +767,172 @@ impl MixKernel<'_> {
             a.emit(Instr::Set(13, Val::Imm(x)));
             a.bind(inside);
         }
-        self.finish_item(&mut a, c, role, staged);
+        self.finish_item(&mut a, c, role, None, staged);
         a.emit(Instr::Sub(0, reg(0), Val::Imm(1)));
         a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
         a.emit(Instr::Halt);
         a.finish(at)
     }
 
-    /// Hands the partial sums on, or adds them up, applies what is fused and sends the result.
-    fn finish_item(&self, a: &mut Assembler, c: &Context, role: Role, staged: bool) {
-        let relu = self.mix.relu;
+    /// The steady form's items, one after another. `bases`: both buffers of features, both of accumulators, and in these the bytes from the
+    /// first result and the first feature of the tap on.
+    #[allow(clippy::too_many_arguments)] // what the block around it knows
+    fn steady_items(
+        &self,
+        a: &mut Assembler,
+        c: &Context,
+        role: Role,
+        product: Vector,
+        (features, length): (Val, usize),
+        start: Operand,
+        [x, x_next, y, y_next, y_first, x_first]: [i64; 6],
+    ) {
+        let reg = Val::Reg;
+        let swap = |a: &mut Assembler, one: u8, other: u8| {
+            a.emit(Instr::Set(15, reg(one)));
+            a.emit(Instr::Set(one, reg(other)));
+            a.emit(Instr::Set(other, reg(15)));
+        };
+        let receive = |a: &mut Assembler| a.start(RECEIVE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+        receive(a);
+        a.map(Op::Mov, 9, start, None, Count::None);
+        // r0 items left, r1 elements waited for, r6 elements an item; this item's and the next one's features r13, r14, and sums r7, r8
+        a.emit(Instr::Set(0, Val::Imm(c.items as i64)));
+        a.emit(Instr::Mul(6, features, Val::Imm(length as i64)));
+        a.emit(Instr::Add(1, reg(6), Val::Imm(0)));
+        for (r, base) in [(13, x), (14, x_next), (7, y), (8, y_next)] {
+            a.emit(Instr::Set(r, Val::Imm(base)));
+        }
+        let item = a.here("item");
+        a.emit(Instr::Wait(RECEIVE, Some(reg(1))));
+        a.emit(Instr::Async(PRODUCTS, product, None));
+        let last = a.label("last");
+        a.branch(Cond::Eq, reg(0), Val::Imm(1), last);
+        a.emit(Instr::Base(0, reg(14)));
+        receive(a);
+        a.bind(last);
+        // the sums of the item before have left their buffer
+        a.emit(Instr::Wait(SUMS, None));
+        a.emit(Instr::Base(9, reg(8)));
+        a.start(CLEAR, Op::Mov, 9, start, None, Count::None);
+        // all that the next item needs is ready before this one's sums leave: they have priority over this thread
+        a.emit(Instr::Base(9, reg(7)));
+        swap(a, 7, 8);
+        swap(a, 13, 14);
+        a.emit(Instr::Add(15, reg(7), Val::Imm(y_first)));
+        a.emit(Instr::Base(11, reg(15)));
+        a.emit(Instr::Add(15, reg(13), Val::Imm(x_first)));
+        a.emit(Instr::Base(12, reg(15)));
+        a.emit(Instr::Add(1, reg(1), reg(6)));
+        a.emit(Instr::Sub(0, reg(0), Val::Imm(1)));
+        a.emit(Instr::Wait(PRODUCTS, None));
+        a.emit(Instr::Wait(CLEAR, None));
+        self.finish_item(a, c, role, Some(SUMS), false);
+        a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
+        a.emit(Instr::Halt);
+    }
+
+    /// Hands the partial sums on, or adds them up, applies what is fused and sends the result; by a microthread if one is given.
+    fn finish_item(&self, a: &mut Assembler, c: &Context, role: Role, thread: Option<u8>, staged: bool) {
         let sum = Some(Operand::Desc(9));
+        let run =
+            |a: &mut Assembler, op: Op, dst: u8, from: Operand, other: Option<Operand>, count: Count| {
+                match thread {
+                    Some(t) => a.start(t, op, dst, from, other, count),
+                    None => a.map(op, dst, from, other, count),
+                }
+            };
+        // the result's operation, its second operand and class
+        let (op, other, count) = match self.mix.relu {
+            true => (Op::Max, Some(Operand::Imm(0.0)), Count::Other),
+            false => (Op::Mov, None, Count::None),
+        };
         match role {
-            Role::First => a.map(Op::Mov, 15, Operand::Desc(9), None, Count::None),
-            Role::Middle(_) => a.map(Op::Add, 15, Operand::Desc(14), sum, Count::Reduce),
+            Role::First => run(a, Op::Mov, 15, Operand::Desc(9), None, Count::None),
+            Role::Middle(_) => run(a, Op::Add, 15, Operand::Desc(14), sum, Count::Reduce),
             Role::Last(_) | Role::Only if staged => {
                 // the item before must have left
-                a.emit(Instr::Wait(2, None));
+                a.emit(Instr::Wait(SUMS, None));
                 match role {
                     Role::Only => a.map(Op::Mov, 17, Operand::Desc(9), None, Count::None),
                     _ => a.map(Op::Add, 17, Operand::Desc(14), sum, Count::Reduce),
                 }
-                if relu {
-                    a.start(2, Op::Max, 16, Operand::Desc(17), Some(Operand::Imm(0.0)), Count::Other);
-                } else {
-                    a.start(2, Op::Mov, 16, Operand::Desc(17), None, Count::None);
-                }
+                a.start(SUMS, op, 16, Operand::Desc(17), other, count);
             }
-            Role::Last(_) if !relu && c.ty == Ty::F32 => {
-                a.map(Op::Add, 16, Operand::Desc(14), sum, Count::Reduce);
+            Role::Last(_) if !self.mix.relu && c.ty == Ty::F32 => {
+                run(a, Op::Add, 16, Operand::Desc(14), sum, Count::Reduce);
             }
             Role::Last(_) | Role::Only => {
                 if role != Role::Only {
-                    a.map(Op::Add, 9, Operand::Desc(14), sum, Count::Reduce);
+                    run(a, Op::Add, 9, Operand::Desc(14), sum, Count::Reduce);
                 }
-                if relu {
-                    a.map(Op::Max, 16, Operand::Desc(9), Some(Operand::Imm(0.0)), Count::Other);
-                } else {
-                    a.map(Op::Mov, 16, Operand::Desc(9), None, Count::None);
-                }
+                run(a, op, 16, Operand::Desc(9), other, count);
             }
+        }
+    }
+
+    /// Sets the descriptors of all products of one tap with so many features; `bases` are those of the accumulators, the features and, if
+    /// they are dense, the weights. Returns the instruction.
+    #[allow(clippy::too_many_arguments)] // registers and addresses of the block around it
+    fn set_up(
+        &self,
+        a: &mut Assembler,
+        c: &Context,
+        linear: &Linear,
+        tap: &Tap,
+        outputs: Val,
+        features: Val,
+        (ex, ey): (i64, i64),
+        bases: [i64; 3],
+        list: List,
+    ) -> Vector {
+        let element = c.ty.bytes() as i64;
+        let imm = |n: usize| Val::Imm(n as i64);
+        let ((hi, wi), (ho, wo)) = (linear.input, linear.output);
+        let (y, x) = (
+            Val::Imm(bases[0] + 4 * tap.y as i64),
+            Val::Imm(bases[1] + element * tap.x as i64),
+        );
+        let (row_y, column_y) = ((tap.steps[0] * wo) as i64, tap.steps[1] as i64);
+        let (row, column) = ((tap.strides[0] * wi) as i64, tap.strides[1] as i64);
+        if linear.lists() {
+            let shape = [imm(linear.samples), imm(tap.rows), imm(tap.columns)];
+            a.memory(11, Ty::F32, y, &shape, &[(ho * wo) as i64, row_y, column_y], true);
+            a.memory(12, c.ty, x, &shape, &[(hi * wi) as i64, row, column], true);
+            return Vector::Axpy {
+                y: 11,
+                x: 12,
+                list,
+                modulo: outputs,
+                divisor: outputs,
+                y_step: Val::Imm(ey * 4),
+                x_step: Val::Imm(ex * element),
+                count: Count::Mac,
+            };
+        }
+        let shape = [features, outputs, imm(tap.rows), imm(tap.columns)];
+        a.memory(11, Ty::F32, y, &shape, &[0, ey, row_y, column_y], true);
+        a.memory(12, c.ty, x, &shape, &[ex, 0, row, column], true);
+        let strides = vec![outputs, Val::Imm(1), Val::Imm(0), Val::Imm(0)];
+        let place = Place::Memory {
+            base: Val::Imm(bases[2]),
+            strides,
+            wide: true,
+        };
+        a.emit(Instr::Desc(
+            13,
+            Descriptor {
+                ty: c.ty,
+                shape: shape.to_vec(),
+                place,
+            },
+        ));
+        Vector::Map {
+            op: Op::Mac,
+            dst: 11,
+            a: Operand::Desc(13),
+            b: Some(Operand::Desc(12)),
+            count: Count::Mac,
         }
     }
 
@@ -716,7 +990,14 @@ impl MixKernel<'_> {
             return;
         }
         let shape = [reg(5), outputs, imm(tap.rows), imm(tap.columns)];
-        a.memory(11, Ty::F32, Val::Imm(y_at), &shape, &[0, ey, row_y, column_y], true);
+        a.memory(
+            11,
+            Ty::F32,
+            Val::Imm(y_at),
+            &shape,
+            &[0, ey, row_y, column_y],
+            true,
+        );
         a.memory(12, c.ty, x_at, &shape, &[ex, 0, row, column], true);
         let strides = vec![outputs, Val::Imm(1), Val::Imm(0), Val::Imm(0)];
         a.emit(Instr::Desc(
@@ -732,7 +1013,13 @@ impl MixKernel<'_> {
             },
         ));
         let mac = |a: &mut Assembler| {
-            a.map(Op::Mac, 11, Operand::Desc(13), Some(Operand::Desc(12)), Count::Mac);
+            a.map(
+                Op::Mac,
+                11,
+                Operand::Desc(13),
+                Some(Operand::Desc(12)),
+                Count::Mac,
+            );
         };
         if linear.samples > 1 {
             a.emit(Instr::Set(12, imm(linear.samples)));

@@ -28,7 +28,8 @@ use crate::plan::*;
 use local::{Local, Split};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Axes, Expr, Machine};
-use streams::{every_second, snake, sum_along_snake, Part, collect, distribute, lane_row};
+pub(crate) use mix::shares;
+use streams::{Part, collect, distribute, every_second, lane_row, snake, sum_along_snake};
 pub(crate) use streams::{rectangles, table};
 
 /// Colours that every kernel may use inside its own rectangle, and the one that brings weights. Streams between kernels use the others.
@@ -288,8 +289,10 @@ fn phase(machine: &Machine, all: &[(i64, i64, u64)]) -> (u32, u64) {
         let slots = |(y, x, _): &(i64, i64, u64)| if bank(y + phase as i64) == bank(*x) { 2 } else { 1 };
         all.iter().map(|one| one.2 * slots(one)).sum()
     };
-    let phases = [16, 8, 24, 0].map(|p| (p, cycles(p)));
-    phases.into_iter().min_by_key(|p| p.1).unwrap_or((16, 0))
+    // where it is no multiple of a wide access, none is wide (M8)
+    let aligned = |p: &u32| p.is_multiple_of(machine.pe.sram.port_bits / 8);
+    let phases = [16, 8, 24, 0].into_iter().filter(aligned).map(|p| (p, cycles(p)));
+    phases.min_by_key(|p| p.1).unwrap_or((0, cycles(0)))
 }
 
 /// Writes values as 32-bit words of elements of `ty`, two f16 a word.

@@ -285,7 +285,12 @@ impl Implementation for PointwiseKernel<'_> {
         let end = Val::Imm(slots + slot * ring.slots as i64);
         let mut temporaries = [0; 2];
         for (i, at) in temporaries.iter_mut().enumerate().take(self.temporaries(c.ty)) {
-            *at = k.a.buffer(["a", "b"][i], (chunk * pitch_t) as u32, [16, 8][i]);
+            let phase = if c.machine.pe.sram.port_bits > 64 {
+                [16, 0]
+            } else {
+                [16, 8]
+            };
+            *at = k.a.buffer(["a", "b"][i], (chunk * pitch_t) as u32, phase[i]);
         }
         let bytes = images.iter().map(|i| i.len() * 4).max().unwrap_or(0);
         let scales = k.a.buffer("constants", bytes as u32, 0);

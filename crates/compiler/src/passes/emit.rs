@@ -56,7 +56,9 @@ fn host_index(shape: &[usize], axes: &[usize], index: usize) -> usize {
     for (i, &a) in axes.iter().enumerate() {
         (host_shape[a], host[a]) = (shape[i], at[i]);
     }
-    host.iter().zip(&host_shape).fold(0, |index, (i, n)| index * n + i)
+    host.iter()
+        .zip(&host_shape)
+        .fold(0, |index, (i, n)| index * n + i)
 }
 
 /// The kernels' regions with the colours that their streams got, their entries and exits.
@@ -244,8 +246,16 @@ fn load(words: &[&[u32]], prefix: &str, machine: &Machine, feeds: &mut Vec<Feed>
         };
         let first = groups[0].0;
         let key = |x: u32, y: u32| {
-            let used: Vec<Port> = holds(x, y).into_iter().filter(|(_, n)| *n > 0).map(|(p, _)| p).collect();
-            let input = if x == border && !head[y as usize] { Port::North } else { outer };
+            let used: Vec<Port> = holds(x, y)
+                .into_iter()
+                .filter(|(_, n)| *n > 0)
+                .map(|(p, _)| p)
+                .collect();
+            let input = if x == border && !head[y as usize] {
+                Port::North
+            } else {
+                outer
+            };
             (columns.contains(&x) && y >= first && !used.is_empty()).then_some((input, used))
         };
         for (n, (at, (input, used))) in rectangles(width, height, key).into_iter().enumerate() {
@@ -361,7 +371,11 @@ pub fn run(
             y: 0,
             width,
             height: machine.mesh.height,
-            routes: plan.weights.iter().flat_map(|w| w.routes.iter().cloned()).collect(),
+            routes: plan
+                .weights
+                .iter()
+                .flat_map(|w| w.routes.iter().cloned())
+                .collect(),
             blocks: Vec::new(),
         });
     }
@@ -434,7 +448,10 @@ pub fn run(
     for (name, u) in &plan.outputs {
         let e = &plan.edges[u.edge];
         let each = (e.layout.length() as u64).div_ceil(per_wavelet(machine, e.ty));
-        let same = outputs.iter().find(|o| o.edge == u.edge).map(|o| o.drains.clone());
+        let same = outputs
+            .iter()
+            .find(|o| o.edge == u.edge)
+            .map(|o| o.drains.clone());
         let own = same.unwrap_or_else(|| {
             e.ways
                 .iter()

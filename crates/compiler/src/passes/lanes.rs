@@ -34,7 +34,11 @@ pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
     for k in &plan.kernels {
         if let Kind::Attention(_) = k.kind {
             let both = [k.inputs[0].edge, k.output];
-            let lanes = both.map(|e| plan.edges[e].layout.lanes).into_iter().min().unwrap_or(1);
+            let lanes = both
+                .map(|e| plan.edges[e].layout.lanes)
+                .into_iter()
+                .min()
+                .unwrap_or(1);
             both.into_iter().for_each(|e| plan.edges[e].layout.lanes = lanes);
         }
     }

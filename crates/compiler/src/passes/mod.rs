@@ -1,5 +1,6 @@
 //! The passes, in the order in which they run; one file a pass, each with a result that can be printed.
 
+pub mod balance;
 pub mod emit;
 pub mod lanes;
 pub mod limits;
@@ -20,7 +21,7 @@ pub struct Pass {
 }
 
 /// All passes in order. The first prints the graph as imported, before any of them.
-pub const PASSES: [Pass; 7] = [
+pub const PASSES: [Pass; 8] = [
     Pass {
         name: "graph",
         about: "the model as built or imported: operators, shapes",
@@ -36,6 +37,10 @@ pub const PASSES: [Pass; 7] = [
     Pass {
         name: "placement",
         about: "the mesh with every kernel's rectangle",
+    },
+    Pass {
+        name: "balance",
+        about: "how even the nonzeros of each kernel's PEs are, before and after features were put in another order",
     },
     Pass {
         name: "routes",

@@ -201,12 +201,16 @@ fn strips(n: u32, rows: u32, machine: &Machine) -> Vec<Rect> {
 fn by_strips(machine: &Machine, costs: &mut Costs) -> Option<Vec<Rect>> {
     let n = costs.kernels.len() as u32;
     let sram = machine.pe.sram_bytes as u64;
-    std::iter::once(1).chain([n]).chain(2..n).map(|rows| strips(n, rows, machine)).find(|rects| {
-        rects.iter().enumerate().all(|(k, r)| {
-            let choice = costs.of(k, r.width, r.height);
-            choice.is_some_and(|c| c.bytes <= sram)
+    std::iter::once(1)
+        .chain([n])
+        .chain(2..n)
+        .map(|rows| strips(n, rows, machine))
+        .find(|rects| {
+            rects.iter().enumerate().all(|(k, r)| {
+                let choice = costs.of(k, r.width, r.height);
+                choice.is_some_and(|c| c.bytes <= sram)
+            })
         })
-    })
 }
 
 /// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height.
@@ -242,7 +246,14 @@ pub fn run(
         };
         match (fixed, options.placement) {
             _ if ample.is_some() => ample,
-            (Some((width, height)), _) => Some(vec![Rect { width, height, ..whole }; 1]),
+            (Some((width, height)), _) => Some(vec![
+                Rect {
+                    width,
+                    height,
+                    ..whole
+                };
+                1
+            ]),
             (None, Placement::Strips) => by_strips(machine, &mut costs),
             (None, Placement::Work) => by_work(machine, &mut costs, 0.04 * (options.seed % 8) as f64),
         }
@@ -317,8 +328,18 @@ fn alone_fits(
         None => Err(CompileError::DoesNotFit {
             what: format!("kernel {} ({op})", kernel.name),
             needs: "a rectangle with more columns or rows".into(),
-            has: format!("{w}x{h} PEs on {}", machine.name),
-            helps: format!("--set mesh.width={} --set mesh.height={}", (w + 1) * 2, (h + 1) * 2),
+            has: match fixed {
+                Some(_) => format!("{w}x{h} PEs"),
+                None => format!(
+                    "{w}x{h} PEs on {}, whose first column and row are left to streams",
+                    machine.name
+                ),
+            },
+            helps: format!(
+                "--set mesh.width={} --set mesh.height={}",
+                (w + 1).max(2) * 2,
+                (h + 1) * 2
+            ),
         }),
     }
 }

@@ -96,6 +96,7 @@ pub fn run(graph: &Graph, machine: &Machine, options: &Options) -> Result<Plan, 
             outputs: Vec::new(),
             places: Vec::new(),
             estimates: Vec::new(),
+            balance: Vec::new(),
             regions: Vec::new(),
             weights: Vec::new(),
         },
@@ -235,7 +236,9 @@ impl<'a> Rewriter<'a> {
     /// Takes a following node in, if it is of this kind and nothing else reads what is before it.
     fn take(&self, nodes: &mut Vec<NodeId>, wanted: impl Fn(&Op) -> bool) -> Option<NodeId> {
         let last = *nodes.last().expect("a kernel has nodes");
-        let next = self.only_consumer(last).filter(|n| wanted(&self.graph.node(*n).op))?;
+        let next = self
+            .only_consumer(last)
+            .filter(|n| wanted(&self.graph.node(*n).op))?;
         nodes.push(next);
         Some(next)
     }
@@ -309,7 +312,9 @@ impl<'a> Rewriter<'a> {
             }
             Op::ZeroInsert { .. } => {
                 let readers = graph.consumers(node.output);
-                let convolutions = readers.iter().all(|r| matches!(graph.node(*r).op, Op::Conv { .. }));
+                let convolutions = readers
+                    .iter()
+                    .all(|r| matches!(graph.node(*r).op, Op::Conv { .. }));
                 if convolutions && !graph.outputs().contains(&node.output) {
                     return Ok(());
                 }
@@ -323,14 +328,21 @@ impl<'a> Rewriter<'a> {
                     epsilon: *epsilon,
                 };
                 let input = self.input(node, 0)?;
-                self.kernel(Kind::LayerNorm(Arc::new(norm)), vec![input], vec![id]).map(drop)
+                self.kernel(Kind::LayerNorm(Arc::new(norm)), vec![input], vec![id])
+                    .map(drop)
             }
             Op::Slice { .. } => {
                 let readers = graph.consumers(node.output);
-                if readers.iter().all(|r| matches!(graph.node(*r).op, Op::Attention { .. })) {
+                if readers
+                    .iter()
+                    .all(|r| matches!(graph.node(*r).op, Op::Attention { .. }))
+                {
                     return Ok(());
                 }
-                self.bad(node, "a slice is run only as the queries, keys or values of an attention")
+                self.bad(
+                    node,
+                    "a slice is run only as the queries, keys or values of an attention",
+                )
             }
             Op::Attention { heads, causal } => self.attention(id, *heads, *causal),
             Op::MaxPool {
@@ -349,7 +361,9 @@ impl<'a> Rewriter<'a> {
                 if *axis != features {
                     return self.bad(
                         node,
-                        format!("softmax over axis {axis}: on the mesh it runs over the features, axis {features}"),
+                        format!(
+                            "softmax over axis {axis}: on the mesh it runs over the features, axis {features}"
+                        ),
                     );
                 }
                 let input = self.input(node, 0)?;
@@ -396,7 +410,8 @@ impl<'a> Rewriter<'a> {
 
     fn pointwise(&mut self, id: NodeId, function: Function) -> Result<(), CompileError> {
         let input = self.input(self.graph.node(id), 0)?;
-        self.kernel(Kind::Pointwise(function), vec![input], vec![id]).map(drop)
+        self.kernel(Kind::Pointwise(function), vec![input], vec![id])
+            .map(drop)
     }
 
     /// A sum or product of two tensors, or of a tensor and a constant of each feature.
@@ -418,13 +433,23 @@ impl<'a> Rewriter<'a> {
                     format!("a constant of shape {own:?}: on the mesh one number, or one for each feature"),
                 );
             }
-            let each = Arc::new((0..features).map(|f| values[f % values.len()]).collect::<Vec<f32>>());
+            let each = Arc::new(
+                (0..features)
+                    .map(|f| values[f % values.len()])
+                    .collect::<Vec<f32>>(),
+            );
             let other = |v: f32| Arc::new(vec![v; features]);
             let relu = self.take_relu(&mut nodes);
-            let (scale, shift) = if multiply { (each, other(0.0)) } else { (other(1.0), each) };
+            let (scale, shift) = if multiply {
+                (each, other(0.0))
+            } else {
+                (other(1.0), each)
+            };
             let input = self.input(node, 1 - c)?;
             let function = Function::Affine { scale, shift, relu };
-            return self.kernel(Kind::Pointwise(function), vec![input], nodes).map(drop);
+            return self
+                .kernel(Kind::Pointwise(function), vec![input], nodes)
+                .map(drop);
         }
         let inputs = vec![self.input(node, 0)?, self.input(node, 1)?];
         if self.shape(node.inputs[0]) != self.shape(node.inputs[1]) || inputs[0].flat || inputs[1].flat {
@@ -436,11 +461,15 @@ impl<'a> Rewriter<'a> {
         if inputs[0].edge == inputs[1].edge {
             return self.bad(node, "both operands are one tensor");
         }
-        if inputs.iter().any(|u| self.plan.edges[u.edge].layout.order.is_some()) {
+        if inputs
+            .iter()
+            .any(|u| self.plan.edges[u.edge].layout.order.is_some())
+        {
             return self.bad(node, "an operand whose features are not in order");
         }
         let relu = self.take_relu(&mut nodes);
-        self.kernel(Kind::Binary { multiply, relu }, inputs, nodes).map(drop)
+        self.kernel(Kind::Binary { multiply, relu }, inputs, nodes)
+            .map(drop)
     }
 
     /// Rows of a table, with a constant that is added to them.
@@ -476,7 +505,8 @@ impl<'a> Rewriter<'a> {
             values,
             start,
         };
-        self.kernel(Kind::Embedding(Arc::new(table)), vec![input], nodes).map(drop)
+        self.kernel(Kind::Embedding(Arc::new(table)), vec![input], nodes)
+            .map(drop)
     }
 
     /// The product whose output an attention's three slices read, with nothing else reading it: q, k and v in this order.
@@ -487,7 +517,9 @@ impl<'a> Rewriter<'a> {
         let sliced = |i: usize| {
             let slice = self.graph.node(self.graph.producer(node.inputs[i])?);
             match slice.op {
-                Op::Slice { axis: 2, start, end } if (start, end) == (i * d, (i + 1) * d) => Some(slice.inputs[0]),
+                Op::Slice { axis: 2, start, end } if (start, end) == (i * d, (i + 1) * d) => {
+                    Some(slice.inputs[0])
+                }
                 _ => None,
             }
         };
@@ -508,7 +540,11 @@ impl<'a> Rewriter<'a> {
         let kind = self.attention_of(node, heads, causal);
         let order = kind.output_order();
         if order.iter().enumerate().any(|(place, feature)| place != *feature)
-            && let Some(other) = self.graph.consumers(node.output).into_iter().find(|n| !self.mixes(*n))
+            && let Some(other) = self
+                .graph
+                .consumers(node.output)
+                .into_iter()
+                .find(|n| !self.mixes(*n))
         {
             return self.bad(
                 self.graph.node(other),
@@ -717,7 +753,9 @@ impl<'a> Rewriter<'a> {
         let relu = self.take_relu(&mut nodes);
         if !self.mixes(id) {
             (linear.bias, linear.relu) = (bias, relu);
-            return self.kernel(Kind::Depthwise(Arc::new(linear)), vec![input], nodes).map(drop);
+            return self
+                .kernel(Kind::Depthwise(Arc::new(linear)), vec![input], nodes)
+                .map(drop);
         }
         let order = if relu { None } else { self.attended(node.output) };
         let mix = Mix {
@@ -743,7 +781,11 @@ impl<'a> Rewriter<'a> {
             true => Some(self.constant(node, 2)?.iter().map(|b| *b as f64).collect()),
             false => None,
         };
-        let (from, to, w) = (self.shape(source), self.shape(node.output), self.shape(node.inputs[1]));
+        let (from, to, w) = (
+            self.shape(source),
+            self.shape(node.output),
+            self.shape(node.inputs[1]),
+        );
         let (k, m) = (from[feature_axis(from)], to[feature_axis(to)]);
         let length = from.iter().product::<usize>() / k;
         let mut linear = Linear {
@@ -832,7 +874,11 @@ fn is_depthwise(groups: usize, k: usize) -> bool {
 fn scale_rows(linear: &mut Linear, scale: &[f64]) {
     let each = linear.weights.len() / scale.len();
     let scaled = linear.weights.iter().enumerate();
-    linear.weights = Arc::new(scaled.map(|(j, w)| (*w as f64 * scale[j / each]) as f32).collect());
+    linear.weights = Arc::new(
+        scaled
+            .map(|(j, w)| (*w as f64 * scale[j / each]) as f32)
+            .collect(),
+    );
 }
 
 /// A shape without its leading axes of one.

@@ -1,8 +1,8 @@
 //! Streams between kernels: each is a tree of routers from its producer's exit to the entries of its consumers, and to an edge channel
 //! if it is a graph output, on one colour. Short ways are preferred, over links that carry little. A colour serves one stream in a router.
 
-use crate::CompileError;
 use super::stages::{input_color, output_color};
+use crate::CompileError;
 use crate::kernels::colors;
 use crate::plan::*;
 use meshloom_simulator::program::{Color, Port, Route};
@@ -108,7 +108,11 @@ impl Mesh<'_> {
                     let pe = self.at(0, c.row);
                     if free(pe) && !blocked[pe as usize] {
                         // a channel of its own, if there is one
-                        let shared = if self.entered.contains(&c.row) { HOP * 1000 } else { 0 };
+                        let shared = if self.entered.contains(&c.row) {
+                            HOP * 1000
+                        } else {
+                            0
+                        };
                         cost[pe as usize] = shared;
                         heap.push(Reverse((shared, pe)));
                     }
@@ -159,7 +163,9 @@ impl Mesh<'_> {
                     }
                 }
                 for (n, step) in STEPS.iter().enumerate() {
-                    let Some(next) = self.step(pe, *step) else { continue };
+                    let Some(next) = self.step(pe, *step) else {
+                        continue;
+                    };
                     if !may_leave(step.0) || routers.contains_key(&next) {
                         continue;
                     }
@@ -208,16 +214,24 @@ impl Mesh<'_> {
                     tree.way.enters = Some((Side::West, before / self.width));
                     first = Some(before);
                 }
-                routers.entry(before).or_insert((input, Vec::new())).1.push(STEPS[n].0);
+                routers
+                    .entry(before)
+                    .or_insert((input, Vec::new()))
+                    .1
+                    .push(STEPS[n].0);
                 pe = before;
             }
         }
         let place = |pe: u32| (pe % self.width, pe / self.width);
-        let order = routers.into_iter().map(|(pe, (input, outputs))| (place(pe), input, outputs));
+        let order = routers
+            .into_iter()
+            .map(|(pe, (input, outputs))| (place(pe), input, outputs));
         tree.way.routers = order.collect();
         // the start first
         if let Some(first) = first {
-            tree.way.routers.sort_by_key(|(at, ..)| (*at != place(first), at.1, at.0));
+            tree.way
+                .routers
+                .sort_by_key(|(at, ..)| (*at != place(first), at.1, at.0));
         }
         Some(tree)
     }
@@ -293,7 +307,10 @@ fn net(plan: &Plan, mesh: &Mesh, edge: &Edge, lane: usize, leaves: bool, volume:
             (Port::South, entry.1 + 1 == at.height),
             (Port::East, entry.0 + 1 == at.width),
         ];
-        let open = outside.iter().filter(|(p, out)| *out && !onwards.contains(p)).map(|(p, _)| *p);
+        let open = outside
+            .iter()
+            .filter(|(p, out)| *out && !onwards.contains(p))
+            .map(|(p, _)| *p);
         doors.insert(mesh.at(place.0, place.1), open.collect());
         entries.push(place);
     }
@@ -310,7 +327,10 @@ fn net(plan: &Plan, mesh: &Mesh, edge: &Edge, lane: usize, leaves: bool, volume:
 /// Which input of a kernel an edge is.
 pub fn input_of(plan: &Plan, kernel: usize, edge: &Edge) -> usize {
     let inputs = &plan.kernels[kernel].inputs;
-    inputs.iter().position(|u| plan.edges[u.edge].name == edge.name).unwrap_or(0)
+    inputs
+        .iter()
+        .position(|u| plan.edges[u.edge].name == edge.name)
+        .unwrap_or(0)
 }
 
 /// Finds every stream's way, the largest streams first.
@@ -328,7 +348,8 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
     };
     for way in &plan.weights {
         let wavelets = way.data.len() as u64;
-        mesh.entered.extend((way.enters.0 == Side::West).then_some(way.enters.1));
+        mesh.entered
+            .extend((way.enters.0 == Side::West).then_some(way.enters.1));
         for route in &way.routes {
             for (x, y) in route.at.places() {
                 let pe = mesh.at(x, y) as usize;
@@ -367,14 +388,17 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             return Err(CompileError::DoesNotFit {
                 what: format!("the stream {}", edge.name),
                 needs: format!(
-                    "a colour that is free all along its way; up to {busiest} streams share a router, {} more colours are for use inside kernels",
+                    "a colour that is free all along its way; {} more are for use inside kernels, and up to {busiest} streams already share a router",
                     colors::STREAMS
                 ),
                 has: format!("{} colours on {}", machine.router.colors, machine.name),
-                helps: format!(
-                    "a model with fewer parallel branches, a larger mesh, or --set router.colors={}",
-                    (machine.router.colors + 8).min(32)
-                ),
+                helps: match machine.router.colors as usize {
+                    n if n <= colors::STREAMS as usize => format!("--set router.colors={}", n.max(4) + 8),
+                    n => format!(
+                        "several stages (--stages auto or layer), a larger mesh, or --set router.colors={}",
+                        (n + 8).min(32)
+                    ),
+                },
             });
         };
         mesh.take(&net, &tree.way);

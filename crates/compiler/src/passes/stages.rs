@@ -1,7 +1,7 @@
 //! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
-use super::{lanes, memory, placement, routes, weights};
+use super::{balance, lanes, memory, placement, routes, weights};
 use crate::kernels::{self, Context};
 use crate::plan::*;
 use crate::{CompileError, Options, Stages, Weights};
@@ -52,7 +52,11 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
     let mut stages: Vec<Plan> = Vec::new();
     for (s, range) in cuts.windows(2).map(|c| c[0]..c[1]).enumerate() {
         let mut stage = Plan {
-            stage_name: if cuts.len() > 2 { format!("stage{s}") } else { String::new() },
+            stage_name: if cuts.len() > 2 {
+                format!("stage{s}")
+            } else {
+                String::new()
+            },
             kernels: plan.kernels[range.clone()].to_vec(),
             edges: Vec::new(),
             outputs: Vec::new(),
@@ -98,7 +102,12 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
                 ..edge.clone()
             });
             if matches!(edge.source, Source::Input(_)) {
-                stage.edges.last_mut().expect("just added").axes.clone_from(&edge.axes);
+                stage
+                    .edges
+                    .last_mut()
+                    .expect("just added")
+                    .axes
+                    .clone_from(&edge.axes);
             }
         }
         for kernel in &mut stage.kernels {
@@ -149,8 +158,9 @@ pub fn place(
         }
     }
     placed.sort_by_key(|(cycles, most, _)| (*cycles, *most));
-    for (_, _, mut plan) in placed {
+    for (_, _, first) in placed {
         for attempt in 0..PLACEMENTS {
+            let mut plan = first.clone();
             if attempt > 0 && fixed.is_none() {
                 let options = Options {
                     seed: options.seed.wrapping_add(attempt),
@@ -158,9 +168,10 @@ pub fn place(
                 };
                 placement::run(&mut plan, machine, &options, fixed)?;
             }
-            plan.regions.clear();
-            plan.edges.iter_mut().for_each(|e| e.ways.clear());
-            plan.weights.clear();
+            // a kernel of its own keeps the orders that it has among the others
+            if fixed.is_none() {
+                balance::run(&mut plan, machine, options);
+            }
             let routed = memory::run(&mut plan, machine)
                 .and_then(|()| weights::run(&mut plan, machine))
                 .and_then(|()| routes::run(&mut plan, machine));
@@ -186,13 +197,23 @@ fn streamed(plan: &mut Plan, kernel: usize) -> bool {
 }
 
 /// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way.
-fn alone(plan: &mut Plan, kernel: usize, stage: &Plan, machine: &Machine, options: &Options) -> Result<Plan, CompileError> {
+fn alone(
+    plan: &mut Plan,
+    kernel: usize,
+    stage: &Plan,
+    machine: &Machine,
+    options: &Options,
+) -> Result<Plan, CompileError> {
     let mut other = stage.clone();
     if options.weights == Weights::Resident || !streamed(&mut other, 0) {
         return place(stage, machine, options, None);
     }
     let first_streamed = options.weights == Weights::Streamed || options.stages == Stages::Layer;
-    let order = if first_streamed { [&other, stage] } else { [stage, &other] };
+    let order = if first_streamed {
+        [&other, stage]
+    } else {
+        [stage, &other]
+    };
     let placed = match place(order[0], machine, options, None) {
         Err(e @ CompileError::DoesNotFit { .. }) if options.weights == Weights::Auto => {
             place(order[1], machine, options, None).map_err(|_| e)?

@@ -192,6 +192,7 @@ pub fn kernel(name: &str, op: &str, x: u32, y: u32, width: u32, height: u32) -> 
         stage: 0,
         rect,
         estimated_cycles: 40_000,
+        imbalance: 1.0,
     }
 }
 

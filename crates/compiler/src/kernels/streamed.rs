@@ -18,11 +18,11 @@ use std::sync::Arc;
 const RING: usize = 4;
 
 /// Most output features of a group: of lists, whose header is dear for small ones; and of dense weights, whose blocks take SRAM.
-const LISTED: usize = 32;
+const LISTED: usize = 16;
 const DENSE: usize = 16;
 
 /// Instructions of a column with weights, and of the last one with so many lanes.
-const CODE: usize = 84;
+const CODE: usize = 90;
 const LAST: usize = 24;
 
 pub(super) struct StreamedKernel<'a> {
@@ -674,18 +674,28 @@ impl StreamedKernel<'_> {
         if self.lists() {
             a.emit(Instr::Base(12, reg(13)));
         }
+        // d9 accumulators, d14 and d15 partial sums, all of r5 outputs
+        let shape = [reg(5), length];
+        let describe = |a: &mut Assembler| {
+            a.memory(9, Ty::F32, reg(6), &shape, &[ey, 1], true);
+            if !first {
+                a.input(14, colors::REDUCE[1 - parity], Ty::F32, &shape);
+            }
+            a.output(15, colors::REDUCE[parity], Ty::F32, &shape, false);
+        };
         a.emit(Instr::Set(4, imm(m)));
+        a.emit(Instr::Set(5, imm(cut.group)));
+        describe(&mut a);
         // r4 outputs left, r5 outputs of this group, r6 Y
         let group = a.here("group");
         let full = a.label("full");
-        a.emit(Instr::Set(5, imm(cut.group)));
         a.branch(Cond::Ge, reg(4), reg(5), full);
-        a.emit(Instr::Add(5, reg(4), imm(0)));
+        a.emit(Instr::Set(5, reg(4)));
+        describe(&mut a);
         a.bind(full);
         // r2 sums handed on so far, r8 to r11 up to the groups before
         a.emit(Instr::Wait(SUMS, Some(reg(8 + RING as u8 - 1))));
-        let shape = [reg(5), length];
-        a.memory(9, Ty::F32, reg(6), &shape, &[ey, 1], true);
+        a.emit(Instr::Base(9, reg(6)));
         a.map(Op::Mov, 9, Operand::Imm(0.0), None, Count::None);
         if self.lists() {
             self.list(&mut a, c, cut, header, other, (pitch_x, pitch_y));
@@ -699,10 +709,6 @@ impl StreamedKernel<'_> {
                 weights + weights_next,
             );
         }
-        if !first {
-            a.input(14, colors::REDUCE[1 - parity], Ty::F32, &shape);
-        }
-        a.output(15, colors::REDUCE[parity], Ty::F32, &shape, false);
         if first {
             a.start(SUMS, Op::Mov, 15, of(9), None, Count::None);
         } else {

@@ -44,6 +44,8 @@ const PASSES_NOTHING: Reason = Surely("a filter that passes nothing");
 const NO_TRAFFIC: Reason = Perhaps("a route that nothing takes");
 const EMPTY: Reason = Perhaps("a number of a list without elements");
 const SAME_NUMBERS: Reason = Perhaps("the same numbers leave the PE, made in the same way");
+/// A trace has microthreads do at once what they do meanwhile.
+const APART: Reason = Timing("the same numbers leave the PE, if no microthread comes in between");
 const ORDER: Reason = Timing("a wait for what may be there in time all the same");
 
 /// Collects mutants of one program.
@@ -147,6 +149,7 @@ impl<'a> Breeder<'a> {
         }
         Some(match (steps, waits) {
             (true, true) => Surely(same_steps(kind)),
+            (false, true) if block.code.iter().any(|i| matches!(i, Instr::Async(..))) => APART,
             (false, true) => SAME_NUMBERS,
             (_, false) => ORDER,
         })

@@ -270,7 +270,7 @@ impl Mesh<'_> {
 }
 
 /// The routes of a colour in a kernel's own region.
-fn own<'p>(plan: &'p Plan, kernel: usize, color: Color) -> impl Iterator<Item = &'p Route> {
+fn own(plan: &Plan, kernel: usize, color: Color) -> impl Iterator<Item = &Route> {
     let routes = &plan.regions[kernel].region.routes;
     routes.iter().filter(move |r| r.color == color)
 }

@@ -253,7 +253,7 @@ fn models_that_do_not_fit() {
     all.push(
         "run tests/data/digits-cnn/model.onnx --set mesh.width=3 --set mesh.height=3 --stages one".into(),
     );
-    all.push("compile mlp:layers=4096-4096 --batch 1".into());
+    all.push("compile mlp:layers=4096-4096 --batch 1 --weights resident".into());
     all.push("compile gpt:layers=12,width=256 --stages one".into());
     settled().bind(|| insta::assert_snapshot!(refused(&all)));
 }

@@ -411,3 +411,9 @@ fn every_kernel_alone_agrees_too() {
     );
     assert!(out.contains("kernel "), "{out}");
 }
+
+#[test]
+fn a_model_of_a_few_cycles_is_placed() {
+    // the search for a pace once never ended below 200 cycles
+    meshloom("compile mlp:layers=2-2-2 --batch 1 --emit placement").ok();
+}

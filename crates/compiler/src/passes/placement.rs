@@ -370,7 +370,7 @@ fn by_work(machine: &Machine, costs: &mut Costs, slack: f64) -> Option<Vec<Rect>
             return None;
         }
     }
-    while most - least > least / 200 {
+    while most - least > (least / 200).max(1) {
         let middle = least + (most - least) / 2;
         match get(costs, middle) {
             Some(_) => most = middle,

@@ -359,10 +359,11 @@ fn by_work(machine: &Machine, costs: &mut Costs, slack: f64) -> Option<Vec<Rect>
         let cutting = Cutting::new(costs, sram, grid, pace);
         (cutting.height(0, n, grid.0) != NONE).then_some(cutting)
     };
-    // no kernel is faster than on the whole mesh
+    // no kernel is faster than on the whole mesh; one that does next to nothing may be expected to take no cycle at all
     let mut least = (0..n)
         .filter_map(|k| costs.of(k, whole.width, whole.height).map(|c| c.cycles))
-        .max()?;
+        .max()?
+        .max(1);
     let mut most = least;
     while get(costs, most).is_none() {
         (least, most) = (most, most.saturating_mul(2));

@@ -67,7 +67,7 @@ pub struct Options {
     pub balance: bool,
     /// Most parallel streams between two kernels: 1, 2 or 4.
     pub lanes: usize,
-    /// Seed of the search for rectangles.
+    /// Seed of the balance pass's search for orders.
     pub seed: u64,
 }
 

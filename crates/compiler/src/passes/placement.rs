@@ -213,14 +213,17 @@ fn by_strips(machine: &Machine, costs: &mut Costs) -> Option<Vec<Rect>> {
         })
 }
 
-/// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height.
+/// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height. Attempt 0 is the best pace
+/// that is found; a later one, for streams that found no colours, accepts a slower pace and so comes to another floor plan.
 pub fn run(
     plan: &mut Plan,
     machine: &Machine,
     options: &Options,
     fixed: Option<(u32, u32)>,
+    attempt: u32,
 ) -> Result<(), CompileError> {
     let n = plan.kernels.len();
+    let slack = 0.04 * f64::from(attempt);
     let (mesh, sram) = (&machine.mesh, machine.pe.sram_bytes as u64);
     let chosen = {
         let mut costs = Costs {
@@ -236,7 +239,7 @@ pub fn run(
         // the pipeline keeps its pace if whatever waits for another path has room for it
         let ample = if fixed.is_none() && options.placement == Placement::Work && plan.items > 1 {
             costs.contexts.iter_mut().for_each(|c| c.keep_all = true);
-            let found = by_work(machine, &mut costs, 0.04 * (options.seed % 8) as f64);
+            let found = by_work(machine, &mut costs, slack);
             costs.contexts.iter_mut().for_each(|c| c.keep_all = false);
             costs.known.clear();
             costs.given.clear();
@@ -255,7 +258,7 @@ pub fn run(
                 1
             ]),
             (None, Placement::Strips) => by_strips(machine, &mut costs),
-            (None, Placement::Work) => by_work(machine, &mut costs, 0.04 * (options.seed % 8) as f64),
+            (None, Placement::Work) => by_work(machine, &mut costs, slack),
         }
         .and_then(|rects| {
             let choices: Option<Vec<Choice>> = rects

@@ -122,7 +122,7 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
 }
 
 /// Placements that are tried until streams find colours.
-const PLACEMENTS: u64 = 3;
+const PLACEMENTS: u32 = 3;
 
 /// Cycles that a placed stage is expected to take for all items: one after another through all kernels, then at the pace of the slowest.
 fn expected(plan: &Plan, machine: &Machine) -> u64 {
@@ -148,7 +148,7 @@ pub fn place(
         if fixed.is_none() {
             lanes::run(&mut plan, machine, most);
         }
-        match placement::run(&mut plan, machine, options, fixed) {
+        match placement::run(&mut plan, machine, options, fixed, 0) {
             Ok(()) => placed.push((expected(&plan, machine), most, plan)),
             Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),
             Err(e) => return Err(e),
@@ -162,11 +162,7 @@ pub fn place(
         for attempt in 0..PLACEMENTS {
             let mut plan = first.clone();
             if attempt > 0 && fixed.is_none() {
-                let options = Options {
-                    seed: options.seed.wrapping_add(attempt),
-                    ..options.clone()
-                };
-                placement::run(&mut plan, machine, &options, fixed)?;
+                placement::run(&mut plan, machine, options, fixed, attempt)?;
             }
             // a kernel of its own keeps the orders that it has among the others
             if fixed.is_none() {

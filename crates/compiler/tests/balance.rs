@@ -194,17 +194,19 @@ fn resident_products() {
     println!(
         "| shape, PEs | weights | cycles an item | speed-up | theoretical | share | imbalance before, after | mac slots | moves | reduce | scalar | issue | wait_input | wait_room |"
     );
-    let shapes = std::env::var("SHAPES").unwrap_or("512-512,8,8 768-768,8,8 1024-512,8,8".into());
+    let shapes = std::env::var("SHAPES")
+        .unwrap_or("512-512,8,8,16,48 512-512,8,8,32,128 768-768,8,8,32,128 1024-512,8,8,32,128".into());
     for shape in shapes.split(' ') {
-        let [layers, width, height] = shape.split(',').collect::<Vec<_>>()[..] else {
-            panic!("{shape}: expected layers,columns,rows")
+        let [layers, width, height, tokens, kib] = shape.split(',').collect::<Vec<_>>()[..] else {
+            panic!("{shape}: expected layers,columns,rows,tokens,KiB of SRAM")
         };
         let (w, h): (u32, u32) = (width.parse().unwrap(), height.parse().unwrap());
-        let model = builtin(&format!("mlp:layers={layers}"), 32, 0).unwrap();
+        let tokens: usize = tokens.parse().unwrap();
+        let model = builtin(&format!("mlp:layers={layers}"), tokens, 0).unwrap();
         let sets = [
             format!("mesh.width={}", w + 1),
             format!("mesh.height={}", h + 1),
-            "pe.sram_bytes=131072".into(),
+            format!("pe.sram_bytes={}", kib.parse::<u32>().unwrap() * 1024),
         ];
         let machine = machine(&sets.iter().map(String::as_str).collect::<Vec<_>>());
         let options = Options {

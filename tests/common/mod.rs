@@ -4,6 +4,7 @@
 use meshloom_compiler::{Compiled, Options, compile};
 use meshloom_models::{Graph, Op, TensorId, seeded_inputs};
 use meshloom_simulator::Machine;
+use meshloom_simulator::engine::Engine;
 use meshloom_simulator::engine::Outcome;
 use meshloom_simulator::program::Ty;
 
@@ -22,6 +23,7 @@ pub fn tiny() -> Machine {
 pub fn comparable(o: Outcome) -> Outcome {
     Outcome {
         active_pe_cycles: 0,
+        engine: Engine::Reference,
         ..o
     }
 }

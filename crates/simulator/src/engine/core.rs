@@ -1,14 +1,33 @@
 //! One PE's core: threads, the step slot, scalar code and tasks (rules M10 to M12, M18). Vector instructions are in `vector`.
 
+mod bulk;
+mod leap;
 mod vector;
 
-use super::network::Network;
 use super::{Class, PeCounters};
 use crate::machine::Machine;
 
 use crate::program::*;
+pub(super) use bulk::Scratch;
+pub(super) use leap::{Flows, Head, Outlook, Room};
 use std::collections::VecDeque;
 use vector::{Phase, Run};
+
+/// What a core sees of the network: its own queues, by number.
+pub(super) trait Ports {
+    /// The queue into this core, or `NONE`.
+    fn core_in(&self, pe: u32, color: Color) -> u32;
+    /// The queue out of this core, or `NONE`.
+    fn core_out(&self, pe: u32, color: Color) -> u32;
+    /// Whether the queue's first wavelet has arrived.
+    fn arrived(&self, queue: u32, now: u64) -> bool;
+    /// Whether the queue has room at the start of the cycle.
+    fn has_room(&self, queue: u32, now: u64) -> bool;
+    /// Takes the first wavelet, which must have arrived.
+    fn pop(&mut self, queue: u32, now: u64) -> Wavelet;
+    /// The core's step of this cycle puts a wavelet into its output queue.
+    fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet);
+}
 
 /// A descriptor register's contents, padded in front to four extents.
 #[derive(Clone, Copy, Debug)]
@@ -155,7 +174,7 @@ impl<'p> Core<'p> {
     }
 
     /// What its threads wait for, given the state at `now`: thread number, instruction, reason.
-    pub fn waits(&self, net: &Network, now: u64) -> Vec<(u8, u32, Wait)> {
+    pub fn waits(&self, net: &impl Ports, now: u64) -> Vec<(u8, u32, Wait)> {
         let mut all = Vec::new();
         for (t, m) in self.micro.iter().enumerate() {
             if let Some(run) = m.queue.front()
@@ -196,7 +215,7 @@ impl<'p> Core<'p> {
     }
 
     /// One cycle: threads that hold, the main thread's next instruction, the step slot, the class.
-    pub fn cycle(&mut self, net: &mut Network, rules: &Rules, now: u64) -> Result<Cycle, Fault> {
+    pub fn cycle(&mut self, net: &mut impl Ports, rules: &Rules, now: u64) -> Result<Cycle, Fault> {
         let mut event = false;
         let mut launch = false;
         // microthreads that issue; those that may step are looked at below
@@ -293,9 +312,8 @@ impl<'p> Core<'p> {
             Class::Idle
         };
         if let Some((color, w)) = sent {
-            let queue = net.core_out[(self.pe * net.colors) as usize + color as usize];
-            net.push(queue, now + 1, w);
-            net.wavelets += 1;
+            let queue = net.core_out(self.pe, color);
+            net.send(queue, now, w);
         }
         Ok(Cycle { event, sent })
     }
@@ -303,7 +321,7 @@ impl<'p> Core<'p> {
     /// Advances the main thread to something that takes time. Returns what it waits for.
     fn fetch(
         &mut self,
-        net: &mut Network,
+        net: &mut impl Ports,
         rules: &Rules,
         now: u64,
         launch: &mut bool,
@@ -405,7 +423,7 @@ impl<'p> Core<'p> {
     }
 
     /// Rule M12. The entry of the lowest ready task, or what an idle main thread waits for.
-    fn choose_task(&mut self, net: &mut Network, now: u64) -> Result<u32, Option<Wait>> {
+    fn choose_task(&mut self, net: &mut impl Ports, now: u64) -> Result<u32, Option<Wait>> {
         let mut waits = None;
         for (i, task) in self.block.tasks.iter().enumerate() {
             if self.blocked[i] {
@@ -416,8 +434,8 @@ impl<'p> Core<'p> {
                 return Ok(task.entry);
             }
             if let Trigger::Data(color) = task.trigger {
-                let queue = net.core_in[(self.pe * net.colors) as usize + color as usize];
-                if net.queues[queue as usize].arrived(now) {
+                let queue = net.core_in(self.pe, color);
+                if net.arrived(queue, now) {
                     let w = net.pop(queue, now);
                     self.registers[0] = w.bits as u32 as i32 as i64;
                     self.registers[1] = w.flag as i64;
@@ -432,7 +450,7 @@ impl<'p> Core<'p> {
     /// The main thread has the slot.
     fn main_slot(
         &mut self,
-        net: &mut Network,
+        net: &mut impl Ports,
         rules: &Rules,
         now: u64,
         sent: &mut Option<(Color, Wavelet)>,
@@ -462,7 +480,7 @@ impl<'p> Core<'p> {
     }
 
     /// The effect of a scalar instruction.
-    fn scalar(&mut self, pc: u32, net: &Network, rules: &Rules) -> Result<(), String> {
+    fn scalar(&mut self, pc: u32, net: &impl Ports, rules: &Rules) -> Result<(), String> {
         let block = self.block;
         // registers hold 32 bits
         let wrap = |n: i64| n as i32 as i64;

@@ -2,20 +2,24 @@
 
 mod core;
 mod explain;
+mod fast;
 mod network;
 mod reference;
+mod run;
 
 use crate::change::Change;
 use crate::program::{Color, Wavelet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-pub use reference::run;
+pub use run::run;
 
 /// How to run; nothing here may change a result.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Which PEs are visited each cycle, and in which order.
+    /// Which engine.
+    pub engine: Engine,
+    /// Which PEs the reference engine visits each cycle, and in which order.
     pub visit: Visit,
     /// Streams to record where their core sends them.
     pub probes: Vec<Probe>,
@@ -23,6 +27,16 @@ pub struct Options {
     pub max_cycles: Option<u64>,
     /// Updated with the cycle now and then, for a progress bar.
     pub progress: Option<Arc<AtomicU64>>,
+}
+
+/// Which engine runs a program; results never depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Every router and core that can change, every cycle: the oracle.
+    #[default]
+    Reference,
+    /// Flows and leaps, by the argument in `docs/fast-engine.md`.
+    Fast,
 }
 
 /// Order of visits; results never depend on it.
@@ -135,6 +149,8 @@ impl PeCounters {
 /// The result of a run that ended well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
+    /// The engine that gave it: a fast one leaves programs that do not end well to the reference engine.
+    pub engine: Engine,
     /// Cycles from 0 to the last event, changes of stages included.
     pub cycles: u64,
     /// What each stage took.

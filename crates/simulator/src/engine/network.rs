@@ -16,14 +16,17 @@ pub(super) struct Queue {
     /// When the last one was taken, and how many in that cycle: their room is not to be used in it.
     taken_at: u64,
     taken: u32,
-    capacity: u32,
+    pub capacity: u32,
+    /// Of the link that ends in it.
+    pub latency: u32,
     pub pe: u32,
     /// The PE whose core or router sends into it.
-    sender: u32,
+    pub sender: u32,
 }
 
 impl Queue {
-    fn new(pe: u32, capacity: u32) -> Queue {
+    fn new(pe: u32, depth: u32, latency: u32) -> Queue {
+        let capacity = depth + latency;
         let wavelets = VecDeque::with_capacity(capacity.min(4) as usize);
         Queue {
             wavelets,
@@ -31,6 +34,7 @@ impl Queue {
             taken_at: u64::MAX,
             taken: 0,
             capacity,
+            latency,
             pe,
             sender: pe,
         }
@@ -76,20 +80,40 @@ pub(super) struct Position {
     pub input: Port,
     pub queue: u32,
     /// First and last + 1 of its outputs in [`Network::outputs`].
-    outputs: (u32, u32),
+    pub outputs: (u32, u32),
     hold: u64,
 }
 
 pub(super) struct Filter {
-    first: u64,
-    count: u64,
-    period: u64,
-    seen: u64,
+    pub first: u64,
+    pub count: u64,
+    pub period: u64,
+    pub seen: u64,
 }
 
 impl Filter {
-    fn passes(&self) -> bool {
+    pub fn passes(&self) -> bool {
         self.period == 0 || (self.seen >= self.first && self.seen < self.first + self.count)
+    }
+
+    /// For how many more wavelets it does what it does now, at least.
+    pub fn changes_after(&self) -> u64 {
+        if self.period == 0 || (self.first == 0 && self.count >= self.period) {
+            return u64::MAX;
+        }
+        let ends = [self.first, self.first.saturating_add(self.count), self.period];
+        ends.into_iter()
+            .filter(|e| *e > self.seen)
+            .min()
+            .map_or(1, |e| e - self.seen)
+    }
+
+    /// So many wavelets were granted, all before it changes.
+    pub fn advance_by(&mut self, wavelets: u64) {
+        self.seen += wavelets;
+        if self.period > 0 {
+            self.seen %= self.period;
+        }
     }
 
     fn advance(&mut self) {
@@ -108,12 +132,12 @@ pub(super) struct Routed {
     /// First and last + 1 of its positions in [`Network::positions`].
     positions: (u32, u32),
     /// The position now.
-    current: u32,
+    pub current: u32,
     /// Flagged wavelets that left at it.
     flags: u64,
     /// It has several positions and all their holds are 0: it grants nothing.
     dead: bool,
-    filters: Vec<Filter>,
+    pub filters: Vec<Filter>,
 }
 
 impl Routed {
@@ -144,7 +168,7 @@ impl Routed {
     }
 
     /// A flagged wavelet left.
-    fn count_flag(&mut self, all: &[Position]) {
+    pub fn count_flag(&mut self, all: &[Position]) {
         if self.positions.1 - self.positions.0 > 1 {
             self.flags += 1;
             if self.flags == all[self.current as usize].hold {
@@ -160,10 +184,10 @@ impl Routed {
 pub(super) struct EdgePort {
     pub channel: Channel,
     /// Indices of the program's feeds, in order.
-    feeds: VecDeque<u32>,
-    position: usize,
-    next_in: u64,
-    next_out: u64,
+    pub feeds: VecDeque<u32>,
+    pub position: usize,
+    pub next_in: u64,
+    pub next_out: u64,
 }
 
 impl EdgePort {
@@ -187,10 +211,10 @@ struct Activity {
 pub(super) struct Network<'p> {
     pub queues: Vec<Queue>,
     /// The colours of all routers by PE, highest priority first, and where each PE's begin.
-    routed: Vec<Routed>,
-    first_routed: Vec<u32>,
-    positions: Vec<Position>,
-    outputs: Vec<Output>,
+    pub routed: Vec<Routed>,
+    pub first_routed: Vec<u32>,
+    pub positions: Vec<Position>,
+    pub outputs: Vec<Output>,
     /// Queue into the core / out of the core, at `pe * colors + color`.
     pub core_in: Vec<u32>,
     pub core_out: Vec<u32>,
@@ -200,13 +224,13 @@ pub(super) struct Network<'p> {
     /// One a PE.
     activity: Vec<Activity>,
     pub channels: Vec<EdgePort>,
-    feeds: &'p [Feed],
+    pub feeds: &'p [Feed],
     /// The wavelets of each feed.
-    data: Vec<Arc<Vec<Wavelet>>>,
+    pub data: Vec<Arc<Vec<Wavelet>>>,
     /// Queue that a feed enters.
-    feed_queue: Vec<u32>,
+    pub feed_queue: Vec<u32>,
     pub epoch: u32,
-    left_in_epoch: Vec<usize>,
+    pub left_in_epoch: Vec<usize>,
     pub epochs: Vec<u64>,
     /// PEs that were asleep until this cycle.
     woken: Vec<u32>,
@@ -215,9 +239,9 @@ pub(super) struct Network<'p> {
     pub hops: u64,
     pub edge_wavelets: u64,
     /// One a PE: the core's output queues and the router's ramp queues behind them, highest priority first.
-    ramps: Vec<Vec<(u32, u32)>>,
+    pub ramps: Vec<Vec<(u32, u32)>>,
     ramp: u32,
-    edge_latency: u32,
+    pub edge_latency: u32,
 }
 
 impl<'p> Network<'p> {
@@ -296,14 +320,14 @@ impl<'p> Network<'p> {
                 let key = (pe, route.color, p.input);
                 input
                     .entry(key)
-                    .or_insert_with(|| net.queue(pe, machine.router.queue_depth + latency));
+                    .or_insert_with(|| net.queue(pe, machine.router.queue_depth, latency));
                 if p.input == Port::Ramp && net.core_out[slot] == NONE {
-                    net.core_out[slot] = net.queue(pe, machine.pe.output_queue_depth + 1);
+                    net.core_out[slot] = net.queue(pe, machine.pe.output_queue_depth, 1);
                     net.ramps[pe as usize].push((net.core_out[slot], input[&key]));
                 }
                 if p.outputs.contains(&Port::Ramp) && net.core_in[slot] == NONE {
                     net.core_in[slot] =
-                        net.queue(pe, machine.pe.input_queue_depth + machine.router.ramp_cycles);
+                        net.queue(pe, machine.pe.input_queue_depth, machine.router.ramp_cycles);
                 }
             }
         }
@@ -414,9 +438,9 @@ impl<'p> Network<'p> {
         &self.outputs[p.outputs.0 as usize..p.outputs.1 as usize]
     }
 
-    /// A new queue.
-    fn queue(&mut self, pe: u32, capacity: u32) -> u32 {
-        self.queues.push(Queue::new(pe, capacity));
+    /// A new queue at the end of a link.
+    fn queue(&mut self, pe: u32, depth: u32, latency: u32) -> u32 {
+        self.queues.push(Queue::new(pe, depth, latency));
         self.queues.len() as u32 - 1
     }
 
@@ -564,7 +588,7 @@ impl<'p> Network<'p> {
         self.advance_epoch(now + 1) || event
     }
 
-    fn advance_epoch(&mut self, from: u64) -> bool {
+    pub fn advance_epoch(&mut self, from: u64) -> bool {
         let mut moved = false;
         while (self.epoch as usize) < self.left_in_epoch.len() && self.left_in_epoch[self.epoch as usize] == 0
         {
@@ -693,5 +717,32 @@ impl<'p> Network<'p> {
             }
         }
         event
+    }
+}
+
+impl super::core::Ports for Network<'_> {
+    fn core_in(&self, pe: u32, color: Color) -> u32 {
+        self.core_in[(pe * self.colors) as usize + color as usize]
+    }
+
+    fn core_out(&self, pe: u32, color: Color) -> u32 {
+        self.core_out[(pe * self.colors) as usize + color as usize]
+    }
+
+    fn arrived(&self, queue: u32, now: u64) -> bool {
+        self.queues[queue as usize].arrived(now)
+    }
+
+    fn has_room(&self, queue: u32, now: u64) -> bool {
+        self.queues[queue as usize].has_room(now)
+    }
+
+    fn pop(&mut self, queue: u32, now: u64) -> Wavelet {
+        Network::pop(self, queue, now)
+    }
+
+    fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet) {
+        self.push(queue, now + 1, wavelet);
+        self.wavelets += 1;
     }
 }

@@ -1,16 +1,12 @@
 //! The reference engine: every router and core that can change, every cycle, as the rules say it. Slow and plain on purpose.
-//!
-//! A stage runs on a clock of its own from 0, which makes it independent of what came before; the run adds the cycle at which it began.
 
 use super::core::{Core, Rules};
 use super::explain;
 use super::network::Network;
-use super::{Class, Landed, Options, Outcome, PeCounters, RunError, StageOutcome, Visit};
+use super::run::StageRun;
+use super::{Class, Landed, Outcome, PeCounters, RunError, StageOutcome, Visit};
 use crate::change::Change;
-use crate::machine::Machine;
-use crate::program::{Feed, FeedData, Program, Stage, Wavelet};
-use crate::text::stage_name;
-use std::sync::Arc;
+use crate::program::Stage;
 use std::sync::atomic::Ordering;
 
 /// The whole machine at the start of a cycle of a stage.
@@ -22,111 +18,9 @@ pub(super) struct State<'p> {
     pub now: u64,
 }
 
-/// Runs a verified program to its end. The same program gives the same outcome whatever the options.
-pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
-    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
-    let mut outcome = Outcome {
-        cycles: 0,
-        stages: Vec::new(),
-        pes: vec![PeCounters::default(); pes],
-        drains: Vec::new(),
-        probes: vec![Vec::new(); options.probes.len()],
-        wavelets: 0,
-        hops: 0,
-        edge_wavelets: 0,
-        active_pe_cycles: 0,
-    };
-    let mut sram: Vec<Vec<u8>> = vec![Vec::new(); pes];
-    for (number, stage) in program.stages.iter().enumerate() {
-        let change = match number {
-            0 => Change::default(),
-            _ => Change::to(program, number, machine),
-        };
-        let run = StageRun {
-            stage,
-            number: number as u32,
-            machine,
-            options,
-            begin: outcome.cycles + change.cycles(),
-            data: stage
-                .feeds
-                .iter()
-                .map(|f| relay(program, f, &outcome.drains))
-                .collect(),
-        };
-        let one = run
-            .run(&mut sram, &mut outcome)
-            .map_err(|e| in_stage(e, program, number, run.begin))?;
-        for (sum, pe) in outcome.pes.iter_mut().zip(&one.pes) {
-            sum.change(change.cycles());
-            sum.follow(pe);
-        }
-        outcome.cycles = one.end;
-        outcome.stages.push(StageOutcome { change, ..one });
-    }
-    Ok(outcome)
-}
-
-/// The wavelets of a feed: the host's, or those that left before, as they left but for their flags.
-fn relay(program: &Program, feed: &Feed, drains: &[Vec<Landed>]) -> Arc<Vec<Wavelet>> {
-    let spans = match &feed.data {
-        FeedData::Host(data) => return data.clone(),
-        FeedData::Drained(spans) => spans,
-    };
-    let mut data = Vec::new();
-    for s in spans {
-        let landed = &drains[program.drain_index(s.stage as usize, s.drain as usize)];
-        let part = &landed[s.first as usize..(s.first + s.count) as usize];
-        data.extend(part.iter().zip(1u64..).map(|(l, n)| Wavelet {
-            flag: s.flag_every > 0 && n.is_multiple_of(s.flag_every),
-            ..l.wavelet
-        }));
-    }
-    Arc::new(data)
-}
-
-/// An error with the run's cycle, and with its stage if there are several.
-fn in_stage(mut error: RunError, program: &Program, number: usize, begin: u64) -> RunError {
-    let several = program.stages.len() > 1;
-    let stage = || stage_name(program, number);
-    match &mut error {
-        RunError::Fault { cycle, place, .. } => {
-            *cycle += begin;
-            if several {
-                *place = format!("{}, {place}", stage());
-            }
-        }
-        RunError::Deadlock { cycle, explanation } => {
-            *cycle += begin;
-            if several {
-                *explanation = format!("in {}, {explanation}", stage());
-            }
-        }
-        RunError::LeftOver { cycle, message } => {
-            *cycle += begin;
-            if several {
-                *message = format!("{message}, in {}", stage());
-            }
-        }
-        RunError::TooLong { .. } => {}
-    }
-    error
-}
-
-/// One stage, ready to run.
-struct StageRun<'a> {
-    stage: &'a Stage,
-    number: u32,
-    machine: &'a Machine,
-    options: &'a Options,
-    /// The run's cycle that is the stage's cycle 0.
-    begin: u64,
-    data: Vec<Arc<Vec<Wavelet>>>,
-}
-
 impl StageRun<'_> {
     /// Runs it from the SRAM that it finds to that which it leaves; adds to the outcome what it drained, probed and moved.
-    fn run(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, RunError> {
+    pub fn reference(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, RunError> {
         let StageRun {
             stage,
             machine,

@@ -1,8 +1,8 @@
 //! Vector instructions: how they issue (operands, width, bank conflicts), and what each slot that they get does (rules M8, M9, M12 to M14).
 
-use super::{Core, DescPlace, Rules, Wait};
+use super::{Core, DescPlace, Ports, Rules, Wait};
 use crate::engine::PeCounters;
-use crate::engine::network::{NONE, Network};
+use crate::engine::network::NONE;
 use crate::machine::Machine;
 use crate::numerics as num;
 use crate::program::*;
@@ -72,18 +72,18 @@ pub(super) enum Phase {
 #[derive(Clone)]
 pub(in crate::engine) struct Run {
     pub(super) pc: u32,
-    op: Op,
-    dst: Arg,
-    a: Arg,
-    b: Arg,
+    pub(super) op: Op,
+    pub(super) dst: Arg,
+    pub(super) a: Arg,
+    pub(super) b: Arg,
     sparse: Option<Sparse>,
-    shape: [i64; 4],
+    pub(super) shape: [i64; 4],
     index: [i64; 3],
-    column: i64,
-    width: i64,
-    cost: u32,
-    paid: u32,
-    count: Count,
+    pub(super) column: i64,
+    pub(super) width: i64,
+    pub(super) cost: u32,
+    pub(super) paid: u32,
+    pub(super) count: Count,
     pub(super) phase: Phase,
     pub(super) then: Option<u16>,
 }
@@ -115,12 +115,11 @@ impl Core<'_> {
         v: &Vector,
         pc: u32,
         then: Option<u16>,
-        net: &Network,
+        net: &impl Ports,
         rules: &Rules,
     ) -> Result<Run, String> {
         let machine = rules.machine;
-        let queue = |queues: &[u32], c: Color| {
-            let q = queues[(self.pe * net.colors) as usize + c as usize];
+        let queue = |q: u32, c: Color| {
             if q == NONE {
                 Err(format!("colour {c} has no route to this core"))
             } else {
@@ -167,7 +166,7 @@ impl Core<'_> {
                     Ok(Arg::In {
                         ty: d.ty,
                         color: c,
-                        queue: queue(&net.core_in, c)?,
+                        queue: queue(net.core_in(self.pe, c), c)?,
                     })
                 }
                 DescPlace::Out(c, flag) if write => {
@@ -175,7 +174,7 @@ impl Core<'_> {
                     Ok(Arg::Out {
                         ty: d.ty,
                         color: c,
-                        queue: queue(&net.core_out, c)?,
+                        queue: queue(net.core_out(self.pe, c), c)?,
                         flag,
                     })
                 }
@@ -253,7 +252,7 @@ impl Core<'_> {
                 }
                 let source = match list {
                     List::Fabric { color, ty } => Source::Fabric {
-                        queue: queue(&net.core_in, *color)?,
+                        queue: queue(net.core_in(self.pe, *color), *color)?,
                         color: *color,
                         ty: *ty,
                     },
@@ -410,14 +409,14 @@ impl Run {
     }
 
     /// Whether the next slot can be used: inputs there, room for what is sent.
-    pub(super) fn ready(&self, net: &Network, now: u64) -> Result<(), Wait> {
+    pub(super) fn ready(&self, net: &impl Ports, now: u64) -> Result<(), Wait> {
         if self.phase == Phase::Fetch {
             return match self.sparse {
                 Some(Sparse {
                     source: Source::Fabric { queue, color, .. },
                     ..
                 }) => {
-                    if net.queues[queue as usize].arrived(now) {
+                    if net.arrived(queue, now) {
                         Ok(())
                     } else {
                         Err(Wait::Input(color))
@@ -427,13 +426,13 @@ impl Run {
             };
         }
         if let Arg::Out { color, queue, .. } = self.dst
-            && !net.queues[queue as usize].has_room(now)
+            && !net.has_room(queue, now)
         {
             return Err(Wait::Room(color));
         }
         for arg in [&self.a, &self.b] {
             if let Arg::In { color, queue, .. } = arg
-                && !net.queues[*queue as usize].arrived(now)
+                && !net.arrived(*queue, now)
             {
                 return Err(Wait::Input(*color));
             }
@@ -445,7 +444,7 @@ impl Run {
     pub(super) fn slot(
         &mut self,
         memory: &mut [u8],
-        net: &mut Network,
+        net: &mut impl Ports,
         rules: &Rules,
         now: u64,
         counters: &mut PeCounters,
@@ -513,7 +512,7 @@ impl Run {
     }
 
     /// One wavelet of a sparse element from the fabric.
-    fn fetch(&mut self, net: &mut Network, size: i64, rules: &Rules, now: u64) -> Result<(), String> {
+    fn fetch(&mut self, net: &mut impl Ports, size: i64, rules: &Rules, now: u64) -> Result<(), String> {
         let s = self.sparse.as_mut().expect("an axpy");
         let Source::Fabric { queue, ty, color } = s.source else {
             unreachable!("fabric list")
@@ -587,12 +586,41 @@ impl Run {
         Ok(())
     }
 
+    /// The slots that its steps still need before it ends, or, of an axpy, before the next sparse element.
+    pub(super) fn slots_left(&self) -> u64 {
+        let row = |from: i64| ((self.shape[3] - from) as u64).div_ceil(self.width as u64);
+        let mut rows = 0;
+        for d in 0..3 {
+            rows = rows * self.shape[d] + (self.shape[d] - 1 - self.index[d]);
+        }
+        let steps = row(self.column) + rows as u64 * row(0);
+        steps * self.cost as u64 - self.paid as u64
+    }
+
+    /// The fewest slots after which it has handled so many more elements.
+    pub(super) fn slots_for(&self, elements: i64) -> u64 {
+        ((elements as u64).div_ceil(self.width as u64).max(1) * self.cost as u64)
+            .saturating_sub(self.paid as u64)
+    }
+
+    /// Slots a step.
+    pub(super) fn cost(&self) -> u32 {
+        self.cost
+    }
+
+    /// `cycles` cycles of issue pass, if it issues.
+    pub(super) fn hold_for(&mut self, cycles: u32) {
+        if let Phase::Issue(left) = &mut self.phase {
+            *left -= cycles;
+        }
+    }
+
     /// The arithmetic of one step of `n` elements.
     fn step(
         &mut self,
         n: i64,
         memory: &mut [u8],
-        net: &mut Network,
+        net: &mut impl Ports,
         now: u64,
         sent: &mut Option<(Color, Wavelet)>,
     ) -> Result<(), String> {
@@ -655,7 +683,7 @@ impl Run {
     }
 
     /// Moves to the next step's place, or to the end.
-    fn advance(&mut self, n: i64) {
+    pub(super) fn advance(&mut self, n: i64) {
         self.column += n;
         if self.column < self.shape[3] {
             return;

@@ -1,0 +1,266 @@
+//! Cores: the cycle in which one is looked at is executed as the rules say; those in between in one go, when their numbers are needed.
+
+use super::Simulation;
+use crate::engine::Class;
+use crate::engine::core::{Flows, Head, Ports, Room};
+use crate::program::{Color, Wavelet};
+
+impl Ports for Simulation<'_, '_> {
+    fn core_in(&self, pe: u32, color: Color) -> u32 {
+        self.net.core_in[(pe * self.net.colors) as usize + color as usize]
+    }
+
+    fn core_out(&self, pe: u32, color: Color) -> u32 {
+        self.net.core_out[(pe * self.net.colors) as usize + color as usize]
+    }
+
+    fn arrived(&self, queue: u32, now: u64) -> bool {
+        let q = &self.queues[queue as usize];
+        // a task may have taken one in this very cycle
+        q.arrived(q.read, now)
+    }
+
+    fn has_room(&self, queue: u32, now: u64) -> bool {
+        matches!(self.queues[queue as usize].room(now), Room::Now(_))
+    }
+
+    fn pop(&mut self, queue: u32, now: u64) -> Wavelet {
+        let q = &self.queues[queue as usize];
+        let n = q.read;
+        let s = *q.segment(n).expect("only arrived wavelets are taken");
+        let index = s.index + (n - s.first);
+        let wavelet = if self.supply(s.log, index + 1) > index {
+            self.logs[s.log as usize].values(index, 1)[0]
+        } else {
+            self.fault = true;
+            Wavelet::default()
+        };
+        let q = &mut self.queues[queue as usize];
+        q.takes.once(now);
+        q.read += 1;
+        q.forget(n + 1, &mut self.logs);
+        self.taken_from(queue, now);
+        wavelet
+    }
+
+    fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet) {
+        let log = self.log_of[queue as usize];
+        let index = self.logs[log as usize].next();
+        self.logs[log as usize].push(wavelet);
+        self.queues[queue as usize].put(now, log, index, wavelet.flag, &mut self.logs);
+        self.put_into(queue, now);
+        self.net.wavelets += 1;
+        self.net.last_arrival = self.net.last_arrival.max(now + 1);
+    }
+}
+
+impl Flows for Simulation<'_, '_> {
+    fn head(&self, queue: u32, now: u64) -> Head {
+        self.queues[queue as usize].head(now)
+    }
+
+    fn room(&self, queue: u32, now: u64) -> Room {
+        self.queues[queue as usize].room(now)
+    }
+
+    fn await_head(&mut self, queue: u32) {
+        self.queues[queue as usize].wants_head = true;
+    }
+
+    fn await_room(&mut self, queue: u32) {
+        self.queues[queue as usize].wants_room = true;
+    }
+
+    fn was_taken(&self, queue: u32, now: u64) -> bool {
+        self.queues[queue as usize].takes.end() == now
+    }
+
+    fn was_put(&self, queue: u32, now: u64) -> bool {
+        self.queues[queue as usize].puts.end() == now
+    }
+}
+
+impl Simulation<'_, '_> {
+    /// Executes a core's cycle, and decides what it does from the next one on.
+    pub fn visit_core(&mut self, pe: u32) {
+        let t = self.now;
+        self.catch_up(pe, t);
+        let Some(mut core) = self.cores[pe as usize].take() else {
+            return;
+        };
+        if core.from != t {
+            self.fault = true;
+        }
+        if self.fault {
+            return;
+        }
+        let (takes, puts) = (core.outlook.takes, core.outlook.puts);
+        let open = |s: &Self, q: u32| s.queues[q as usize].takes.is_open();
+        let takes = takes.map(|q| q.filter(|q| open(self, *q)));
+        let puts = puts.filter(|q| self.queues[*q as usize].puts.is_open());
+        for q in takes.into_iter().flatten() {
+            self.queues[q as usize].takes.close(t);
+        }
+        if let Some(q) = puts {
+            self.queues[q as usize].end_puts(t, false);
+        }
+        let rules = crate::engine::core::Rules {
+            machine: self.rules.machine,
+        };
+        match core.core.cycle(self, &rules, t) {
+            Ok(cycle) => {
+                if cycle.event {
+                    self.event(t);
+                }
+                if let Some((color, w)) = cycle.sent {
+                    for &(c, i) in &self.probes[pe as usize] {
+                        if c == color {
+                            self.probed[i].push(w);
+                        }
+                    }
+                }
+            }
+            Err(_) => {
+                self.fault = true;
+                return;
+            }
+        }
+        let class = core.core.class;
+        core.core.counters.classes[class as usize] += 1;
+        if self.computes && class == Class::Busy {
+            core.core.counters.first_busy.get_or_insert(t);
+        }
+        let u = t + 1;
+        let mut outlook = core.core.outlook(self, &rules, u);
+        if outlook.until > u {
+            for q in outlook.takes.into_iter().flatten() {
+                self.queues[q as usize].takes.open(u);
+            }
+            if let Some(q) = outlook.puts {
+                let log = self.log_of[q as usize];
+                let index = self.logs[log as usize].next();
+                self.queues[q as usize].put_on(u, log, index, &mut self.logs);
+            }
+        } else {
+            (outlook.takes, outlook.puts) = ([None; 2], None);
+        }
+        for q in takes.into_iter().flatten() {
+            let moves = self.queues[q as usize].takes;
+            if !moves.is_open() {
+                self.takes_ended(q, moves.end());
+            }
+        }
+        if let Some(q) = puts {
+            let moves = self.queues[q as usize].puts;
+            if !moves.is_open() {
+                self.puts_ended(q, moves.end());
+            }
+        }
+        if outlook.until != u64::MAX {
+            let component = self.core(pe);
+            self.calendar.schedule(component, outlook.until.max(u), t);
+        }
+        core.outlook = outlook;
+        core.from = u;
+        self.cores[pe as usize] = Some(core);
+    }
+
+    /// Has the values of a log up to before `index` computed, as far as they can be now. Returns how far they are.
+    pub fn supply(&mut self, log: u32, index: u64) -> u64 {
+        let l = &self.logs[log as usize];
+        if let Some(feed) = &l.feed {
+            return feed.len() as u64;
+        }
+        if l.next() < index {
+            let source = l.source;
+            self.catch_up(source, self.now);
+        }
+        self.logs[log as usize].next()
+    }
+
+    /// How many of the next `n` wavelets in a queue into a core have values.
+    fn readable(&mut self, queue: u32, n: u64) -> u64 {
+        let mut got = 0;
+        while got < n {
+            let q = &self.queues[queue as usize];
+            let number = q.read + got;
+            let s = *q.segment(number).expect("what is taken was put");
+            let part = (n - got).min(s.first.saturating_add(s.count) - number);
+            let index = s.index + (number - s.first);
+            let there = self.supply(s.log, index + part).saturating_sub(index).min(part);
+            got += there;
+            if there < part {
+                break;
+            }
+        }
+        got
+    }
+
+    /// Executes a core's cycles up to before `t`; fewer if it needs numbers of a core that is just being executed.
+    pub fn catch_up(&mut self, pe: u32, t: u64) {
+        let Some(mut core) = self.cores[pe as usize].take() else {
+            return;
+        };
+        while core.from < t && !self.fault {
+            let mut n = t - core.from;
+            for q in core.outlook.takes.into_iter().flatten() {
+                n = n.min(self.readable(q, n));
+            }
+            if n == 0 {
+                break;
+            }
+            let mut taken = std::mem::take(&mut self.taken);
+            for (q, to) in core.outlook.takes.iter().zip(&mut taken) {
+                to.clear();
+                if let Some(q) = q {
+                    self.read(*q, n, to);
+                }
+            }
+            let mut sent = std::mem::take(&mut self.sent);
+            let inputs = [taken[0].as_slice(), taken[1].as_slice()];
+            let (from, outlook) = (core.from, core.outlook);
+            let done = core
+                .core
+                .leap(&outlook, from, n, inputs, &mut sent, &mut self.scratch);
+            self.fault |= done.is_err();
+            core.from += n;
+            if let Some(q) = outlook.puts {
+                let log = self.log_of[q as usize] as usize;
+                for &(c, i) in &self.probes[pe as usize] {
+                    if self.core_out(pe, c) == q {
+                        self.probed[i].extend_from_slice(&sent);
+                    }
+                }
+                self.net.wavelets += sent.len() as u64;
+                self.logs[log].extend(&mut sent);
+                self.net.last_arrival = self.net.last_arrival.max(core.from);
+            }
+            sent.clear();
+            (self.sent, self.taken) = (sent, taken);
+            if matches!(outlook.class, Class::Busy | Class::Launch) {
+                self.event(core.from - 1);
+            }
+            if self.computes && outlook.class == Class::Busy {
+                core.core.counters.first_busy.get_or_insert(from);
+            }
+        }
+        self.cores[pe as usize] = Some(core);
+    }
+
+    /// The values of the next `n` wavelets in a queue into a core, which are then read.
+    fn read(&mut self, queue: u32, n: u64, to: &mut Vec<Wavelet>) {
+        let mut got = 0;
+        while got < n {
+            let q = &self.queues[queue as usize];
+            let number = q.read + got;
+            let s = *q.segment(number).expect("what is taken was put");
+            let part = (n - got).min(s.first.saturating_add(s.count) - number);
+            let index = s.index + (number - s.first);
+            to.extend_from_slice(self.logs[s.log as usize].values(index, part));
+            got += part;
+        }
+        let q = &mut self.queues[queue as usize];
+        q.read += n;
+        q.forget(q.read, &mut self.logs);
+    }
+}

@@ -1,0 +1,295 @@
+//! Queues whose contents are known by rule rather than wavelet by wavelet: one wavelet in each cycle of an interval is put, one in each
+//! cycle of another is taken.
+
+use crate::engine::core::{Head, Room};
+use crate::program::Wavelet;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// The cycles in which something happened, at most once a cycle but for one exception.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moves {
+    /// How often before `since`.
+    base: u64,
+    /// Once in each cycle from here ...
+    since: u64,
+    /// ... to before this one; `u64::MAX` if it goes on.
+    end: u64,
+    /// A cycle with one more: a task and a step may take from one queue in one cycle.
+    extra: Option<u64>,
+}
+
+impl Moves {
+    /// How often before cycle `t`.
+    #[inline]
+    pub fn before(&self, t: u64) -> u64 {
+        self.base + t.min(self.end).saturating_sub(self.since) + self.extra.is_some_and(|e| e < t) as u64
+    }
+
+    /// Whether it goes on until it is closed.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.end == u64::MAX
+    }
+
+    /// Whether it goes on, and did or does so in cycle `t`.
+    #[inline]
+    pub fn flows(&self, t: u64) -> bool {
+        self.is_open() && self.since <= t
+    }
+
+    /// The cycle after the last one, unless it is open.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    fn restart(&mut self, t: u64) {
+        if self.end != t || self.extra.is_some() {
+            self.base = self.before(t);
+            self.since = t;
+            self.extra = None;
+        }
+    }
+
+    /// Once in cycle `t`.
+    #[inline]
+    pub fn once(&mut self, t: u64) {
+        if self.end == t + 1 {
+            debug_assert!(self.extra.is_none(), "three wavelets in a cycle");
+            self.extra = Some(t);
+            return;
+        }
+        self.restart(t);
+        self.end = t + 1;
+    }
+
+    /// Once a cycle from `t` on.
+    #[inline]
+    pub fn open(&mut self, t: u64) {
+        self.restart(t);
+        self.end = u64::MAX;
+    }
+
+    /// Not in cycle `t` nor later.
+    #[inline]
+    pub fn close(&mut self, t: u64) {
+        debug_assert!(self.is_open() && self.since <= t);
+        self.end = t;
+    }
+}
+
+/// Wavelets that follow each other in the cycles from `at` on, numbered from `first` in this queue and from `index` in their log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub first: u64,
+    /// `u64::MAX` while more come.
+    pub count: u64,
+    /// The cycle in which the first one was put on the link.
+    pub at: u64,
+    pub log: u32,
+    pub index: u64,
+    /// The last one is flagged; no other is.
+    pub flag: bool,
+}
+
+impl Segment {
+    fn end(&self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
+}
+
+/// A queue and the link that ends in it.
+pub(super) struct Queue {
+    pub capacity: u64,
+    pub latency: u64,
+    pub puts: Moves,
+    pub takes: Moves,
+    pub segments: VecDeque<Segment>,
+    /// The component that puts, and the one that takes.
+    pub putter: u32,
+    pub taker: u32,
+    /// The taker waits for a wavelet, the putter for room.
+    pub wants_head: bool,
+    pub wants_room: bool,
+    /// Wavelets of which a core has read the values.
+    pub read: u64,
+}
+
+impl Queue {
+    /// What can be taken from cycle `t` on.
+    pub fn head(&self, t: u64) -> Head {
+        match self.segment(self.takes.before(t)) {
+            None => Head::None,
+            Some(s) => {
+                let n = self.takes.before(t);
+                let arrival = s.at + (n - s.first) + self.latency;
+                if arrival > t {
+                    Head::At(arrival)
+                } else if s.count == u64::MAX {
+                    Head::Now(u64::MAX)
+                } else {
+                    Head::Now(s.end() - n)
+                }
+            }
+        }
+    }
+
+    /// Whether the wavelet of this number has arrived in cycle `t`.
+    pub fn arrived(&self, n: u64, t: u64) -> bool {
+        self.segment(n)
+            .is_some_and(|s| s.at + (n - s.first) + self.latency <= t)
+    }
+
+    /// The segment of the wavelet of this number.
+    pub fn segment(&self, n: u64) -> Option<&Segment> {
+        self.segments.iter().find(|s| n < s.end())
+    }
+
+    /// What can be put from cycle `t` on.
+    pub fn room(&self, t: u64) -> Room {
+        // a flow whose end in this cycle is still to be found may seem to take more than there is; its end wakes who relied on it
+        let held = self.puts.before(t).saturating_sub(self.takes.before(t));
+        if held >= self.capacity {
+            if self.takes.flows(t) || self.takes.end() == t + 1 {
+                return Room::Soon;
+            }
+            return Room::None;
+        }
+        if self.takes.flows(t) {
+            Room::Now(u64::MAX)
+        } else {
+            Room::Now(self.capacity - held)
+        }
+    }
+
+    /// Whether a wavelet put in cycle `t` would follow the last segment without a gap.
+    fn follows(&self, t: u64, log: u32, index: u64) -> bool {
+        self.segments.back().is_some_and(|s| {
+            !s.flag
+                && s.count != u64::MAX
+                && s.log == log
+                && s.index + s.count == index
+                && s.at + s.count == t
+        })
+    }
+
+    /// Puts one wavelet in cycle `t`.
+    pub fn put(&mut self, t: u64, log: u32, index: u64, flag: bool, logs: &mut [Log]) {
+        let first = self.puts.before(t);
+        self.puts.once(t);
+        if self.follows(t, log, index) {
+            let last = self.segments.back_mut().expect("it was looked at");
+            last.count += 1;
+            last.flag = flag;
+            return;
+        }
+        logs[log as usize].held += 1;
+        self.segments.push_back(Segment {
+            first,
+            count: 1,
+            at: t,
+            log,
+            index,
+            flag,
+        });
+    }
+
+    /// Puts one wavelet a cycle from `t` on.
+    pub fn put_on(&mut self, t: u64, log: u32, index: u64, logs: &mut [Log]) {
+        let first = self.puts.before(t);
+        self.puts.open(t);
+        if self.follows(t, log, index) {
+            self.segments.back_mut().expect("it was looked at").count = u64::MAX;
+            return;
+        }
+        logs[log as usize].held += 1;
+        self.segments.push_back(Segment {
+            first,
+            count: u64::MAX,
+            at: t,
+            log,
+            index,
+            flag: false,
+        });
+    }
+
+    /// No more is put from `t` on; the last one was flagged or not.
+    pub fn end_puts(&mut self, t: u64, flag: bool) {
+        self.puts.close(t);
+        let n = self.puts.before(t);
+        let last = self.segments.back_mut().expect("an open segment");
+        last.count = n - last.first;
+        last.flag = flag;
+    }
+
+    /// Forgets segments of which all wavelets have numbers below `n`.
+    pub fn forget(&mut self, n: u64, logs: &mut [Log]) {
+        while let Some(s) = self.segments.front()
+            && s.count != u64::MAX
+            && s.end() <= n
+        {
+            logs[s.log as usize].release();
+            self.segments.pop_front();
+        }
+    }
+}
+
+/// The wavelets that a core sent on a colour, or those of a feed, by number. A core's are kept while any queue holds one of them.
+#[derive(Default)]
+pub(super) struct Log {
+    pub feed: Option<Arc<Vec<Wavelet>>>,
+    /// The PE whose core sends them.
+    pub source: u32,
+    values: Vec<Wavelet>,
+    /// The number of the first value.
+    base: u64,
+    /// Segments that refer to it.
+    held: u32,
+}
+
+impl Log {
+    /// Of what a core sends.
+    pub fn of_core(source: u32) -> Log {
+        Log {
+            source,
+            ..Log::default()
+        }
+    }
+
+    /// Of a feed.
+    pub fn of_feed(data: Arc<Vec<Wavelet>>) -> Log {
+        Log {
+            feed: Some(data),
+            ..Log::default()
+        }
+    }
+
+    /// The number of the next value.
+    pub fn next(&self) -> u64 {
+        self.base + self.values.len() as u64
+    }
+
+    pub fn push(&mut self, w: Wavelet) {
+        self.values.push(w);
+    }
+
+    pub fn extend(&mut self, from: &mut Vec<Wavelet>) {
+        self.values.append(from);
+    }
+
+    /// The values from `index` on.
+    pub fn values(&self, index: u64, n: u64) -> &[Wavelet] {
+        match &self.feed {
+            Some(feed) => &feed[index as usize..(index + n) as usize],
+            None => &self.values[(index - self.base) as usize..(index - self.base + n) as usize],
+        }
+    }
+
+    fn release(&mut self) {
+        self.held -= 1;
+        if self.held == 0 {
+            self.base = self.next();
+            self.values.clear();
+        }
+    }
+}

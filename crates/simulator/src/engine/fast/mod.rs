@@ -1,0 +1,347 @@
+//! The fast engine: the same answer as `reference`, without visiting every PE in every cycle. `docs/fast-engine.md` has the argument.
+//!
+//! What happens in a cycle is decided by the state at its start, so a component (a router, a core, a channel) that does in one cycle
+//! what it did in the cycle before, and whose surroundings change by rule (one wavelet a cycle comes, one a cycle goes), does it again.
+//! Each component is therefore looked at only when something may become different: it says itself when that is, as far as it can know
+//! (a segment of wavelets ends, a filter opens, an instruction comes to its last step), and those at the other ends of its queues tell
+//! it when a flow begins or ends. Cores execute the cycles in between in one go, when they are next looked at or when another core
+//! needs the numbers.
+
+mod calendar;
+mod channels;
+mod cores;
+mod flow;
+mod routers;
+
+use super::core::{Core, Outlook, Rules, Scratch};
+use super::network::{NONE, Network};
+use super::run::StageRun;
+use super::{Class, Landed, Outcome, PeCounters, StageOutcome};
+use crate::change::Change;
+use crate::machine::Machine;
+use crate::program::{Stage, Wavelet};
+use calendar::Calendar;
+use channels::Gate;
+use flow::{Log, Moves, Queue};
+use routers::Router;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+/// Why the fast engine has no answer: the reference engine is to say what is wrong, or this is what ends the run.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// A fault, a deadlock or left-overs.
+    Ask,
+    /// `Options::max_cycles` was reached.
+    TooLong,
+}
+
+/// A PE's core, executed up to before `from`, and what it does from there on.
+struct Pe<'p> {
+    core: Core<'p>,
+    from: u64,
+    outlook: Outlook,
+}
+
+/// A stage being simulated.
+struct Simulation<'p, 'm> {
+    net: Network<'p>,
+    rules: Rules<'m>,
+    queues: Vec<Queue>,
+    logs: Vec<Log>,
+    /// The log of what enters a core's output queue, by queue.
+    log_of: Vec<u32>,
+    feed_logs: Vec<u32>,
+    /// The flagged wavelets of each feed, by number.
+    feed_flags: Vec<Vec<u64>>,
+    routers: Vec<Router>,
+    channels: Vec<Gate>,
+    cores: Vec<Option<Box<Pe<'p>>>>,
+    /// Routers by PE, then cores.
+    calendar: Calendar,
+    /// Channels, then the begin of epoch 1: looked at before the rest of a cycle.
+    gates: Calendar,
+    now: u64,
+    last_event: Option<u64>,
+    landed: Vec<Vec<Landed>>,
+    probes: Vec<Vec<(u8, usize)>>,
+    probed: &'m mut [Vec<Wavelet>],
+    /// Something that the rules forbid happened.
+    fault: bool,
+    /// Epoch 1 has begun.
+    computes: bool,
+    scratch: Scratch,
+    sent: Vec<Wavelet>,
+    taken: [Vec<Wavelet>; 2],
+}
+
+impl StageRun<'_> {
+    /// Runs it from the SRAM that it finds to that which it leaves; adds to the outcome what it drained, probed and moved.
+    pub fn fast(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
+        let StageRun {
+            stage,
+            machine,
+            options,
+            begin,
+            ..
+        } = *self;
+        let pes = sram.len();
+        let width = machine.mesh.width;
+        let net = Network::new(stage, self.data.clone(), machine);
+        let mut cores: Vec<Option<Box<Pe>>> = (0..pes).map(|_| None).collect();
+        for (r, region) in stage.regions.iter().enumerate() {
+            for (b, block) in region.blocks.iter().enumerate() {
+                for (x, y) in block.at.places() {
+                    let pe = (region.y + y) * width + region.x + x;
+                    let found = std::mem::take(&mut sram[pe as usize]);
+                    cores[pe as usize] = Some(Box::new(Pe {
+                        core: Core::new(stage, r as u32, b as u32, x, y, pe, machine, found),
+                        from: 0,
+                        outlook: Outlook::nothing(0),
+                    }));
+                }
+            }
+        }
+        let mut probes = vec![Vec::new(); pes];
+        let here = options
+            .probes
+            .iter()
+            .enumerate()
+            .filter(|(_, p)| p.stage == self.number);
+        for (i, p) in here {
+            probes[(p.y * width + p.x) as usize].push((p.color, i));
+        }
+        let probed = &mut outcome.probes;
+        let mut simulation = Simulation::new(net, machine, cores, probes, probed, stage.drains.len());
+        let limit = options.max_cycles.map(|c| c.saturating_sub(begin));
+        let cycles = simulation.run(limit, |now| {
+            if let Some(p) = &options.progress {
+                p.store(begin + now, Ordering::Relaxed);
+            }
+        })?;
+        if !simulation.ended_well(stage) {
+            return Err(Stop::Ask);
+        }
+        let Simulation {
+            net,
+            cores,
+            mut landed,
+            ..
+        } = simulation;
+        let mut counters = vec![PeCounters::default(); pes];
+        for (c, (left, core)) in counters.iter_mut().zip(sram.iter_mut().zip(cores)) {
+            match core {
+                Some(core) => {
+                    *c = core.core.counters;
+                    *left = core.core.into_sram();
+                }
+                None => {
+                    c.classes[Class::Idle as usize] = cycles;
+                    c.load_classes[Class::Idle as usize] = net.epochs[1];
+                }
+            }
+            outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
+            c.shift(begin);
+        }
+        outcome.wavelets += net.wavelets;
+        outcome.hops += net.hops;
+        outcome.edge_wavelets += net.edge_wavelets;
+        landed.iter_mut().flatten().for_each(|l| l.cycle += begin);
+        outcome.drains.append(&mut landed);
+        let epochs: Vec<u64> = net.epochs.iter().map(|e| begin + e).collect();
+        Ok(StageOutcome {
+            change: Change::default(),
+            begin,
+            load_end: epochs[1],
+            end: begin + cycles,
+            epochs,
+            pes: counters,
+        })
+    }
+}
+
+impl<'p, 'm> Simulation<'p, 'm> {
+    fn new(
+        net: Network<'p>,
+        machine: &'m Machine,
+        cores: Vec<Option<Box<Pe<'p>>>>,
+        probes: Vec<Vec<(u8, usize)>>,
+        probed: &'m mut [Vec<Wavelet>],
+        drains: usize,
+    ) -> Simulation<'p, 'm> {
+        let pes = cores.len();
+        let mut s = Simulation {
+            queues: net
+                .queues
+                .iter()
+                .map(|q| Queue {
+                    capacity: q.capacity as u64,
+                    latency: q.latency as u64,
+                    puts: Moves::default(),
+                    takes: Moves::default(),
+                    segments: VecDeque::new(),
+                    putter: q.sender,
+                    taker: q.pe,
+                    wants_head: true,
+                    wants_room: false,
+                    read: 0,
+                })
+                .collect(),
+            logs: Vec::new(),
+            log_of: vec![NONE; net.queues.len()],
+            feed_logs: Vec::new(),
+            feed_flags: Vec::new(),
+            routers: (0..pes).map(|pe| Router::new(&net, pe as u32)).collect(),
+            channels: vec![Gate::default(); net.channels.len()],
+            cores,
+            calendar: Calendar::new(2 * pes),
+            gates: Calendar::new(net.channels.len() + 1),
+            now: 0,
+            last_event: None,
+            landed: vec![Vec::new(); drains],
+            probes,
+            probed,
+            fault: false,
+            computes: false,
+            scratch: Scratch::default(),
+            sent: Vec::new(),
+            taken: Default::default(),
+            rules: Rules { machine },
+            net,
+        };
+        for slot in 0..s.net.core_in.len() {
+            let pe = slot as u32 / s.net.colors;
+            let (into, out) = (s.net.core_in[slot], s.net.core_out[slot]);
+            if into != NONE {
+                s.queues[into as usize].taker = s.core(pe);
+            }
+            if out != NONE {
+                s.queues[out as usize].putter = s.core(pe);
+                s.log_of[out as usize] = s.logs.len() as u32;
+                s.logs.push(Log::of_core(pe));
+            }
+        }
+        for (f, data) in s.net.data.iter().enumerate() {
+            s.feed_logs.push(s.logs.len() as u32);
+            s.logs.push(Log::of_feed(data.clone()));
+            let flags = data.iter().zip(0..).filter(|(w, _)| w.flag).map(|(_, n)| n);
+            s.feed_flags.push(flags.collect());
+            let feed = &s.net.feeds[f];
+            let channel = s
+                .net
+                .channels
+                .iter()
+                .position(|c| c.channel.side == feed.side && c.channel.row == feed.row);
+            let queue = s.net.feed_queue[f];
+            if let (Some(c), true) = (channel, queue != NONE) {
+                s.queues[queue as usize].putter = 2 * pes as u32 + c as u32;
+            }
+        }
+        s
+    }
+
+    fn core(&self, pe: u32) -> u32 {
+        self.cores.len() as u32 + pe
+    }
+
+    /// Has a component looked at.
+    fn wake(&mut self, component: u32, time: u64) {
+        match component.checked_sub(2 * self.cores.len() as u32) {
+            Some(gate) => self.gates.schedule(gate, time, self.now),
+            None => self.calendar.schedule(component, time, self.now),
+        }
+    }
+
+    fn event(&mut self, cycle: u64) {
+        self.last_event = self.last_event.max(Some(cycle));
+    }
+
+    /// To the last event. Returns the number of cycles (rule M17).
+    fn run(&mut self, limit: Option<u64>, progress: impl Fn(u64)) -> Result<u64, Stop> {
+        let pes = self.cores.len() as u32;
+        for pe in 0..pes {
+            if self.cores[pe as usize].is_some() {
+                self.calendar.schedule(pes + pe, 0, 0);
+            }
+        }
+        let channels = self.channels.len() as u32;
+        for c in 0..channels {
+            self.gates.schedule(c, 0, 0);
+        }
+        if self.net.epoch >= 1 {
+            self.gates.schedule(channels, 0, 0);
+        }
+        let mut turns = 0u32;
+        while let Some(now) = self
+            .calendar
+            .earliest(self.now)
+            .into_iter()
+            .chain(self.gates.earliest(self.now))
+            .min()
+        {
+            self.now = now;
+            turns = turns.wrapping_add(1);
+            if turns & 0x3ff == 0 {
+                progress(now);
+            }
+            // something is looked at at most two cycles after the last event
+            if limit.is_some_and(|l| now > l.saturating_add(2)) {
+                return Err(Stop::TooLong);
+            }
+            while let Some(gate) = self.gates.pop(now) {
+                if gate < channels {
+                    self.visit_channel(gate);
+                } else {
+                    self.begin_computing();
+                }
+            }
+            while let Some(component) = self.calendar.pop(now) {
+                if component < pes {
+                    self.visit_router(component);
+                } else {
+                    self.visit_core(component - pes);
+                }
+                if self.fault {
+                    return Err(Stop::Ask);
+                }
+            }
+        }
+        // rule M17: the first cycle without an event and with nothing on its way
+        let cycles = self.last_event.map_or(0, |c| c + 1).max(self.net.last_arrival);
+        if limit.is_some_and(|l| cycles >= l) {
+            return Err(Stop::TooLong);
+        }
+        self.now = cycles;
+        for pe in 0..pes {
+            self.catch_up(pe, cycles);
+        }
+        if self.fault { Err(Stop::Ask) } else { Ok(cycles) }
+    }
+
+    /// Epoch 1 begins: what was counted up to now is load.
+    fn begin_computing(&mut self) {
+        for pe in 0..self.cores.len() as u32 {
+            self.catch_up(pe, self.now);
+            if let Some(pe) = &mut self.cores[pe as usize] {
+                pe.core.counters.load_classes = pe.core.counters.classes;
+                pe.core.counters.load_slots = pe.core.counters.slots;
+            }
+        }
+        self.computes = true;
+    }
+
+    /// Whether nothing waits and nothing is left (rule M17).
+    fn ended_well(&self, stage: &Stage) -> bool {
+        self.cores.iter().flatten().all(|pe| pe.core.halted())
+            && self.net.channels.iter().all(|c| c.is_empty())
+            && self
+                .queues
+                .iter()
+                .all(|q| q.puts.before(u64::MAX - 1) == q.takes.before(u64::MAX - 1))
+            && stage
+                .drains
+                .iter()
+                .zip(&self.landed)
+                .all(|(d, l)| d.wavelets == l.len() as u64)
+    }
+}

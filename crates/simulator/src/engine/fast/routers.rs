@@ -1,0 +1,357 @@
+//! Routers and ramps: which of their streams flow, and until when (rules M3 to M7).
+
+use super::Simulation;
+use super::flow::Segment;
+use crate::engine::Landed;
+use crate::engine::core::{Head, Room};
+use crate::engine::network::{NONE, Network, Target};
+use crate::program::Port;
+
+/// Most outputs of a position.
+const OUTPUTS: usize = 5;
+
+/// One wavelet a cycle moves from a queue to others.
+#[derive(Clone, Copy)]
+struct Flow {
+    from: u32,
+    /// The number, in that queue, of the first wavelet of the segment that moves.
+    segment: u64,
+    to: [Target; OUTPUTS],
+    /// How many of `to` there are.
+    outputs: u8,
+    /// How many of them are links between routers.
+    hops: u8,
+    /// Up to this cycle its moves are counted.
+    settled: u64,
+}
+
+impl Flow {
+    fn to(&self) -> &[Target] {
+        &self.to[..self.outputs as usize]
+    }
+
+    fn same(&self, other: &Flow) -> bool {
+        let queue = |t: &Target| match *t {
+            Target::Queue { queue, .. } => (queue, NONE),
+            Target::Drain { drain, .. } => (NONE, drain),
+        };
+        self.from == other.from
+            && self.segment == other.segment
+            && self.outputs == other.outputs
+            && self
+                .to()
+                .iter()
+                .zip(other.to())
+                .all(|(a, b)| queue(a) == queue(b))
+    }
+}
+
+/// A router: its core's output queues with the ramp up, then its colours, both highest priority first.
+#[derive(Default)]
+pub(super) struct Router {
+    flows: Vec<Option<Flow>>,
+}
+
+impl Router {
+    pub fn new(net: &Network, pe: u32) -> Router {
+        Router {
+            flows: vec![None; net.ramps[pe as usize].len() + net.router(pe).len()],
+        }
+    }
+}
+
+impl Simulation<'_, '_> {
+    /// A wavelet is taken from the queue in cycle `t`, the first after a pause: who waits for room is to look again.
+    #[inline]
+    pub fn taken_from(&mut self, queue: u32, t: u64) {
+        let q = &mut self.queues[queue as usize];
+        if q.wants_room {
+            q.wants_room = false;
+            let putter = q.putter;
+            self.wake(putter, t + 1);
+        }
+    }
+
+    /// A wavelet is put into the queue in cycle `t`, the first after a pause: who waits for it is to look again.
+    #[inline]
+    pub fn put_into(&mut self, queue: u32, t: u64) {
+        let q = &mut self.queues[queue as usize];
+        if q.wants_head {
+            q.wants_head = false;
+            self.calendar.schedule(q.taker, t + q.latency, self.now);
+        }
+    }
+
+    /// What was taken every cycle is no longer, from cycle `t` on: who puts without end is to look again.
+    #[inline]
+    pub fn takes_ended(&mut self, queue: u32, t: u64) {
+        let q = &self.queues[queue as usize];
+        if q.puts.is_open() {
+            let putter = q.putter;
+            self.wake(putter, t + 1);
+        }
+    }
+
+    /// What was put every cycle is no longer, from cycle `t` on: who takes without end is to look again.
+    #[inline]
+    pub fn puts_ended(&mut self, queue: u32, t: u64) {
+        let q = &self.queues[queue as usize];
+        if q.takes.is_open() {
+            self.calendar.schedule(q.taker, t + q.latency, self.now);
+        }
+    }
+
+    /// Decides what a router does from now on.
+    pub fn visit_router(&mut self, pe: u32) {
+        let t = self.now;
+        let mut router = std::mem::take(&mut self.routers[pe as usize]);
+        let ramps = self.net.ramps[pe as usize].len();
+        let first = self.net.first_routed[pe as usize] as usize;
+        let mut next = u64::MAX;
+        let mut ramp = false;
+        let mut used = 0u8;
+        for (i, slot) in router.flows.iter_mut().enumerate() {
+            let routed = i.checked_sub(ramps).map(|i| first + i);
+            if let Some(flow) = slot {
+                self.settle(flow, routed, t);
+            }
+            let found = match routed {
+                None => {
+                    let (from, to) = self.net.ramps[pe as usize][i];
+                    let found = if ramp {
+                        None
+                    } else {
+                        self.ramp(from, to, t, &mut next)
+                    };
+                    ramp |= found.is_some();
+                    found
+                }
+                Some(i) => self.granted(i, &mut used, t, &mut next),
+            };
+            if let Some((cycles, _)) = found {
+                next = next.min(t.saturating_add(cycles));
+            }
+            self.change(slot, found.map(|(_, flow)| flow), t);
+        }
+        self.routers[pe as usize] = router;
+        if next != u64::MAX {
+            self.calendar.schedule(pe, next, t);
+        }
+    }
+
+    /// The segment at the head of a queue, and how many of its wavelets can be taken one a cycle; else when to look again.
+    fn head(&mut self, queue: u32, t: u64, next: &mut u64) -> Option<(u64, Segment)> {
+        let q = &mut self.queues[queue as usize];
+        match q.head(t) {
+            Head::Now(n) => Some((n, *q.segment(q.takes.before(t)).expect("its head is there"))),
+            Head::At(cycle) => {
+                *next = (*next).min(cycle);
+                None
+            }
+            Head::None => {
+                q.wants_head = true;
+                None
+            }
+        }
+    }
+
+    /// How many wavelets can be put one a cycle; else when to look again.
+    fn room(&mut self, queue: u32, t: u64, next: &mut u64) -> Option<u64> {
+        let q = &mut self.queues[queue as usize];
+        match q.room(t) {
+            Room::Now(n) => Some(n),
+            Room::Soon => {
+                *next = (*next).min(t + 1);
+                None
+            }
+            Room::None => {
+                q.wants_room = true;
+                None
+            }
+        }
+    }
+
+    /// Step B: whether the ramp up moves from this output queue, and for how many cycles for sure.
+    fn ramp(&mut self, from: u32, to: u32, t: u64, next: &mut u64) -> Option<(u64, Flow)> {
+        let (cycles, segment) = self.head(from, t, next)?;
+        let room = self.room(to, t, next)?;
+        let latency = self.queues[to as usize].latency as u32;
+        let flow = Flow {
+            from,
+            segment: segment.first,
+            to: [Target::Queue { queue: to, latency }; OUTPUTS],
+            outputs: 1,
+            hops: 0,
+            settled: t,
+        };
+        Some((cycles.min(room), flow))
+    }
+
+    /// Rule M6 for a colour of a router: whether it is granted, and for how many cycles for sure.
+    fn granted(&mut self, routed: usize, used: &mut u8, t: u64, next: &mut u64) -> Option<(u64, Flow)> {
+        let r = &self.net.routed[routed];
+        if r.grants_nothing() {
+            return None;
+        }
+        let position = *self.net.position(r);
+        let (mut cycles, segment) = self.head(position.queue, t, next)?;
+        let mut flow = Flow {
+            from: position.queue,
+            segment: segment.first,
+            to: [Target::Queue {
+                queue: NONE,
+                latency: 0,
+            }; OUTPUTS],
+            outputs: 0,
+            hops: 0,
+            settled: t,
+        };
+        let (mut ports, mut gap) = (0u8, false);
+        for o in position.outputs.0..position.outputs.1 {
+            let output = self.net.outputs[o as usize];
+            if output.filter != NONE {
+                let f = &self.net.routed[routed].filters[output.filter as usize];
+                cycles = cycles.min(f.changes_after());
+                if !f.passes() {
+                    continue;
+                }
+            }
+            let port = 1 << output.port as u8;
+            if *used & port != 0 {
+                return None;
+            }
+            match output.target {
+                Target::Queue { queue, .. } => {
+                    cycles = cycles.min(self.room(queue, t, next)?);
+                    flow.hops += (output.port != Port::Ramp) as u8;
+                }
+                Target::Drain { channel, .. } => {
+                    let c = &self.net.channels[channel as usize];
+                    gap |= t < c.next_out;
+                    if c.channel.gap > 1 {
+                        cycles = 1;
+                    }
+                }
+            }
+            ports |= port;
+            flow.to[flow.outputs as usize] = output.target;
+            flow.outputs += 1;
+        }
+        if gap {
+            self.event(t);
+            *next = (*next).min(t + 1);
+            return None;
+        }
+        *used |= ports;
+        Some((cycles, flow))
+    }
+
+    /// Ends, begins or leaves what a stream does.
+    fn change(&mut self, slot: &mut Option<Flow>, found: Option<Flow>, t: u64) {
+        let mut takes = false;
+        if let Some(old) = *slot {
+            if found.is_some_and(|new| new.same(&old)) {
+                return;
+            }
+            takes = found.is_some_and(|new| new.from == old.from);
+            self.stop(&old, takes, t);
+            *slot = None;
+        }
+        if let Some(new) = found {
+            self.start(&new, takes, t);
+            *slot = Some(new);
+        }
+    }
+
+    /// A flow begins in cycle `t`; `takes` if its queue was taken from in the cycle before and goes on being so.
+    fn start(&mut self, flow: &Flow, takes: bool, t: u64) {
+        let q = &mut self.queues[flow.from as usize];
+        let n = q.takes.before(t);
+        let segment = *q.segment(n).expect("it begins with a wavelet");
+        if !takes {
+            q.takes.open(t);
+            self.taken_from(flow.from, t);
+        }
+        for to in flow.to() {
+            match *to {
+                Target::Queue { queue, .. } => {
+                    let index = segment.index + (n - segment.first);
+                    self.queues[queue as usize].put_on(t, segment.log, index, &mut self.logs);
+                    self.put_into(queue, t);
+                }
+                Target::Drain { channel, .. } => {
+                    let c = &mut self.net.channels[channel as usize];
+                    c.next_out = t + c.channel.gap as u64;
+                }
+            }
+        }
+    }
+
+    /// A flow has ended: it moves nothing in cycle `t`. `takes` as for [`Self::start`].
+    fn stop(&mut self, flow: &Flow, takes: bool, t: u64) {
+        let q = &mut self.queues[flow.from as usize];
+        let n = q.takes.before(t);
+        let flag = q
+            .segments
+            .iter()
+            .any(|s| s.first == flow.segment && s.flag && s.first + s.count == n);
+        if !takes {
+            q.takes.close(t);
+            self.takes_ended(flow.from, t);
+        }
+        self.queues[flow.from as usize].forget(n, &mut self.logs);
+        for to in flow.to() {
+            if let Target::Queue { queue, .. } = *to {
+                self.queues[queue as usize].end_puts(t, flag);
+                self.puts_ended(queue, t);
+            }
+        }
+    }
+
+    /// Counts what a flow moved up to before cycle `t`: filters, the switch, and what left at the edge.
+    fn settle(&mut self, flow: &mut Flow, routed: Option<usize>, t: u64) {
+        let cycles = t - flow.settled;
+        if cycles == 0 {
+            return;
+        }
+        self.event(t - 1);
+        let q = &self.queues[flow.from as usize];
+        let (n, end) = (q.takes.before(flow.settled), q.takes.before(t));
+        let segment = *q.segment(n).expect("it moved");
+        for to in flow.to() {
+            match *to {
+                Target::Queue { queue, .. } => {
+                    let arrival = t - 1 + self.queues[queue as usize].latency;
+                    self.net.last_arrival = self.net.last_arrival.max(arrival);
+                }
+                Target::Drain { drain, .. } => {
+                    let latency = self.net.edge_latency as u64;
+                    self.net.last_arrival = self.net.last_arrival.max(t - 1 + latency);
+                    self.net.edge_wavelets += cycles;
+                    let index = segment.index + (n - segment.first);
+                    if self.supply(segment.log, index + cycles) < index + cycles {
+                        self.fault = true;
+                        return;
+                    }
+                    let left = self.logs[segment.log as usize].values(index, cycles);
+                    let landed = left.iter().zip(flow.settled + latency..);
+                    self.landed[drain as usize]
+                        .extend(landed.map(|(w, cycle)| Landed { cycle, wavelet: *w }));
+                }
+            }
+        }
+        flow.settled = t;
+        let Some(routed) = routed else { return };
+        let r = &mut self.net.routed[routed];
+        let position = self.net.positions[r.current as usize];
+        for output in &self.net.outputs[position.outputs.0 as usize..position.outputs.1 as usize] {
+            if output.filter != NONE {
+                r.filters[output.filter as usize].advance_by(cycles);
+            }
+        }
+        self.net.hops += cycles * flow.hops as u64;
+        if segment.flag && segment.first.saturating_add(segment.count) == end {
+            r.count_flag(&self.net.positions);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A run: its stages one after another, by either engine. Each stage runs on a clock of its own from 0, which makes it independent of
+//! what came before; the run adds the cycle at which it began.
+
+use super::fast::Stop;
+use super::{Engine, Landed, Options, Outcome, PeCounters, RunError, StageOutcome};
+use crate::change::Change;
+use crate::machine::Machine;
+use crate::program::{Feed, FeedData, Program, Stage, Wavelet};
+use crate::text::stage_name;
+use std::sync::Arc;
+
+/// Runs a verified program to its end. The same program gives the same outcome whatever the options.
+pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
+    if options.engine == Engine::Fast {
+        match all_stages(program, machine, options, Engine::Fast, |run, sram, outcome| {
+            run.fast(sram, outcome)
+        }) {
+            // what is wrong is found by running it again by the rules, cycle by cycle
+            Err(Stop::Ask) => {}
+            Err(Stop::TooLong) => {
+                return Err(RunError::TooLong {
+                    cycles: options.max_cycles.unwrap_or(u64::MAX),
+                });
+            }
+            Ok(outcome) => return Ok(outcome),
+        }
+    }
+    all_stages(
+        program,
+        machine,
+        options,
+        Engine::Reference,
+        |run, sram, outcome| {
+            run.reference(sram, outcome)
+                .map_err(|e| in_stage(e, program, run.number as usize, run.begin))
+        },
+    )
+}
+
+/// The stages one after another, each by `one`.
+fn all_stages<E>(
+    program: &Program,
+    machine: &Machine,
+    options: &Options,
+    engine: Engine,
+    one: impl Fn(&StageRun, &mut [Vec<u8>], &mut Outcome) -> Result<StageOutcome, E>,
+) -> Result<Outcome, E> {
+    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
+    let mut outcome = Outcome {
+        engine,
+        cycles: 0,
+        stages: Vec::new(),
+        pes: vec![PeCounters::default(); pes],
+        drains: Vec::new(),
+        probes: vec![Vec::new(); options.probes.len()],
+        wavelets: 0,
+        hops: 0,
+        edge_wavelets: 0,
+        active_pe_cycles: 0,
+    };
+    let mut sram: Vec<Vec<u8>> = vec![Vec::new(); pes];
+    for (number, stage) in program.stages.iter().enumerate() {
+        let change = match number {
+            0 => Change::default(),
+            _ => Change::to(program, number, machine),
+        };
+        let run = StageRun {
+            stage,
+            number: number as u32,
+            machine,
+            options,
+            begin: outcome.cycles + change.cycles(),
+            data: stage
+                .feeds
+                .iter()
+                .map(|f| relay(program, f, &outcome.drains))
+                .collect(),
+        };
+        let ended = one(&run, &mut sram, &mut outcome)?;
+        for (sum, pe) in outcome.pes.iter_mut().zip(&ended.pes) {
+            sum.change(change.cycles());
+            sum.follow(pe);
+        }
+        outcome.cycles = ended.end;
+        outcome.stages.push(StageOutcome { change, ..ended });
+    }
+    Ok(outcome)
+}
+
+/// The wavelets of a feed: the host's, or those that left before, as they left but for their flags.
+fn relay(program: &Program, feed: &Feed, drains: &[Vec<Landed>]) -> Arc<Vec<Wavelet>> {
+    let spans = match &feed.data {
+        FeedData::Host(data) => return data.clone(),
+        FeedData::Drained(spans) => spans,
+    };
+    let mut data = Vec::new();
+    for s in spans {
+        let landed = &drains[program.drain_index(s.stage as usize, s.drain as usize)];
+        let part = &landed[s.first as usize..(s.first + s.count) as usize];
+        data.extend(part.iter().zip(1u64..).map(|(l, n)| Wavelet {
+            flag: s.flag_every > 0 && n.is_multiple_of(s.flag_every),
+            ..l.wavelet
+        }));
+    }
+    Arc::new(data)
+}
+
+/// An error with the run's cycle, and with its stage if there are several.
+fn in_stage(mut error: RunError, program: &Program, number: usize, begin: u64) -> RunError {
+    let several = program.stages.len() > 1;
+    let stage = || stage_name(program, number);
+    match &mut error {
+        RunError::Fault { cycle, place, .. } => {
+            *cycle += begin;
+            if several {
+                *place = format!("{}, {place}", stage());
+            }
+        }
+        RunError::Deadlock { cycle, explanation } => {
+            *cycle += begin;
+            if several {
+                *explanation = format!("in {}, {explanation}", stage());
+            }
+        }
+        RunError::LeftOver { cycle, message } => {
+            *cycle += begin;
+            if several {
+                *message = format!("{message}, in {}", stage());
+            }
+        }
+        RunError::TooLong { .. } => {}
+    }
+    error
+}
+
+/// One stage, ready to run.
+pub(super) struct StageRun<'a> {
+    pub stage: &'a Stage,
+    pub number: u32,
+    pub machine: &'a Machine,
+    pub options: &'a Options,
+    /// The run's cycle that is the stage's cycle 0.
+    pub begin: u64,
+    /// The wavelets of each feed.
+    pub data: Vec<Arc<Vec<Wavelet>>>,
+}

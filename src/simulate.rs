@@ -54,6 +54,17 @@ pub struct Finished {
     pub errors: Vec<(String, f64)>,
 }
 
+impl Finished {
+    /// Every tensor that was compared, with its name and largest relative error; `graph` is the job's.
+    pub fn compared<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = (TensorId, &'a str, f64)> {
+        let probes = self.compiled.probes.iter().map(|p| p.tensor);
+        let tensors = probes.chain(graph.outputs().iter().copied());
+        tensors
+            .zip(&self.errors)
+            .map(|(t, (name, error))| (t, name.as_str(), *error))
+    }
+}
+
 /// Largest relative error that is taken as agreement, end to end.
 pub fn tolerance(ty: Ty) -> f64 {
     match ty {

@@ -153,16 +153,14 @@ fn run(
         ),
         Ty::F32 => None,
     };
-    let probes = finished.compiled.probes.iter().map(|p| p.tensor);
-    let compared = probes.chain(graph.outputs().iter().copied());
-    for (tensor, (name, e)) in compared.zip(&finished.errors) {
+    for (tensor, name, e) in finished.compared(graph) {
         // what the type costs is held against an evaluation with the same roundings; where it costs little, against 2e-2 too
         let most = match &rounding {
             Some(r) if r.error(tensor) > 1e-2 => r.most(tensor),
             Some(r) => r.most(tensor).min(tolerance(options.ty)),
             None => tolerance(options.ty),
         };
-        if *e > most {
+        if e > most {
             return Err(format!(
                 "tensor {name} is off by {e:.1e} of its standard deviation (at most {most:.1e})"
             ));
@@ -259,6 +257,25 @@ fn f16_errors_are_those_of_rounding_alone() {
 fn many_more_settings_of_each_family_agree() {
     for model in [a_gpt, a_resnet, a_fabric] {
         random_settings(model, 1000..1300);
+    }
+}
+
+/// Depthwise convolutions and ReLU6, which the families do not have.
+#[test]
+fn a_mobilenet_agrees() {
+    let graph = builtin("mobilenetv2:width=0.1,size=32,classes=10", 2, 0)
+        .unwrap_or_else(|e| panic!("{e}"))
+        .graph;
+    let half = sparsify(&graph, 0.5, Mask::Uniform, 0).unwrap_or_else(|e| panic!("{e}"));
+    for ty in [Ty::F32, Ty::F16] {
+        let options = Options {
+            ty,
+            ..Options::default()
+        };
+        for (graph, name, sparsity) in [(&graph, RunName::Dense, 0.0), (&half, RunName::Sparse, 0.5)] {
+            run(graph, &small(&[]), &options, name, sparsity)
+                .unwrap_or_else(|e| panic!("{ty:?} {sparsity}: {e}"));
+        }
     }
 }
 

@@ -86,15 +86,11 @@ fn check(
             Some(Rounding::of(&graph, &finished.compiled, &inputs, items, &want).map_err(|e| e.to_string())?)
         }
     };
-    let probes = finished.compiled.probes.iter().map(|p| p.tensor);
-    for (tensor, (name, e)) in probes
-        .chain(graph.outputs().iter().copied())
-        .zip(&finished.errors)
-    {
+    for (tensor, name, e) in finished.compared(&graph) {
         let most = rounding
             .as_ref()
             .map_or(1e-5 + means(&graph, &inputs), |r| r.most(tensor).min(2e-2));
-        if *e > most {
+        if e > most {
             return Err(format!("tensor {name} is off by {e:.1e}, more than {most:.1e}"));
         }
     }

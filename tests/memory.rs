@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::{kernels, tiny};
+use common::{Model, kernels, tiny};
 use meshloom_compiler::assemble::Assembler;
+use meshloom_models::builtin;
 use meshloom_simulator::engine::{self, Options, Outcome};
 use meshloom_simulator::program::{
-    Count, FeedData, Instr, Lattice, Op, Operand, Program, Region, Stage, Trigger, Ty, Val, Wavelet,
+    Count, FeedData, Instr, Lattice, Op, Operand, Program, Region, Stage, Trigger, Ty, Val, Vector, Wavelet,
 };
 use meshloom_simulator::{Machine, edge, verify};
 
@@ -69,10 +70,61 @@ fn left(outcome: &Outcome) -> Vec<Vec<Wavelet>> {
     drains.map(|d| d.iter().map(|l| l.wavelet).collect()).collect()
 }
 
+/// Whole models in several stages, with kernels that have more than a few elements a PE: an attention that needs its mask.
+fn models() -> Vec<Model> {
+    [
+        "gpt:layers=1,width=8,heads=2,seq=24,vocab=11",
+        "resnet18:width=1,size=8,classes=3",
+        "fabric:layers=2,scales=2,channels=2",
+    ]
+    .into_iter()
+    .map(|name| {
+        let graph = builtin(name, 1, 0)
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .graph;
+        Model::new(name, graph, 2, false, Ty::F32)
+    })
+    .collect()
+}
+
+#[test]
+fn a_kernel_that_clears_nothing_is_noticed() {
+    let machine = tiny();
+    let model = kernels()
+        .into_iter()
+        .find(|m| m.name == "maxpool")
+        .expect("a pool");
+    let mut program = model.compile(&machine).program;
+    let blocks = program
+        .stages
+        .iter_mut()
+        .flat_map(|s| &mut s.regions)
+        .flat_map(|r| &mut r.blocks);
+    let mut clearing: Vec<&mut Instr> = blocks
+        .flat_map(|b| &mut b.code)
+        .filter(|i| match i {
+            Instr::Vector(Vector::Map {
+                op: Op::Mov,
+                a: Operand::Imm(v),
+                ..
+            }) => *v == f32::NEG_INFINITY,
+            _ => false,
+        })
+        .collect();
+    assert!(!clearing.is_empty());
+    clearing
+        .iter_mut()
+        .for_each(|i| **i = Instr::Set(15, Val::Imm(0)));
+    let run = |p: &Program| engine::run(p, &machine, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    for value in [f32::NAN, 1234.5] {
+        assert!(left(&run(&behind(filling(&machine, value), &program))) != left(&run(&program)));
+    }
+}
+
 #[test]
 fn kernels_give_the_same_on_memory_that_was_used() {
     let machine = tiny();
-    for model in kernels() {
+    for model in kernels().into_iter().chain(models()) {
         let program = model.compile(&machine).program;
         let run = |p: &Program| {
             verify::verify(p, &machine).unwrap_or_else(|e| panic!("{}: {e:?}", model.name));

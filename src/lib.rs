@@ -7,5 +7,6 @@ pub mod layers;
 pub mod machines;
 pub mod models;
 pub mod papers;
+pub mod rounding;
 pub mod simulate;
 pub mod validation;

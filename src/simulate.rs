@@ -3,9 +3,9 @@
 use crate::error::Error;
 use meshloom_compiler::{Compiled, Options, compile, compile_alone, kernels, passes};
 use meshloom_models::{Graph, TensorId, evaluate, flops};
-use meshloom_simulator::Machine;
-use meshloom_simulator::engine::{self, Outcome};
+use meshloom_simulator::engine::{self, Outcome, RunError};
 use meshloom_simulator::program::Ty;
+use meshloom_simulator::{Machine, edge};
 use meshloom_traces::count::{KernelRegion, RunInput, count_run, multiply_add_lanes};
 use meshloom_traces::report::{Operations, Outputs, Rect, Run, RunName};
 use std::collections::{BTreeMap, HashSet};
@@ -31,6 +31,8 @@ pub struct Job<'a> {
     pub expected: Option<&'a Expected>,
     /// For a progress bar.
     pub progress: Option<Arc<AtomicU64>>,
+    /// The run is refused if it is sure to take more cycles, and stopped if it does.
+    pub max_cycles: Option<u64>,
 }
 
 /// All tensors of the graph, for each item, as the evaluator has them.
@@ -52,6 +54,17 @@ pub struct Finished {
     pub errors: Vec<(String, f64)>,
 }
 
+impl Finished {
+    /// Every tensor that was compared, with its name and largest relative error; `graph` is the job's.
+    pub fn compared<'a>(&'a self, graph: &'a Graph) -> impl Iterator<Item = (TensorId, &'a str, f64)> {
+        let probes = self.compiled.probes.iter().map(|p| p.tensor);
+        let tensors = probes.chain(graph.outputs().iter().copied());
+        tensors
+            .zip(&self.errors)
+            .map(|(t, (name, error))| (t, name.as_str(), *error))
+    }
+}
+
 /// Largest relative error that is taken as agreement, end to end.
 pub fn tolerance(ty: Ty) -> f64 {
     match ty {
@@ -60,37 +73,45 @@ pub fn tolerance(ty: Ty) -> f64 {
     }
 }
 
+/// The inputs of every item, by name.
+pub fn items_of(
+    inputs: &[(String, Vec<f32>)],
+    items: usize,
+) -> impl Iterator<Item = BTreeMap<String, Vec<f64>>> {
+    (0..items).map(move |i| {
+        let one = inputs.iter().map(|(name, v)| {
+            let n = v.len() / items;
+            let item = v[i * n..(i + 1) * n].iter().map(|x| f64::from(*x));
+            (name.clone(), item.collect())
+        });
+        one.collect()
+    })
+}
+
 /// The evaluator's tensors for every item.
 pub fn expected(graph: &Graph, inputs: &[(String, Vec<f32>)], items: usize) -> Result<Expected, Error> {
-    (0..items)
-        .map(|i| {
-            let one: BTreeMap<String, Vec<f64>> = inputs
-                .iter()
-                .map(|(name, v)| {
-                    let n = v.len() / items;
-                    (
-                        name.clone(),
-                        v[i * n..(i + 1) * n].iter().map(|x| *x as f64).collect(),
-                    )
-                })
-                .collect();
-            evaluate::evaluate(graph, &one).map_err(Error::input)
-        })
+    items_of(inputs, items)
+        .map(|one| evaluate::evaluate(graph, &one).map_err(Error::input))
         .collect()
 }
 
-/// Largest absolute difference, and that relative to the expected tensor's standard deviation (its root mean square where it has under
-/// 16 elements or no spread; 1 where that is 0). Anything not finite counts as infinite.
-pub fn difference(got: &[f32], want: &[f64]) -> (f64, f64) {
+/// What a tensor's errors are measured by: its standard deviation, or its root mean square where it has under 16 elements or no spread.
+pub fn scale(want: &[f64]) -> f64 {
     let n = want.len().max(1) as f64;
     let mean = want.iter().sum::<f64>() / n;
     let deviation = (want.iter().map(|w| (w - mean).powi(2)).sum::<f64>() / n).sqrt();
     let rms = (want.iter().map(|w| w * w).sum::<f64>() / n).sqrt();
-    let scale = if want.len() < 16 || deviation <= 1e-12 * rms {
+    if want.len() < 16 || deviation <= 1e-12 * rms {
         rms
     } else {
         deviation
-    };
+    }
+}
+
+/// Largest absolute difference, and that relative to the expected tensor's [`scale`] (absolute where that is 0). Anything not finite
+/// counts as infinite.
+pub fn difference(got: &[f32], want: &[f64]) -> (f64, f64) {
+    let scale = scale(want);
     let mut worst = if got.len() == want.len() {
         0.0f64
     } else {
@@ -143,10 +164,20 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
     let engine_options = engine::Options {
         probes,
         progress: job.progress.clone(),
+        max_cycles: job.max_cycles,
         ..Default::default()
     };
+    refuse_long(job, &compiled)?;
     let start = Instant::now();
-    let outcome = engine::run(&compiled.program, job.machine, &engine_options)?;
+    let outcome = engine::run(&compiled.program, job.machine, &engine_options).map_err(|e| match e {
+        RunError::TooLong { cycles } => Error::Run(format!(
+            "run {} on {} is not finished after {cycles} cycles; --max-cycles {} gives it more",
+            job.name,
+            job.machine.name,
+            cycles.saturating_mul(10)
+        )),
+        e => e.into(),
+    })?;
     let wall_seconds = start.elapsed().as_secs_f64();
 
     let outputs: Vec<_> = compiled
@@ -176,6 +207,36 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         compiled,
         errors,
     })
+}
+
+/// Refuses a run of which what enters at the edge alone takes longer than it may.
+fn refuse_long(job: &Job, compiled: &Compiled) -> Result<(), Error> {
+    let (Some(most), machine) = (job.max_cycles, job.machine) else {
+        return Ok(());
+    };
+    let least = edge::entering(&compiled.program, machine);
+    if least <= most {
+        return Ok(());
+    }
+    let channels = machine.channels();
+    let gap = channels.first().map_or(1, |c| c.gap);
+    // the gap, or below one cycle the number of channels, with which they enter in time
+    let wanted = gap as f64 * most as f64 / least as f64;
+    let more = match wanted >= 1.0 {
+        true => machine.link.bits as f64 * machine.clock_hz / wanted.floor(),
+        false => machine.edge.bits_per_second / wanted,
+    };
+    // rounded up to two digits
+    let unit = 10f64.powf(more.log10().floor() - 1.0);
+    let more = (more / unit).ceil() * unit;
+    Err(Error::Input(format!(
+        "run {} on {}: weights and inputs alone take {least} cycles to enter, by {} edge channel(s) with a wavelet every {gap} cycle(s) each; \
+         more than {most} are not simulated. What would help: --set edge.bits_per_second={more:.1e}, or --max-cycles {}",
+        job.name,
+        machine.name,
+        channels.len(),
+        least.saturating_mul(2)
+    )))
 }
 
 /// Holds every kernel's result and every output against the evaluator.

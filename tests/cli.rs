@@ -417,3 +417,14 @@ fn a_model_of_a_few_cycles_is_placed() {
     // the search for a pace once never ended below 200 cycles
     meshloom("compile mlp:layers=2-2-2 --batch 1 --emit placement").ok();
 }
+
+#[test]
+fn a_departure_in_f16_is_explained() {
+    // one channel, of which ReLU leaves a few elements
+    let line = "run resnet18:stem=cifar,width=1,classes=2,size=12 --batch 1 --seed 6";
+    meshloom(line).ok();
+    let ended = meshloom(&format!("{line} --dtype f16"));
+    assert_eq!(ended.code, Some(3), "{}", ended.err);
+    let cause = "so f16 is too narrow for this model, and no kernel adds to it";
+    assert!(ended.err.contains(cause), "{}", ended.err);
+}

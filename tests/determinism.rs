@@ -709,6 +709,7 @@ fn report(machine: &Machine, model: &Model) -> Report {
             inputs: &model.inputs,
             expected: Some(&expected),
             progress: None,
+            max_cycles: None,
         };
         simulate::run(&job).unwrap_or_else(|e| panic!("{e}")).run
     };

@@ -97,6 +97,11 @@ fn settings() {
             "--batch two",
             "--threads 0",
             "--no-check --check-kernels",
+            "--machine small --machine wse2 --machine small",
+            "--max-cycles 10",
+            "--max-cycles 100000 --set edge.bits_per_second=1e7",
+            "--max-cycles many",
+            "--set edge.bits_per_second=1",
             "--out",
         ],
     );
@@ -310,4 +315,39 @@ fn nothing_is_written_by_a_command_that_fails() {
         .map(|f| f.expect("a file").file_name())
         .collect();
     assert_eq!(names, ["placement.svg"]);
+}
+
+/// A run that is too long is refused if the edge alone shows it, else stopped; the advice of either makes it end.
+#[test]
+fn long_runs_end() {
+    let line = "run mlp:layers=64-32-10 --batch 4";
+    let advice = |message: &str, option: &str| -> String {
+        let at = message
+            .rfind(option)
+            .unwrap_or_else(|| panic!("{option} in {message}"));
+        let words: Vec<&str> = message[at..].split_whitespace().take(2).collect();
+        words.join(" ").trim_end_matches([',', '.']).to_string()
+    };
+    let refused = meshloom(&format!(
+        "{line} --set edge.bits_per_second=1e7 --max-cycles 4000000"
+    ))
+    .refused();
+    meshloom(&format!(
+        "{line} --set edge.bits_per_second=1e7 {}",
+        advice(&refused, "--max-cycles")
+    ))
+    .ok();
+    meshloom(&format!(
+        "{line} --max-cycles 8000000 {}",
+        advice(&refused, "--set")
+    ))
+    .ok();
+    let stopped = meshloom(&format!("{line} --max-cycles 900"));
+    assert_eq!(stopped.code, Some(3), "{}", stopped.err);
+    assert!(
+        stopped.err.contains("is not finished after 900 cycles"),
+        "{}",
+        stopped.err
+    );
+    meshloom(&format!("{line} {}", advice(&stopped.err, "--max-cycles"))).ok();
 }

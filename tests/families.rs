@@ -8,6 +8,7 @@ mod common;
 use command::{folder, meshloom};
 use common::small;
 use meshloom::arrays;
+use meshloom::rounding::Rounding;
 use meshloom::simulate::{self, Finished, Job, difference, expected, kernels_alone, tolerance};
 use meshloom_compiler::{Options, Stages};
 use meshloom_models::builders::{builtin, fabric};
@@ -142,13 +143,28 @@ fn run(
         inputs: &inputs,
         expected: Some(&want),
         progress: None,
+        max_cycles: None,
     };
     let finished = simulate::run(&job).map_err(|e| e.to_string())?;
-    let most = tolerance(options.ty);
-    if let Some((tensor, e)) = finished.errors.iter().find(|(_, e)| *e > most) {
-        return Err(format!(
-            "tensor {tensor} is off by {e:.1e} of its standard deviation"
-        ));
+    let rounding = match options.ty {
+        Ty::F16 => Some(
+            Rounding::of(graph, &finished.compiled, &inputs, options.items, &want)
+                .map_err(|e| e.to_string())?,
+        ),
+        Ty::F32 => None,
+    };
+    for (tensor, name, e) in finished.compared(graph) {
+        // what the type costs is held against an evaluation with the same roundings; where it costs little, against 2e-2 too
+        let most = match &rounding {
+            Some(r) if r.error(tensor) > 1e-2 => r.most(tensor),
+            Some(r) => r.most(tensor).min(tolerance(options.ty)),
+            None => tolerance(options.ty),
+        };
+        if e > most {
+            return Err(format!(
+                "tensor {name} is off by {e:.1e} of its standard deviation (at most {most:.1e})"
+            ));
+        }
     }
     let flops = &finished.run.flops;
     if flops.executed.mac != flops.theoretical.mac {
@@ -215,12 +231,51 @@ fn fabrics_agree_at_random_settings() {
     random_settings(a_fabric, CASES);
 }
 
+/// Narrow networks whose tensors f16 throws off by more than 2e-2 (one channel behind a norm whose bias outweighs the spread, or of which
+/// ReLU leaves a few elements): the mesh makes the error of an evaluation with the same roundings, and no other.
+#[test]
+fn f16_errors_are_those_of_rounding_alone() {
+    let mut large = 0;
+    for seed in [1079, 1224, 1292] {
+        let mut d = Draw(seed);
+        let mut s = setting(&mut d, seed);
+        s.model = a_resnet(&mut d);
+        assert_eq!(s.options.ty, Ty::F16);
+        let finished = check(&s).unwrap_or_else(|e| panic!("{seed}: {e}\n{s:?}"));
+        large += finished
+            .errors
+            .iter()
+            .filter(|(_, e)| *e > tolerance(Ty::F16))
+            .count();
+    }
+    assert!(large >= 3, "{large}");
+}
+
 /// `cargo test --release --test families many_more -- --ignored --nocapture`
 #[test]
 #[ignore = "minutes"]
 fn many_more_settings_of_each_family_agree() {
     for model in [a_gpt, a_resnet, a_fabric] {
         random_settings(model, 1000..1300);
+    }
+}
+
+/// Depthwise convolutions and ReLU6, which the families do not have.
+#[test]
+fn a_mobilenet_agrees() {
+    let graph = builtin("mobilenetv2:width=0.1,size=32,classes=10", 2, 0)
+        .unwrap_or_else(|e| panic!("{e}"))
+        .graph;
+    let half = sparsify(&graph, 0.5, Mask::Uniform, 0).unwrap_or_else(|e| panic!("{e}"));
+    for ty in [Ty::F32, Ty::F16] {
+        let options = Options {
+            ty,
+            ..Options::default()
+        };
+        for (graph, name, sparsity) in [(&graph, RunName::Dense, 0.0), (&half, RunName::Sparse, 0.5)] {
+            run(graph, &small(&[]), &options, name, sparsity)
+                .unwrap_or_else(|e| panic!("{ty:?} {sparsity}: {e}"));
+        }
     }
 }
 
@@ -234,6 +289,16 @@ fn default_size(model: &str, ty: Ty) {
     };
     let finished =
         run(&graph, &machine, &options, RunName::Dense, 0.0).unwrap_or_else(|e| panic!("{model}: {e}"));
+    // at the default sizes f16 costs no more than is asked for
+    let (tensor, worst) = finished
+        .errors
+        .iter()
+        .max_by(|a, b| a.1.total_cmp(&b.1))
+        .expect("tensors");
+    assert!(
+        *worst <= tolerance(ty),
+        "{model}: tensor {tensor} is off by {worst:.1e}"
+    );
     let plans = &finished.compiled.plans;
     assert_eq!(plans.len(), 1, "{model}: stages");
     let places = &plans[0].places;

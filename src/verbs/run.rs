@@ -3,11 +3,13 @@
 use super::{Common, Inputs, print};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use meshloom::error::Error;
+use meshloom::rounding::Rounding;
 use meshloom::simulate::{self, Expected, Finished, Job};
 use meshloom::{arrays, machines};
 use meshloom_compiler::{CompileError, Compiled, compile};
-use meshloom_models::Graph;
+use meshloom_models::{Graph, TensorId};
 use meshloom_simulator::Machine;
+use meshloom_simulator::program::Ty;
 use meshloom_traces::map::{MeshMap, Placed, svg};
 use meshloom_traces::report::{Model as ReportModel, Report, RunName};
 use meshloom_traces::{plots, table};
@@ -31,6 +33,9 @@ pub struct Arguments {
     /// Runs that are simulated at the same time (default: all cores).
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Refuse a run that is sure to take more simulated cycles than this, and stop one that does.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
+    max_cycles: u64,
     /// Do not compare tensors with the f64 evaluator.
     #[arg(long)]
     no_check: bool,
@@ -73,6 +78,7 @@ impl<'a> Planned<'a> {
             inputs: &inputs.arrays,
             expected,
             progress,
+            max_cycles: Some(a.max_cycles),
         }
     }
 }
@@ -91,6 +97,14 @@ pub fn run(a: Arguments) -> Result<(), Error> {
         .iter()
         .map(|m| machines::load(m, &common.set))
         .collect::<Result<_, _>>()?;
+    for (i, m) in machines.iter().enumerate() {
+        if machines[..i].iter().any(|other| other.name == m.name) {
+            return Err(Error::Input(format!(
+                "--machine {}: a machine named {} is there twice; one table has each once (--set applies to all; give a variant a .toml file and a name of its own)",
+                common.machine[i], m.name
+            )));
+        }
+    }
     let model = common.load()?;
     let inputs = common.inputs(&model)?;
     let sparse = common.sparse(&model)?;
@@ -194,7 +208,7 @@ pub fn run(a: Arguments) -> Result<(), Error> {
     if a.check_kernels {
         check_kernels(&a, &planned, &finished, &inputs, &expected)?;
     }
-    departures(&report, simulate::tolerance(common.dtype.ty()))
+    departures(&planned, &finished, &inputs, &expected, common.dtype.ty())
 }
 
 /// Runs everything, several at a time, with a line of progress for what takes over a second.
@@ -285,19 +299,53 @@ fn check_kernels(
     print(&text)
 }
 
-/// An error if any run's tensors are beyond the tolerance.
-fn departures(report: &Report, tolerance: f64) -> Result<(), Error> {
-    for run in &report.runs {
-        if let Some(o) = &run.outputs
-            && let Some(first) = &o.first_departing
+/// An error if any run's tensors are beyond the tolerance; in f16 with what rounding alone does to the first of them.
+fn departures(
+    planned: &[Planned],
+    finished: &[Finished],
+    inputs: &Inputs,
+    expected: &[Expected],
+    ty: Ty,
+) -> Result<(), Error> {
+    let tolerance = simulate::tolerance(ty);
+    for (p, f) in planned.iter().zip(finished) {
+        let Some(outputs) = &f.run.outputs else { continue };
+        let Some(first) = &outputs.first_departing else {
+            continue;
+        };
+        let mut message = format!(
+            "run {} on {}: tensor `{first}` is the first beyond {tolerance:.0e} of its standard deviation; the worst is `{}` with {:.1e}",
+            f.run.name, f.run.machine.name, outputs.worst_tensor, outputs.max_rel_error
+        );
+        if ty == Ty::F16
+            && let Some(exact) = expected.get(p.index)
         {
-            return Err(Error::Wrong(format!(
-                "run {} on {}: tensor `{first}` is the first beyond {tolerance:.0e} of its standard deviation; the worst is `{}` with {:.1e}",
-                run.name, run.machine.name, o.worst_tensor, o.max_rel_error
-            )));
+            let rounding = Rounding::of(p.graph, &f.compiled, &inputs.arrays, inputs.items, exact)?;
+            message += &blame(f, p.graph, &rounding);
         }
+        return Err(Error::Wrong(message));
     }
     Ok(())
+}
+
+/// Whether the departures of an f16 run are those of the type: what rounding alone makes of the tensor that is furthest beyond it.
+fn blame(f: &Finished, graph: &Graph, rounding: &Rounding) -> String {
+    let tolerance = simulate::tolerance(Ty::F16);
+    let departing = f.compared(graph).filter(|(_, _, error)| *error > tolerance);
+    let beyond = |(tensor, _, error): &(TensorId, &str, f64)| error / rounding.most(*tensor);
+    let Some(worst) = departing.max_by(|a, b| beyond(a).total_cmp(&beyond(b))) else {
+        return String::new();
+    };
+    let (tensor, name, error) = worst;
+    let cause = if beyond(&worst) <= 1.0 {
+        "so f16 is too narrow for this model, and no kernel adds to it; --dtype f32 has no such error"
+    } else {
+        "so a kernel rounds more often than it must: a defect of meshloom, please report it"
+    };
+    let alone = rounding.error(tensor);
+    format!(
+        ". Evaluated in f64 and rounded to f16 only where the mesh keeps or sends it, `{name}` is off by {alone:.1e}, on the mesh by {error:.1e}: {cause}"
+    )
 }
 
 /// The files of `--out`. Those of a plot that the runs give no points for are not written, and one left from before is removed.

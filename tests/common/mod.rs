@@ -363,6 +363,7 @@ pub fn kernels() -> Vec<Model> {
         alone("mul", Op::Mul, &[four, four]),
         fused,
         alone("relu", Op::Relu, &[four]),
+        alone("clip", Op::Clip { min: -0.5, max: 0.5 }, &[four]),
         sum,
         zeros,
         alone_with("gelu by tanh", Op::Gelu { tanh: true }, &[plane], 4),

@@ -176,6 +176,13 @@ pub enum Kind {
 pub enum Function {
     /// max(x, 0)
     Relu,
+    /// min(max(x, least), most), as ReLU6; a bound may be infinite.
+    Clip {
+        /// The smallest result.
+        least: f32,
+        /// The largest result.
+        most: f32,
+    },
     /// x * Phi(x), by tanh or by the error function.
     Gelu {
         /// By tanh.

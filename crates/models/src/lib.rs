@@ -18,7 +18,7 @@ pub mod transform;
 mod verify;
 
 pub use builders::{BuiltIn, Values, builtin, builtin_with, default_batch, list};
-pub use evaluate::{EvaluateError, evaluate, evaluate_node};
+pub use evaluate::{EvaluateError, evaluate, evaluate_adjusted, evaluate_node};
 pub use flops::Counts;
 pub use graph::{Graph, GraphError, Node, NodeId, Op, Tensor, TensorId};
 pub use onnx::{ImportError, ImportOptions, import};

@@ -2,6 +2,7 @@
 //! nothing of neural networks, and does no input or output.
 
 pub mod change;
+pub mod edge;
 pub mod expr;
 pub mod machine;
 pub mod numerics;

@@ -158,6 +158,10 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
             relu: false,
         },
         Kind::Pointwise(Function::Relu),
+        Kind::Pointwise(Function::Clip {
+            least: 0.0,
+            most: 6.0,
+        }),
         Kind::Pointwise(Function::Gelu { tanh: true }),
         Kind::Pointwise(Function::Affine {
             scale: Default::default(),

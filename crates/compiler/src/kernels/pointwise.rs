@@ -1,6 +1,7 @@
-//! Functions of each element: ReLU, GELU, and scale and shift by feature (a batch norm that could not be folded). Each PE has some features.
+//! Functions of each element: ReLU, clipping (ReLU6), GELU, and scale and shift by feature (a batch norm that could not be folded). Each PE
+//! has some features.
 //!
-//! ReLU is applied to wavelets as they pass. For the others SRAM is a ring of slots of a few features each: microthreads fill slots and send
+//! What is one operation (ReLU, clipping on one side) is applied to wavelets as they pass. For the others SRAM is a ring of slots of a few features each: microthreads fill slots and send
 //! finished ones, the main thread computes the slot between. A ring that holds a PE's whole share lets the stream flow on to the next PE
 //! at full rate; a smaller one saves SRAM and works as well, with PEs in turn.
 
@@ -52,6 +53,16 @@ impl Function {
         let relu = (Op::Max, Some(Number(0.0)));
         match self {
             Function::Relu => (Vec::new(), relu),
+            Function::Clip { least, most } if *most == f32::INFINITY => {
+                (Vec::new(), (Op::Max, Some(Number(*least))))
+            }
+            Function::Clip { least, most } if *least == f32::NEG_INFINITY => {
+                (Vec::new(), (Op::Min, Some(Number(*most))))
+            }
+            Function::Clip { least, most } => (
+                vec![Step(Op::Max, X, X, Some(Number(*least)))],
+                (Op::Min, Some(Number(*most))),
+            ),
             Function::Affine { relu: false, .. } if ty == Ty::F32 => {
                 (vec![Step(Op::Mul, X, X, Some(Scale))], (Op::Add, Some(Shift)))
             }
@@ -133,6 +144,14 @@ impl PointwiseKernel<'_> {
         used(Arg::A) + used(Arg::B)
     }
 
+    /// The one operation that the function is, if it is one.
+    fn direct(&self, ty: Ty) -> Option<(Op, f32)> {
+        match self.0.steps(ty) {
+            (steps, (op, Some(Arg::Number(v)))) if steps.is_empty() => Some((op, v)),
+            _ => None,
+        }
+    }
+
     fn ring(&self, c: &Context, features: usize) -> Ring {
         let l = c.inputs[0].length();
         let queue = (c.machine.pe.move_queue as usize).clamp(1, 8);
@@ -169,7 +188,7 @@ impl PointwiseKernel<'_> {
     fn cost(&self, c: &Context, width: u32, height: u32) -> (u64, u64) {
         let n = local::widest(c, Split::Features, width, height);
         let l = c.inputs[0].length();
-        if matches!(self.0, Function::Relu) {
+        if self.direct(c.ty).is_some() {
             return (c.stream_cycles() + 20, code_bytes(c.machine, 8));
         }
         let ring = self.ring(c, n);
@@ -197,7 +216,7 @@ impl PointwiseKernel<'_> {
     }
 
     /// Wavelets become results as they pass.
-    fn emit_direct(&self, c: &Context, mut k: Local) -> Emitted {
+    fn emit_direct(&self, c: &Context, mut k: Local, op: Op, with: f32) -> Emitted {
         let pes = (k.width * k.height) as usize;
         let features = k.share("features");
         let shape = [features, Val::Imm(c.output.length() as i64)];
@@ -205,13 +224,7 @@ impl PointwiseKernel<'_> {
         k.a.input(0, c.input_colors[0][0], c.ty, &shape);
         k.a.output(1, c.output_colors[0], c.ty, &shape, true);
         let item = k.begin_items();
-        k.a.map(
-            Op::Max,
-            1,
-            Operand::Desc(0),
-            Some(Operand::Imm(0.0)),
-            Count::Other,
-        );
+        k.a.map(op, 1, Operand::Desc(0), Some(Operand::Imm(with)), Count::Other);
         k.finish(item, vec![Vec::new(); pes])
     }
 
@@ -239,6 +252,7 @@ impl Implementation for PointwiseKernel<'_> {
     fn op(&self) -> &'static str {
         match self.0 {
             Function::Relu => "relu",
+            Function::Clip { .. } => "clip",
             Function::Gelu { .. } => "gelu",
             Function::Affine { .. } => "affine",
         }
@@ -247,6 +261,7 @@ impl Implementation for PointwiseKernel<'_> {
     fn about(&self) -> &'static str {
         match self.0 {
             Function::Relu => "ReLU on passing wavelets, where no kernel before it could take it in",
+            Function::Clip { .. } => "elements kept between two bounds (ReLU6)",
             Function::Gelu { .. } => {
                 "GELU, by tanh or the error function: each PE works on its own features, in a ring of slots"
             }
@@ -270,8 +285,8 @@ impl Implementation for PointwiseKernel<'_> {
 
     fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
         let mut k = Local::new(name, c, Split::Features, width, height);
-        if matches!(self.0, Function::Relu) {
-            return self.emit_direct(c, k);
+        if let Some((op, with)) = self.direct(c.ty) {
+            return self.emit_direct(c, k, op, with);
         }
         let l = c.inputs[0].length();
         let (pitch_x, pitch_t) = (Context::pitch(c.ty, l), Context::pitch(Ty::F32, l));

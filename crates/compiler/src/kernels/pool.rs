@@ -21,11 +21,14 @@ struct Work {
     phase: (u32, u64),
     /// Instructions of the window.
     instructions: usize,
+    /// Of these, those for which descriptors are set anew.
+    set: usize,
     /// Entries of the table of scales.
     scales: usize,
 }
 
 /// A vector instruction: results and inputs that it runs over, as elements of a plane.
+#[derive(Clone, Copy)]
 struct Instruction {
     /// Rows and columns.
     shape: (usize, usize),
@@ -35,6 +38,13 @@ struct Instruction {
     x: usize,
     strides_y: [usize; 2],
     strides_x: [usize; 2],
+}
+
+impl Instruction {
+    /// Whether only the places where it begins differ.
+    fn runs_like(&self, other: &Instruction) -> bool {
+        (self.shape, self.strides_y, self.strides_x) == (other.shape, other.strides_y, other.strides_x)
+    }
 }
 
 /// Planes of one feature, one after another.
@@ -88,8 +98,9 @@ impl PoolKernel<'_> {
 
     /// Work that is the same for all rectangles.
     fn work(&self, c: &Context) -> Work {
-        let instructions: Vec<_> = self
-            .instructions()
+        let all = self.instructions();
+        let alike = all.windows(2).filter(|w| w[0].runs_like(&w[1])).count();
+        let instructions: Vec<_> = all
             .iter()
             .map(|i| {
                 let steps = i.shape.0 * i.shape.1 * samples(c);
@@ -99,6 +110,7 @@ impl PoolKernel<'_> {
         Work {
             phase: phase(c.machine, &instructions),
             instructions: instructions.len(),
+            set: instructions.len() - alike,
             scales: if self.0.max {
                 0
             } else {
@@ -111,8 +123,9 @@ impl PoolKernel<'_> {
         let f = local::widest(c, Split::Features, width, height);
         let (li, lo) = (c.inputs[0].length(), c.output.length());
         let cost = &c.machine.pe.cost;
-        let each = (2 * cost.descriptor + cost.issue) as u64;
-        let mut cycles = f as u64 * work.phase.1 + work.instructions as u64 * each + 60;
+        let (set, moved) = (work.set as u64, (work.instructions - work.set) as u64);
+        let mut cycles = f as u64 * work.phase.1 + work.instructions as u64 * cost.issue as u64 + 60;
+        cycles += 2 * (set * cost.descriptor as u64 + moved * cost.add as u64);
         cycles += c.move_slots(f, li) + 2 * c.move_slots(f, lo);
         let (x, y) = (
             Context::pitch(c.ty, li) as u64,
@@ -209,21 +222,29 @@ impl Implementation for PoolKernel<'_> {
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
         let op = if p.max { Op::Max } else { Op::Add };
         let (sx, sy) = ((p.input.0 * p.input.1) as i64, (p.output.0 * p.output.1) as i64);
+        let mut before: Option<Instruction> = None;
         for i in self.instructions() {
-            let shape = [features, imm(n), imm(i.shape.0), imm(i.shape.1)];
-            let [row_y, column_y] = i.strides_y.map(|s| s as i64);
-            let [row_x, column_x] = i.strides_x.map(|s| s as i64);
-            let (y_at, x_at) = (y + 4 * i.y as i64, x + element * i.x as i64);
-            k.a.memory(
-                4,
-                Ty::F32,
-                Val::Imm(y_at),
-                &shape,
-                &[ey, sy, row_y, column_y],
-                true,
-            );
-            k.a.memory(5, c.ty, Val::Imm(x_at), &shape, &[ex, sx, row_x, column_x], true);
+            let (y_at, x_at) = (4 * i.y as i64, element * i.x as i64);
+            match before.filter(|b| b.runs_like(&i)) {
+                // as the one before, from other elements on
+                Some(b) => {
+                    for (d, by) in [(4, y_at - 4 * b.y as i64), (5, x_at - element * b.x as i64)] {
+                        if by != 0 {
+                            k.a.emit(Instr::Advance(d, Val::Imm(by)));
+                        }
+                    }
+                }
+                None => {
+                    let shape = [features, imm(n), imm(i.shape.0), imm(i.shape.1)];
+                    let [row_y, column_y] = i.strides_y.map(|s| s as i64);
+                    let [row_x, column_x] = i.strides_x.map(|s| s as i64);
+                    let (by_y, by_x) = ([ey, sy, row_y, column_y], [ex, sx, row_x, column_x]);
+                    k.a.memory(4, Ty::F32, Val::Imm(y + y_at), &shape, &by_y, true);
+                    k.a.memory(5, c.ty, Val::Imm(x + x_at), &shape, &by_x, true);
+                }
+            }
             k.a.map(op, 4, Operand::Desc(4), Some(Operand::Desc(5)), Count::Other);
+            before = Some(i);
         }
         match (p.max, scales) {
             (true, _) => k.a.map(Op::Mov, 3, Operand::Desc(2), None, Count::None),

@@ -448,6 +448,15 @@ fn same_shape(which: usize, x: &Layout, seed: u64) -> (Kind, Reference) {
             };
             (Kind::Pointwise(function), Box::new(of))
         }
+        7..10 => {
+            let (least, most) = [(-0.4, 0.5), (-0.4, f32::INFINITY), (f32::NEG_INFINITY, 0.5)][which - 7];
+            let clip = move |v: &f32| f64::from(v.max(least).min(most));
+            let function = Function::Clip { least, most };
+            (
+                Kind::Pointwise(function),
+                Box::new(move |x: &[f32]| x.iter().map(clip).collect()),
+            )
+        }
         5 => (Kind::Softmax, Box::new(move |x| over_features(x, &l, softmax))),
         _ => {
             let norm = Arc::new(Norm {
@@ -518,7 +527,7 @@ proptest! {
     })]
 
     #[test]
-    fn functions_softmax_and_norms(which in 0usize..7, outer in 1usize..4, features in 1usize..24, inner in 1usize..9, shuffled: bool,
+    fn functions_softmax_and_norms(which in 0usize..10, outer in 1usize..4, features in 1usize..24, inner in 1usize..9, shuffled: bool,
                                    lanes in (lanes(), lanes()), ty in ty(), items_n in 1usize..4, area in area(), sets in settings(), seed in 0u64..1000) {
         let l = layout(outer, features, inner, shuffled);
         let (kind, of) = same_shape(which, &l, seed);

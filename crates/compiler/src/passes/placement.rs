@@ -225,6 +225,7 @@ pub fn run(
     let n = plan.kernels.len();
     let slack = 0.04 * f64::from(attempt);
     let (mesh, sram) = (&machine.mesh, machine.pe.sram_bytes as u64);
+    let mut most_pes = None;
     let chosen = {
         let mut costs = Costs {
             kernels: plan.kernels.iter().map(|k| kernels::of(&k.kind)).collect(),
@@ -268,14 +269,32 @@ pub fn run(
                 .collect();
             Some((rects, choices?))
         })
+        .or_else(|| {
+            most_pes = least_areas(machine, &mut costs);
+            None
+        })
     };
     let Some((rects, choices)) = chosen else {
         return Err(CompileError::DoesNotFit {
             what: format!("the model's {n} kernels, all on the mesh at once"),
-            needs: "more PEs or SRAM than there is room for".into(),
+            needs: match most_pes {
+                Some((sum, k, c)) => format!(
+                    "about {sum} PEs, if rectangles left no gaps; most needs kernel {} ({}): {}x{} PEs, {} bytes on its fullest",
+                    plan.kernels[k].name,
+                    kernels::of(&plan.kernels[k].kind).op(),
+                    c.width,
+                    c.height,
+                    c.bytes
+                ),
+                None => "more PEs or SRAM than there is room for".into(),
+            },
             has: format!(
-                "{}x{} PEs of {} bytes on {}",
-                mesh.width, mesh.height, machine.pe.sram_bytes, machine.name
+                "{} PEs of {} bytes on {}: {}x{} beside the first column and row, which are left to streams",
+                whole(machine).width as u64 * whole(machine).height as u64,
+                machine.pe.sram_bytes,
+                machine.name,
+                whole(machine).width,
+                whole(machine).height
             ),
             helps: format!(
                 "{}, several stages (--stages auto), or a larger machine (--machine wse2, or --set mesh.width={})",
@@ -385,6 +404,44 @@ fn by_work(machine: &Machine, costs: &mut Costs, slack: f64) -> Option<Vec<Rect>
     let mut rects = vec![Rect::default(); n];
     cutting.give(0, n, whole, &mut rects);
     Some(rects)
+}
+
+/// The PEs that all kernels need together, each in the smallest rectangle that holds it, and the kernel that needs most of them with that
+/// rectangle. Rectangles of twice the width of the one before are tried, each as low as can be.
+fn least_areas(machine: &Machine, costs: &mut Costs) -> Option<(u64, usize, Choice)> {
+    let sram = machine.pe.sram_bytes as u64;
+    let whole = whole(machine);
+    let area = |c: &Choice| c.width as u64 * c.height as u64;
+    let mut all: Vec<(usize, Choice)> = Vec::new();
+    for k in 0..costs.kernels.len() {
+        let mut least: Option<Choice> = None;
+        let widths = std::iter::successors(Some(1), |w| (*w < whole.width).then(|| (w * 2).min(whole.width)));
+        for w in widths {
+            let mut fits = |h: u32| costs.of(k, w, h).filter(|c| c.bytes <= sram);
+            // a higher rectangle needs no more bytes a PE
+            let (mut low, mut high) = (1, whole.height);
+            if fits(high).is_none() {
+                continue;
+            }
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match fits(middle) {
+                    Some(_) => high = middle,
+                    None => low = middle + 1,
+                }
+            }
+            let here = fits(high);
+            if let Some(c) = here
+                && least.is_none_or(|l| area(&c) < area(&l))
+            {
+                least = here;
+            }
+        }
+        all.push((k, least?));
+    }
+    let sum = all.iter().map(|(_, c)| area(c)).sum();
+    let (k, largest) = all.into_iter().max_by_key(|(k, c)| (area(c), usize::MAX - k))?;
+    Some((sum, k, largest))
 }
 
 /// The mesh in characters, at most 80 columns x 40 rows, with a scale and a legend. The traces crate draws a run's kernels in the same

@@ -244,7 +244,7 @@ impl<'a> Rewriter<'a> {
     }
 
     fn take_relu(&self, nodes: &mut Vec<NodeId>) -> bool {
-        self.take(nodes, |op| matches!(op, Op::Relu)).is_some()
+        self.take(nodes, is_relu).is_some()
     }
 
     fn kernel(&mut self, kind: Kind, inputs: Vec<Use>, nodes: Vec<NodeId>) -> Result<usize, CompileError> {
@@ -292,7 +292,13 @@ impl<'a> Rewriter<'a> {
                 }
             }
             Op::Add | Op::Mul => self.element_wise(id),
-            Op::Relu => self.pointwise(id, Function::Relu),
+            op if is_relu(op) => self.pointwise(id, Function::Relu),
+            Op::Clip { min, max } => {
+                // the graph has finite limits only: the largest numbers stand for none
+                let least = if *min == f32::MIN { f32::NEG_INFINITY } else { *min };
+                let most = if *max == f32::MAX { f32::INFINITY } else { *max };
+                self.pointwise(id, Function::Clip { least, most })
+            }
             Op::Gelu { tanh } => self.pointwise(id, Function::Gelu { tanh: *tanh }),
             Op::BatchNorm { epsilon } => {
                 if self.sum_of(id).is_some() {
@@ -862,6 +868,15 @@ impl<'a> Rewriter<'a> {
         Ok((0..scale.len())
             .map(|i| (factor(i), shift[i] as f64 - mean[i] as f64 * factor(i)))
             .unzip())
+    }
+}
+
+/// ReLU, also where it is written as a clip without an upper bound.
+fn is_relu(op: &Op) -> bool {
+    match op {
+        Op::Relu => true,
+        Op::Clip { min, max } => (*min, *max) == (0.0, f32::MAX),
+        _ => false,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use meshloom_compiler::{Compiled, Options, compile, compile_alone, kernels, passes};
 use meshloom_models::{Graph, TensorId, evaluate, flops};
-use meshloom_simulator::engine::{self, Outcome, RunError};
+use meshloom_simulator::engine::{self, Engine, Outcome, RunError};
 use meshloom_simulator::program::Ty;
 use meshloom_simulator::{Machine, edge};
 use meshloom_traces::count::{KernelRegion, RunInput, count_run, multiply_add_lanes};
@@ -33,6 +33,8 @@ pub struct Job<'a> {
     pub progress: Option<Arc<AtomicU64>>,
     /// The run is refused if it is sure to take more cycles, and stopped if it does.
     pub max_cycles: Option<u64>,
+    /// Which engine simulates it.
+    pub engine: Engine,
 }
 
 /// All tensors of the graph, for each item, as the evaluator has them.
@@ -165,6 +167,7 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         probes,
         progress: job.progress.clone(),
         max_cycles: job.max_cycles,
+        engine: job.engine,
         ..Default::default()
     };
     refuse_long(job, &compiled)?;
@@ -366,7 +369,10 @@ fn figures(
     let input = RunInput {
         name: job.name,
         machine: job.machine,
-        engine: "reference",
+        engine: match outcome.engine {
+            Engine::Reference => "reference",
+            Engine::Fast => "fast",
+        },
         sparsity: job.sparsity,
         lanes: lanes(job),
         pes_in_use: pes.len() as u64,

@@ -710,6 +710,7 @@ fn report(machine: &Machine, model: &Model) -> Report {
             expected: Some(&expected),
             progress: None,
             max_cycles: None,
+            engine: meshloom_simulator::engine::Engine::default(),
         };
         simulate::run(&job).unwrap_or_else(|e| panic!("{e}")).run
     };

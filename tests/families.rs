@@ -144,6 +144,7 @@ fn run(
         expected: Some(&want),
         progress: None,
         max_cycles: None,
+        engine: meshloom_simulator::engine::Engine::default(),
     };
     let finished = simulate::run(&job).map_err(|e| e.to_string())?;
     let rounding = match options.ty {

@@ -67,6 +67,7 @@ fn check(
         expected: Some(&want),
         progress: None,
         max_cycles: None,
+        engine: meshloom_simulator::engine::Engine::default(),
     };
     let finished = match simulate::run(&job) {
         Ok(f) => f,

@@ -9,6 +9,7 @@ use meshloom::{arrays, machines};
 use meshloom_compiler::{CompileError, Compiled, compile};
 use meshloom_models::{Graph, TensorId};
 use meshloom_simulator::Machine;
+use meshloom_simulator::engine::Engine;
 use meshloom_simulator::program::Ty;
 use meshloom_traces::map::{MeshMap, Placed, svg};
 use meshloom_traces::report::{Model as ReportModel, Report, RunName};
@@ -36,6 +37,9 @@ pub struct Arguments {
     /// Refuse a run that is sure to take more simulated cycles than this, and stop one that does.
     #[arg(long, value_name = "N", default_value_t = 1_000_000_000)]
     max_cycles: u64,
+    /// Which engine simulates: both give the same, cycle for cycle and bit for bit.
+    #[arg(long, value_enum, default_value = "fast")]
+    engine: EngineName,
     /// Do not compare tensors with the f64 evaluator.
     #[arg(long)]
     no_check: bool,
@@ -49,6 +53,24 @@ pub struct Arguments {
     /// Print the report as JSON instead of the table.
     #[arg(long)]
     json: bool,
+}
+
+/// An engine, as `--engine` names it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum EngineName {
+    /// Streams that flow and cores that repeat themselves are taken many cycles at a time.
+    Fast,
+    /// Every router and core that can change, every cycle: the oracle.
+    Reference,
+}
+
+impl From<EngineName> for Engine {
+    fn from(name: EngineName) -> Engine {
+        match name {
+            EngineName::Fast => Engine::Fast,
+            EngineName::Reference => Engine::Reference,
+        }
+    }
 }
 
 /// One run of the table, before it has run.
@@ -79,6 +101,7 @@ impl<'a> Planned<'a> {
             expected,
             progress,
             max_cycles: Some(a.max_cycles),
+            engine: a.engine.into(),
         }
     }
 }

@@ -44,33 +44,25 @@ impl Calendar {
 
     /// The first cycle from `now` on in which there is something to look at.
     pub fn earliest(&mut self, now: u64) -> Option<u64> {
+        while let Some(&Reverse((far, component))) = self.far.peek()
+            && self.at[component as usize] != far
+        {
+            self.far.pop();
+        }
+        let far = self.far.peek().map(|Reverse((far, _))| *far);
         let mut time = now;
-        loop {
-            while let Some(&Reverse((far, component))) = self.far.peek()
-                && far - time < NEAR
-            {
-                self.far.pop();
-                if self.at[component as usize] == far {
-                    self.near[(far % NEAR) as usize].push(component);
-                    self.listed += 1;
-                }
-            }
+        while self.listed > 0 {
             let list = &mut self.near[(time % NEAR) as usize];
             while let Some(&component) = list.last() {
                 if self.at[component as usize] == time {
-                    return Some(time);
+                    return Some(far.map_or(time, |far| far.min(time)));
                 }
                 list.pop();
                 self.listed -= 1;
             }
-            if self.listed > 0 {
-                time += 1;
-            } else if let Some(&Reverse((far, _))) = self.far.peek() {
-                time = far;
-            } else {
-                return None;
-            }
+            time += 1;
         }
+        far
     }
 
     /// A component to look at in cycle `now`, before which there is none.
@@ -83,6 +75,45 @@ impl Calendar {
                 return Some(component);
             }
         }
+        while let Some(&Reverse((far, component))) = self.far.peek()
+            && far <= now
+        {
+            self.far.pop();
+            if self.at[component as usize] == now {
+                self.at[component as usize] = u64::MAX;
+                return Some(component);
+            }
+        }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Near and far entries, some overtaken by an earlier one, come in the order of their cycles, each once.
+    #[test]
+    fn in_order_near_and_far() {
+        let mut c = Calendar::new(6);
+        for (component, time) in [(0, 3), (1, 3 + NEAR), (2, 5 * NEAR + 3), (3, 7 * NEAR), (4, 2)] {
+            c.schedule(component, time, 0);
+        }
+        c.schedule(3, 40, 0);
+        let (mut now, mut got) = (0, Vec::new());
+        while let Some(time) = c.earliest(now) {
+            now = time;
+            while let Some(component) = c.pop(now) {
+                got.push((now, component));
+                if component == 0 && now == 3 {
+                    // in the slot that the far entry of component 1 will have
+                    c.schedule(5, 2 + NEAR, now);
+                    c.schedule(0, 3 + NEAR, now);
+                }
+            }
+        }
+        got.sort();
+        let want = [(2, 4), (3, 0), (40, 3), (2 + NEAR, 5), (3 + NEAR, 0), (3 + NEAR, 1), (5 * NEAR + 3, 2)];
+        assert_eq!(got, want);
     }
 }

@@ -4,6 +4,7 @@ pub mod balance;
 pub mod emit;
 pub mod lanes;
 pub mod limits;
+pub mod load;
 pub mod memory;
 pub mod placement;
 pub mod rewrite;

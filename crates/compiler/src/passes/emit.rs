@@ -244,7 +244,16 @@ pub fn run(
         "" => String::new(),
         name => format!("{name}."),
     };
-    let mut way = load::run(&words, &machine.channels(), &prefix, machine);
+    let cargo = load::Cargo {
+        name: "weights",
+        words: &words,
+        rounds: 1,
+        color: colors::LOAD,
+        epoch: 0,
+        channels: &machine.channels(),
+        prefix: &prefix,
+    };
+    let mut way = load::run(&cargo, machine);
     regions.push(way.region);
     feeds.append(&mut way.feeds);
 
@@ -295,6 +304,23 @@ pub fn run(
                 data: FeedData::Host(way.data.clone()),
             });
         }
+    }
+    // what the next stage will need, behind all else
+    if let Some(next) = &plan.next {
+        let words: Vec<&[u32]> = next.words.iter().map(|w| &w[..]).collect();
+        let cargo = load::Cargo {
+            name: "next weights",
+            words: &words,
+            rounds: next.rounds,
+            color: next.color,
+            epoch: 1,
+            channels: &next.channels,
+            prefix: &prefix,
+        };
+        let mut way = load::run(&cargo, machine);
+        way.region.blocks.clone_from(&next.blocks);
+        regions.push(way.region);
+        feeds.append(&mut way.feeds);
     }
 
     // what leaves

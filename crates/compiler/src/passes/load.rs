@@ -5,7 +5,7 @@
 //! cycle, the load takes as long as the channel with most words: so the parts are chosen such that their words, not their PEs, are
 //! equally many ([`Parts::even`]).
 
-use crate::kernels::{colors, per_wavelet, rectangles, table};
+use crate::kernels::{balanced, per_wavelet, rectangles, table};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Channel, Machine, Side};
 use rand::{RngExt, SeedableRng};
@@ -96,8 +96,9 @@ impl Parts {
         let all: u64 = self.words.iter().sum();
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let most = |parts: &Parts| parts.loads(channels).into_iter().max().unwrap_or(0);
-        // parts as they were need few routes: they stay unless others are better by a tenth
-        let mut best = (most(self) / 10 * 9, self.of.clone());
+        // parts as they were need few routes: they stay unless others are better by a tenth, and by more than a few words
+        let worth = (most(self) / 10).max(64);
+        let mut best = (most(self).saturating_sub(worth), self.of.clone());
         for round in 0..ROUNDS {
             let left = (ROUNDS - 4).saturating_sub(round) as f64 / (ROUNDS - 4) as f64;
             let extra = 0.5 * left * all as f64 / tiles as f64;
@@ -205,9 +206,32 @@ pub struct Way {
     pub feeds: Vec<Feed>,
 }
 
-/// The way by which each PE gets its words, row by row of the mesh, on one colour from these channels. `prefix` makes names of tables
-/// unique.
-pub fn run(words: &[&[u32]], channels: &[Channel], prefix: &str, machine: &Machine) -> Way {
+/// What is brought to PEs.
+pub struct Cargo<'a> {
+    /// Name of what it is.
+    pub name: &'a str,
+    /// Words of each PE, row by row of the mesh.
+    pub words: &'a [&'a [u32]],
+    /// Parts in which each PE that has any gets its words, all PEs in turn; none has fewer wavelets.
+    pub rounds: usize,
+    /// The colour of all words.
+    pub color: Color,
+    /// Their epoch.
+    pub epoch: u32,
+    /// The channels by which they enter.
+    pub channels: &'a [Channel],
+    /// Makes names of tables unique.
+    pub prefix: &'a str,
+}
+
+/// The way by which each PE gets its words.
+pub fn run(cargo: &Cargo, machine: &Machine) -> Way {
+    let Cargo {
+        words,
+        channels,
+        prefix,
+        ..
+    } = *cargo;
     let (width, height) = (machine.mesh.width, machine.mesh.height);
     let pes = (width * height) as usize;
     let tile = width.max(height).div_ceil(TILES);
@@ -262,7 +286,7 @@ pub fn run(words: &[&[u32]], channels: &[Channel], prefix: &str, machine: &Machi
     let sent = &holds;
     let ports = |pe: usize| outputs.into_iter().filter(move |o| sent[pe][*o as usize] > 0);
     let mut region = Region {
-        name: "weights".into(),
+        name: cargo.name.into(),
         x: 0,
         y: 0,
         width,
@@ -277,7 +301,7 @@ pub fn run(words: &[&[u32]], channels: &[Channel], prefix: &str, machine: &Machi
     };
     for (n, (at, (input, used))) in rectangles(width, height, key).into_iter().enumerate() {
         let position = |output: &Port| {
-            let name = format!("{prefix}weights.{n}.{output:?}").to_lowercase();
+            let name = format!("{prefix}{}.{n}.{output:?}", cargo.name.replace(' ', ".")).to_lowercase();
             let hold = |x: u32, y: u32| holds[(y * width + x) as usize][*output as usize];
             Position {
                 input,
@@ -286,8 +310,8 @@ pub fn run(words: &[&[u32]], channels: &[Channel], prefix: &str, machine: &Machi
             }
         };
         region.routes.push(Route {
-            color: colors::LOAD,
-            stream: "weights".into(),
+            color: cargo.color,
+            stream: cargo.name.into(),
             at,
             positions: used.iter().map(position).collect(),
             filters: Vec::new(),
@@ -296,16 +320,12 @@ pub fn run(words: &[&[u32]], channels: &[Channel], prefix: &str, machine: &Machi
     let per = per_wavelet(machine, Ty::F32) as usize;
     let mut feeds = Vec::new();
     for c in &channels {
-        let mut data: Vec<Wavelet> = Vec::new();
+        // the PEs that it serves, in the order in which switches let blocks pass
+        let mut served: Vec<(usize, Vec<usize>)> = Vec::new();
         let mut left = vec![(c.row * width + border(c, width)) as usize];
         while let Some(pe) = left.pop() {
-            data.extend(words[pe].chunks(per).map(|chunk| Wavelet {
-                bits: chunk.iter().rev().fold(0, |b, w| b << 32 | *w as u64),
-                elements: chunk.len() as u8,
-                flag: false,
-            }));
-            if let Some(last) = data.last_mut().filter(|_| !words[pe].is_empty()) {
-                last.flag = true;
+            if !words[pe].is_empty() {
+                served.push((pe, balanced(words[pe].len().div_ceil(per), cargo.rounds)));
             }
             // the last is taken next
             let beyond: Vec<Port> = ports(pe).filter(|o| *o != Port::Ramp).collect();
@@ -314,13 +334,28 @@ pub fn run(words: &[&[u32]], channels: &[Channel], prefix: &str, machine: &Machi
                 step(pe, *s)
             }));
         }
+        let mut data: Vec<Wavelet> = Vec::new();
+        for round in 0..cargo.rounds {
+            for (pe, starts) in &served {
+                let own = words[*pe].chunks(per);
+                let (from, to) = (starts[round], starts[round + 1]);
+                data.extend(own.skip(from).take(to - from).map(|chunk| Wavelet {
+                    bits: chunk.iter().rev().fold(0, |b, w| b << 32 | *w as u64),
+                    elements: chunk.len() as u8,
+                    flag: false,
+                }));
+                if let Some(last) = data.last_mut() {
+                    last.flag = true;
+                }
+            }
+        }
         if !data.is_empty() {
             feeds.push(Feed {
-                name: "weights".into(),
+                name: cargo.name.into(),
                 side: c.side,
                 row: c.row,
-                color: colors::LOAD,
-                epoch: 0,
+                color: cargo.color,
+                epoch: cargo.epoch,
                 data: data.into(),
             });
         }
@@ -384,6 +419,18 @@ mod tests {
         got
     }
 
+    fn cargo<'a>(words: &'a [&'a [u32]], channels: &'a [Channel]) -> Cargo<'a> {
+        Cargo {
+            name: "weights",
+            words,
+            rounds: 1,
+            color: 0,
+            epoch: 0,
+            channels,
+            prefix: "",
+        }
+    }
+
     /// Blocks of different words in a rectangle of the mesh.
     fn words(machine: &Machine, at: Lattice) -> Vec<Vec<u32>> {
         let (width, height) = (machine.mesh.width, machine.mesh.height);
@@ -400,7 +447,7 @@ mod tests {
         let words = words(machine, at);
         let parts: Vec<&[u32]> = words.iter().map(|w| &w[..]).collect();
         let channels = machine.channels();
-        let way = run(&parts, &channels, "", machine);
+        let way = run(&cargo(&parts, &channels), machine);
         for ((x, y), got) in received(&way, machine.mesh.width) {
             assert_eq!(got, words[(y * machine.mesh.width + x) as usize], "PE ({x}, {y})");
         }
@@ -438,7 +485,8 @@ mod tests {
         let m = machine(&["router.switch_positions=3"]);
         let words = words(&m, Lattice::rect(2, 25, 29, 4));
         let parts: Vec<&[u32]> = words.iter().map(|w| &w[..]).collect();
-        let way = run(&parts, &m.channels(), "", &m);
+        let channels = m.channels();
+        let way = run(&cargo(&parts, &channels), &m);
         assert!(way.region.routes.iter().all(|r| r.positions.len() <= 3));
         assert_eq!(received(&way, m.mesh.width).len(), 29 * 4);
     }

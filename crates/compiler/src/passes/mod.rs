@@ -1,6 +1,7 @@
 //! The passes, in the order in which they run; one file a pass, each with a result that can be printed.
 
 pub mod balance;
+pub mod early;
 pub mod emit;
 pub mod lanes;
 pub mod limits;

@@ -436,6 +436,8 @@ pub struct Next {
     pub channels: Vec<Channel>,
     /// Words of each PE, row by row of the mesh, filled up to at least a wavelet a round.
     pub words: Vec<Vec<u32>>,
+    /// PEs that get none, but have the code of others that do, row by row of the mesh.
+    pub idle: Vec<bool>,
     /// Parts in which each PE gets its words, in turn with the others.
     pub rounds: usize,
     /// Code of the PEs that have no kernel in this stage, in places of the mesh.

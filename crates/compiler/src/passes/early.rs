@@ -20,11 +20,11 @@ const BURST: u64 = 4;
 /// Cycles of load below which it is left as it is: other addresses are other code, which enters in the change of stages.
 const WORTH: u64 = 256;
 
-/// What a PE of the stage before has: its kernel, the block there, and where its data end.
-#[derive(Clone, Copy)]
-struct Host {
-    kernel: usize,
-    block: usize,
+/// The blocks of a stage by place: each PE's kernel, and the number of its block there.
+struct Hosts<'p> {
+    plan: &'p Plan,
+    width: u32,
+    at: Vec<Option<(usize, usize)>>,
 }
 
 /// A kernel with its data where early weights find a place.
@@ -32,6 +32,84 @@ struct Moved {
     emitted: Emitted,
     /// For each PE of its region the address of its weights.
     at: Vec<u32>,
+}
+
+impl<'p> Hosts<'p> {
+    fn new(plan: &'p Plan, width: u32, height: u32) -> Hosts<'p> {
+        let mut at = vec![None; (width * height) as usize];
+        for (kernel, e) in plan.regions.iter().enumerate() {
+            for (n, b) in e.region.blocks.iter().enumerate() {
+                for (x, y) in b.at.places() {
+                    at[((e.region.y + y) * width + e.region.x + x) as usize] = Some((kernel, n));
+                }
+            }
+        }
+        Hosts { plan, width, at }
+    }
+
+    fn block(&self, (kernel, block): (usize, usize)) -> &'p Block {
+        &self.plan.regions[kernel].region.blocks[block]
+    }
+
+    /// The PE of the mesh that is number `i` of a region.
+    fn pe(&self, r: &Region, i: usize) -> usize {
+        ((r.y + i as u32 / r.width) * self.width + r.x + i as u32 % r.width) as usize
+    }
+
+    /// Whether weights at these addresses hurt nothing here: a block has one buffer of them for all its PEs.
+    fn fit(&self, all: &[&Moved], sent: &impl Fn(usize) -> u64, machine: &Machine) -> Result<(), String> {
+        let sram = machine.pe.sram_bytes as u64;
+        let full = |pe: usize, needs: u64| {
+            let (x, y) = (pe as u32 % self.width, pe as u32 / self.width);
+            format!("PE ({x}, {y}) would need {needs} bytes of SRAM for both stages, and has {sram}")
+        };
+        let mut taken: BTreeMap<(usize, usize), (u64, u64, usize)> = BTreeMap::new();
+        for m in all {
+            for (i, w) in m.emitted.weights.iter().enumerate() {
+                let (n, pe) = (sent(w.len()), self.pe(&m.emitted.region, i));
+                let (from, to) = (m.at[i] as u64, m.at[i] as u64 + 4 * n);
+                match self.at[pe] {
+                    _ if n == 0 => {}
+                    Some(host) => {
+                        let range = taken.entry(host).or_insert((from, to, pe));
+                        *range = (range.0.min(from), range.1.max(to), pe);
+                    }
+                    // its code there will have four instructions
+                    None => {
+                        let needs = to + 4 * machine.pe.instruction_bytes as u64;
+                        if needs > sram {
+                            return Err(full(pe, needs));
+                        }
+                    }
+                }
+            }
+        }
+        for (host, (from, to, pe)) in taken {
+            let block = self.block(host);
+            let place = format!("kernel {} of the stage before", self.plan.kernels[host.0].name);
+            if thread(block, machine).is_none() {
+                return Err(format!("{place} uses all {} threads", machine.pe.threads));
+            }
+            let mut buffers = block.memory.iter().filter(|m| m.bytes > 0);
+            let hit = buffers.find(|m| from < m.address as u64 + m.bytes as u64 && (m.address as u64) < to);
+            if let Some(hit) = hit {
+                return Err(format!("{place} has its buffer {} at their addresses", hit.name));
+            }
+            // three instructions more
+            let code = (block.code.len() as u64 + 3) * machine.pe.instruction_bytes as u64;
+            let needs = end(block).max(to) + code;
+            if needs > sram {
+                return Err(full(pe, needs));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The end of a block's data.
+fn end(block: &Block) -> u64 {
+    let ends = block.memory.iter().map(|m| m.address as u64 + m.bytes as u64);
+    ends.max().unwrap_or(0)
 }
 
 /// Lets weights of each stage after the first arrive in the stage before, as many as fit.
@@ -73,7 +151,17 @@ fn thread(block: &Block, machine: &Machine) -> Option<u8> {
         let uses = |i: &Instr| matches!(i, Instr::Async(n, ..) | Instr::Wait(n, _) if *n == t);
         block.code.iter().any(uses)
     };
-    (1..machine.pe.threads.min(255) as u8).rev().find(|t| !used(*t))
+    (1..machine.pe.threads.min(255) as u8).find(|t| !used(*t))
+}
+
+/// Cycles that a stage is expected to take for all items: those of its slowest kernel, and until its longest stream has come there.
+fn expected(plan: &Plan, machine: &Machine) -> u64 {
+    let streams = plan.edges.iter().map(|e| {
+        let each = (e.layout.length() as u64).div_ceil(per_wavelet(machine, e.ty));
+        (e.layout.features / e.layout.lanes) as u64 * each
+    });
+    let pace = plan.estimates.iter().max().copied().unwrap_or(0);
+    pace * plan.items as u64 + streams.max().unwrap_or(0)
 }
 
 /// Where a block takes its weights in: the first of three instructions, and the address.
@@ -124,11 +212,6 @@ fn param(block: &mut Block, name: &str, value: Expr) -> Val {
     Val::Param(block.params.len() as u16 - 1)
 }
 
-/// The bytes that a block's code takes with `more` instructions.
-fn code_bytes(block: &Block, more: usize, machine: &Machine) -> u64 {
-    (block.code.len() + more) as u64 * machine.pe.instruction_bytes as u64
-}
-
 /// Brings weights of `after` in `before`; returns how many words, and why not all.
 fn bring(
     before: &mut Plan,
@@ -156,9 +239,9 @@ fn bring(
         "all {} colours are in use in the stage before",
         machine.router.colors
     ))?;
-    // what can enter in four fifths of the time that the stage before is expected to take, some channels having more than others
-    let cycles = before.estimates.iter().max().copied().unwrap_or(0) * before.items as u64;
-    let can = cycles / gap * per * free.len() as u64 * 3 / 5;
+    // what can enter in the time that the stage before is expected to take; some channels have more than others, and links are shared
+    let cycles = expected(before, machine);
+    let can = cycles / gap * per * free.len() as u64 * 2 / 3;
     if can / (per * all) * gap < WORTH {
         return Err(format!("the stage before takes about {cycles} cycles"));
     }
@@ -176,15 +259,7 @@ fn bring(
     };
 
     let (width, height) = (machine.mesh.width, machine.mesh.height);
-    let mut hosts: Vec<Option<Host>> = vec![None; (width * height) as usize];
-    for (kernel, e) in before.regions.iter().enumerate() {
-        for (block, b) in e.region.blocks.iter().enumerate() {
-            for (x, y) in b.at.places() {
-                hosts[((e.region.y + y) * width + e.region.x + x) as usize] = Some(Host { kernel, block });
-            }
-        }
-    }
-    let host = |pe: usize| hosts[pe].map(|h| &before.regions[h.kernel].region.blocks[h.block]);
+    let hosts = Hosts::new(before, width, height);
 
     // where the weights of each kernel find a place
     let mut moved: Vec<Option<Moved>> = Vec::new();
@@ -197,15 +272,19 @@ fn bring(
         }
         // behind the data of the stage before, unless address 0 will do
         let r = &old.region;
-        let under = (0..old.weights.len() as u32)
-            .filter(|i| early(old.weights[*i as usize].len()) > 0)
-            .map(|i| ((r.y + i / r.width) * width + r.x + i % r.width) as usize);
-        let end = |b: &Block| b.memory.iter().map(|m| m.address + m.bytes).max().unwrap_or(0);
-        let end = under.filter_map(host).map(end).max().unwrap_or(0);
+        let under = (0..old.weights.len()).filter(|i| early(old.weights[*i].len()) > 0);
+        let under = under.filter_map(|i| hosts.at[hosts.pe(r, i)]);
+        let end = under.map(|h| end(hosts.block(h))).max().unwrap_or(0);
         let first = r.blocks.iter().filter_map(loading).map(|(_, at)| at).min();
-        let behind = end.saturating_sub(first.unwrap_or(0)).next_multiple_of(64);
-        let found = place(after, k, 0, &sent, &host, machine)
-            .or_else(|_| place(after, k, behind, &sent, &host, machine));
+        let behind = (end as u32)
+            .saturating_sub(first.unwrap_or(0))
+            .next_multiple_of(64);
+        let attempt = |base: u32| -> Result<Moved, String> {
+            let m = place(after, k, base, &sent, machine)?;
+            hosts.fit(&[&m], &sent, machine)?;
+            Ok(m)
+        };
+        let found = attempt(0).or_else(|_| attempt(behind));
         match found {
             Ok(m) => moved.push(Some(m)),
             Err(e) => {
@@ -221,39 +300,13 @@ fn bring(
         why = Some(format!("the stage before takes about {cycles} cycles"));
     }
 
-    // a block has one buffer for all its PEs
-    let mut taken: BTreeMap<(usize, usize), (u32, u32)> = BTreeMap::new();
-    for m in moved.iter().flatten() {
-        let r = &m.emitted.region;
-        for (i, w) in m.emitted.weights.iter().enumerate() {
-            let pe = ((r.y + i as u32 / r.width) * width + r.x + i as u32 % r.width) as usize;
-            let (n, Some(h)) = (sent(w.len()) as u32, hosts[pe]) else {
-                continue;
-            };
-            if n > 0 {
-                let range = taken.entry((h.kernel, h.block)).or_insert((u32::MAX, 0));
-                *range = (range.0.min(m.at[i]), range.1.max(m.at[i] + 4 * n));
-            }
-        }
-    }
-    for ((kernel, block), (from, to)) in taken {
-        let e = &before.regions[kernel];
-        let b = &e.region.blocks[block];
-        let hit = b
-            .memory
-            .iter()
-            .any(|m| m.bytes > 0 && from < m.address + m.bytes && m.address < to);
-        if hit || to as u64 + code_bytes(b, 3, machine) > machine.pe.sram_bytes as u64 {
-            return Err(format!(
-                "PEs of kernel {} would get weights of several kernels at different addresses",
-                before.kernels[kernel].name
-            ));
-        }
-    }
+    let all: Vec<&Moved> = moved.iter().flatten().collect();
+    hosts.fit(&all, &sent, machine)?;
 
     // the words of each PE, and where they go
-    let mut arriving: Vec<Vec<u32>> = vec![Vec::new(); hosts.len()];
-    let mut at = vec![0u32; hosts.len()];
+    let empty: Vec<bool> = hosts.at.iter().map(|h| h.is_none()).collect();
+    let mut arriving: Vec<Vec<u32>> = vec![Vec::new(); empty.len()];
+    let mut at = vec![0u32; empty.len()];
     let mut arrived = 0;
     for (k, m) in moved.into_iter().enumerate() {
         let Some(Moved { mut emitted, at: own }) = m else {
@@ -262,7 +315,7 @@ fn bring(
         let r = emitted.region.clone();
         let mut taken = vec![0; own.len()];
         for (i, w) in emitted.weights.iter_mut().enumerate() {
-            let pe = ((r.y + i as u32 / r.width) * width + r.x + i as u32 % r.width) as usize;
+            let pe = hosts.pe(&r, i);
             taken[i] = early(w.len());
             arrived += taken[i] as u64;
             let n = sent(w.len()) as usize;
@@ -279,6 +332,7 @@ fn bring(
 
     // the PEs of the stage before take them in
     let stage = before.stage_name.clone();
+    let mut idle = vec![false; empty.len()];
     for e in &mut before.regions {
         let (x0, y0) = (e.region.x, e.region.y);
         let name = e.region.name.clone();
@@ -286,15 +340,17 @@ fn bring(
             let pe = |x: u32, y: u32| ((y0 + y) * width + x0 + x) as usize;
             if let Some(t) = thread(block, machine) {
                 let label = format!("{stage}.{name}.{n}");
-                take(block, &label, Some(t), color, &|x, y| {
-                    (at[pe(x, y)], arriving[pe(x, y)].len() as u32)
-                });
+                let words = |x, y| (at[pe(x, y)], arriving[pe(x, y)].len() as u32);
+                if take(block, &label, Some(t), color, &words) {
+                    let places = block.at.places().map(|(x, y)| pe(x, y));
+                    places.for_each(|pe| idle[pe] = arriving[pe].is_empty());
+                }
             }
         }
     }
     let alone = |x: u32, y: u32| {
         let pe = (y * width + x) as usize;
-        (hosts[pe].is_none() && !arriving[pe].is_empty()).then_some(at[pe])
+        (empty[pe] && !arriving[pe].is_empty()).then_some(at[pe])
     };
     let blocks = rectangles(width, height, alone).into_iter().enumerate();
     let blocks: Vec<Block> = blocks
@@ -323,19 +379,19 @@ fn bring(
         color,
         channels: free,
         words: arriving,
+        idle,
         rounds: rounds as usize,
         blocks,
     });
     Ok((arrived, why))
 }
 
-/// Kernel `k` of a stage with its data from `base` on, if its early weights lie where they hurt nothing in the stage before.
-fn place<'a>(
+/// Kernel `k` of a stage with its data from `base` on.
+fn place(
     plan: &Plan,
     k: usize,
     base: u32,
     sent: &impl Fn(usize) -> u64,
-    host: &impl Fn(usize) -> Option<&'a Block>,
     machine: &Machine,
 ) -> Result<Moved, String> {
     let old = &plan.regions[k].region;
@@ -346,55 +402,21 @@ fn place<'a>(
     let kernel = kernels::of(&plan.kernels[k].kind);
     let mut emitted = kernel.emit(&plan.kernels[k].name, &c, old.width, old.height);
     (emitted.region.x, emitted.region.y) = (old.x, old.y);
-    let sram = machine.pe.sram_bytes as u64;
-    let full = |x: u32, y: u32, needs: u64| {
-        format!("PE ({x}, {y}) would need {needs} bytes of SRAM for both stages, and has {sram}")
-    };
     let mut at = vec![0; emitted.weights.len()];
     for block in &emitted.region.blocks {
-        let needs = memory::bytes(block, machine);
+        let (needs, sram) = (memory::bytes(block, machine), machine.pe.sram_bytes as u64);
         if needs > sram {
-            return Err(full(old.x + block.at.x, old.y + block.at.y, needs));
+            let (x, y) = (old.x + block.at.x, old.y + block.at.y);
+            return Err(format!(
+                "PE ({x}, {y}) would need {needs} bytes of SRAM to leave the stage before its own, and has {sram}"
+            ));
         }
         let found = loading(block);
         for (x, y) in block.at.places() {
             let i = (y * old.width + x) as usize;
-            let n = 4 * sent(emitted.weights[i].len());
-            if n == 0 {
-                continue;
-            }
-            let Some((_, address)) = found else {
-                return Err("its code takes its weights in more than one way".into());
-            };
-            at[i] = address;
-            let (from, to) = (address as u64, address as u64 + n);
-            let (x, y) = (old.x + x, old.y + y);
-            // that PE's block in the stage before takes three instructions more, or is four long
-            let Some(other) = host((y * machine.mesh.width + x) as usize) else {
-                let needs = to + 4 * machine.pe.instruction_bytes as u64;
-                if needs > sram {
-                    return Err(full(x, y, needs));
-                }
-                continue;
-            };
-            if thread(other, machine).is_none() {
-                return Err(format!(
-                    "PE ({x}, {y}) uses all {} threads in the stage before",
-                    machine.pe.threads
-                ));
-            }
-            let mut buffers = other.memory.iter().filter(|m| m.bytes > 0);
-            let hit = buffers.find(|m| from < m.address as u64 + m.bytes as u64 && (m.address as u64) < to);
-            if let Some(hit) = hit {
-                return Err(format!(
-                    "buffer {} of the stage before lies at their addresses on PE ({x}, {y})",
-                    hit.name
-                ));
-            }
-            let data = other.memory.iter().map(|m| m.address as u64 + m.bytes as u64);
-            let needs = data.max().unwrap_or(0).max(to) + code_bytes(other, 3, machine);
-            if needs > sram {
-                return Err(full(x, y, needs));
+            if sent(emitted.weights[i].len()) > 0 {
+                let (_, address) = found.ok_or("its code does not take weights in at once")?;
+                at[i] = address;
             }
         }
     }
@@ -430,23 +452,23 @@ fn load_rest(block: &mut Block, name: &str, width: u32, weights: &[Vec<u32>], ta
     }
 }
 
-/// Lets a block take words of the next stage first of all, on a microthread or (in PEs without other work) itself. `words` gives for
-/// each PE their address and number.
+/// Lets a block take words of the next stage first of all, on a microthread or (in PEs without other work) itself; returns whether there
+/// are any. `words` gives for each PE their address and number.
 fn take(
     block: &mut Block,
     name: &str,
     thread: Option<u8>,
     color: Color,
     words: &dyn Fn(u32, u32) -> (u32, u32),
-) {
+) -> bool {
     let at = block.at;
     let there = || at.places().map(|(x, y)| words(x, y)).filter(|(_, n)| *n > 0);
     let Some(from) = there().map(|(from, _)| from).min() else {
-        return;
+        return false;
     };
     let to = there().map(|(from, n)| from + 4 * n).max().unwrap_or(from);
     let Some(start) = block.tasks.iter().position(|t| t.trigger == Trigger::Start) else {
-        return;
+        return false;
     };
     block.memory.push(Buffer {
         name: "next.weights".into(),
@@ -485,4 +507,5 @@ fn take(
     ];
     splice(block, entry as usize, 0, code);
     block.tasks[start].entry = entry;
+    true
 }

@@ -247,6 +247,7 @@ pub fn run(
     let cargo = load::Cargo {
         name: "weights",
         words: &words,
+        idle: &[],
         rounds: 1,
         color: colors::LOAD,
         epoch: 0,
@@ -311,6 +312,7 @@ pub fn run(
         let cargo = load::Cargo {
             name: "next weights",
             words: &words,
+            idle: &next.idle,
             rounds: next.rounds,
             color: next.color,
             epoch: 1,

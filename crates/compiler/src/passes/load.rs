@@ -212,6 +212,8 @@ pub struct Cargo<'a> {
     pub name: &'a str,
     /// Words of each PE, row by row of the mesh.
     pub words: &'a [&'a [u32]],
+    /// PEs without words whose code could take some: they have a route that brings nothing.
+    pub idle: &'a [bool],
     /// Parts in which each PE that has any gets its words, all PEs in turn; none has fewer wavelets.
     pub rounds: usize,
     /// The colour of all words.
@@ -284,7 +286,12 @@ pub fn run(cargo: &Cargo, machine: &Machine) -> Way {
     }
     let outputs = [Port::Ramp, Port::East, Port::West, Port::South, Port::North];
     let sent = &holds;
-    let ports = |pe: usize| outputs.into_iter().filter(move |o| sent[pe][*o as usize] > 0);
+    let ports = |pe: usize| {
+        outputs.into_iter().filter(move |o| {
+            let idle = *o == Port::Ramp && cargo.idle.get(pe) == Some(&true);
+            idle || sent[pe][*o as usize] > 0
+        })
+    };
     let mut region = Region {
         name: cargo.name.into(),
         x: 0,
@@ -423,6 +430,7 @@ mod tests {
         Cargo {
             name: "weights",
             words,
+            idle: &[],
             rounds: 1,
             color: 0,
             epoch: 0,

@@ -37,7 +37,7 @@ fn graph(case: &Case) -> Graph {
     for (i, w) in case.sizes.windows(2).enumerate() {
         let (k, m) = (w[0], w[1]);
         let name = format!("fc{i}");
-        let value = |j: usize| match case.zeros > 0 && j % case.zeros == 0 {
+        let value = |j: usize| match case.zeros > 0 && j.is_multiple_of(case.zeros) {
             true => 0.0,
             false => (((j * 7919 + i * 31) % 127) as f32 + 0.5) / 64.0 - 1.0,
         };

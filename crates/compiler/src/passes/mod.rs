@@ -34,7 +34,7 @@ pub const PASSES: [Pass; 8] = [
     },
     Pass {
         name: "stages",
-        about: "which kernels are on the mesh together, what each needs and is expected to cost",
+        about: "which kernels are on the mesh together, what each needs and is expected to cost, which weights arrive early",
     },
     Pass {
         name: "placement",

@@ -460,31 +460,43 @@ impl<'a> Breeder<'a> {
     /// Words of weights as they enter.
     fn weights(&mut self) {
         let stage = self.stage();
-        let channels = self.machine.channels();
-        let rows = |side: Side| channels.iter().filter(move |c| c.side == side).map(|c| c.row);
         let width = self.machine.mesh.width;
-        let middle = if rows(Side::East).next().is_some() {
-            width.div_ceil(2)
-        } else {
-            width
-        };
+        // where each router lets blocks of weights pass, in order
+        let mut ways: BTreeMap<(u32, u32), Vec<Port>> = BTreeMap::new();
+        for region in &stage.regions {
+            for route in region.routes.iter().filter(|r| r.color == colors::LOAD) {
+                for (x, y) in route.at.places() {
+                    let passes = route
+                        .positions
+                        .iter()
+                        .filter(|p| p.hold.at(x as i64, y as i64) > 0);
+                    let outputs = passes.map(|p| p.outputs[0]).collect();
+                    ways.insert((region.x + x, region.y + y), outputs);
+                }
+            }
+        }
         for (f, feed) in stage
             .feeds
             .iter()
             .enumerate()
             .filter(|(_, f)| f.color == colors::LOAD)
         {
-            // the order of blocks in a feed: rows of its channel, in each the PEs from the border on
-            let end = rows(feed.side).filter(|row| *row > feed.row).min();
-            let columns: Vec<u32> = match feed.side {
-                Side::West => (0..middle).collect(),
-                Side::East => (middle..width).rev().collect(),
-            };
+            let x = if feed.side == Side::West { 0 } else { width - 1 };
+            let first = (x, feed.row);
             let mut at = 0;
-            for y in feed.row..end.unwrap_or(self.machine.mesh.height) {
-                for &x in &columns {
-                    at += self.words(f, at, (x, y));
-                }
+            let mut left: Vec<_> = ways[&first].iter().rev().map(|port| (first, *port)).collect();
+            while let Some(((x, y), port)) = left.pop() {
+                let next = match port {
+                    Port::Ramp => {
+                        at += self.words(f, at, (x, y));
+                        continue;
+                    }
+                    Port::North => (x, y - 1),
+                    Port::South => (x, y + 1),
+                    Port::West => (x - 1, y),
+                    Port::East => (x + 1, y),
+                };
+                left.extend(ways[&next].iter().rev().map(|port| (next, *port)));
             }
             assert_eq!(at as u64, feed.data.len(), "the blocks of a feed");
         }

@@ -3,6 +3,32 @@
 use meshloom_simulator::Expr;
 use meshloom_simulator::program::*;
 
+/// Replaces `remove` instructions of a finished block from index `at` on by others. What led to one of those removed, or to the one in
+/// whose place others come, leads behind the new ones.
+pub fn splice(block: &mut Block, at: usize, remove: usize, insert: Vec<Instr>) {
+    let (first, after, added) = (at as u32, (at + remove) as u32, insert.len() as u32);
+    let place = |to: &mut u32| {
+        *to = match *to {
+            t if t < first => t,
+            t if t < after => first + added,
+            t => t - (after - first) + added,
+        }
+    };
+    block.code.splice(at..at + remove, insert);
+    for i in block
+        .code
+        .iter_mut()
+        .enumerate()
+        .filter(|(i, _)| !(at..at + added as usize).contains(i))
+    {
+        if let Instr::Jump(to) | Instr::Branch(_, _, _, to) = i.1 {
+            place(to);
+        }
+    }
+    block.labels.iter_mut().for_each(|(_, to)| place(to));
+    block.tasks.iter_mut().for_each(|t| place(&mut t.entry));
+}
+
 /// A place in the code, possibly not reached yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label(usize);
@@ -22,6 +48,14 @@ impl Assembler {
     /// An empty block.
     pub fn new() -> Assembler {
         Assembler::default()
+    }
+
+    /// An empty block whose buffers begin at this address.
+    pub fn from(address: u32) -> Assembler {
+        Assembler {
+            end: address,
+            ..Assembler::default()
+        }
     }
 
     /// A number that differs from PE to PE; a constant expression stays a constant.

@@ -170,7 +170,8 @@ pub fn compile(
     inputs: &[(String, Vec<f32>)],
 ) -> Result<Compiled, CompileError> {
     let plan = passes::rewrite::run(graph, machine, options)?;
-    let plans = passes::stages::run(&plan, machine, options)?;
+    let mut plans = passes::stages::run(&plan, machine, options)?;
+    passes::early::run(&mut plans, machine);
     finish(plans, &plan.outputs, &plan, machine, inputs)
 }
 
@@ -232,6 +233,8 @@ pub fn compile_alone(
         balance: Vec::new(),
         regions: Vec::new(),
         weights: Vec::new(),
+        early: None,
+        next: None,
     };
     let size = (whole.places[kernel].width, whole.places[kernel].height);
     let placed = passes::stages::place(&plan, machine, options, Some(size))?;

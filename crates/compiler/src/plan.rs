@@ -1,8 +1,8 @@
 //! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
 use meshloom_models::{NodeId, TensorId};
-use meshloom_simulator::program::{Color, Port, Region, Route, Ty, Wavelet};
-use meshloom_simulator::{Expr, Side};
+use meshloom_simulator::program::{Block, Color, Port, Region, Route, Ty, Wavelet};
+use meshloom_simulator::{Channel, Expr, Side};
 use std::sync::Arc;
 
 /// How a tensor travels: as a stream of its features, one after another, each as its elements at all other positions in row-major order;
@@ -417,6 +417,38 @@ pub struct Plan {
     pub regions: Vec<Emitted>,
     /// The ways of streamed weights; set by the weights pass.
     pub weights: Vec<WeightWay>,
+    /// How many of the resident weights arrive in the stage before; set by the early pass, in stages after the first that have any.
+    pub early: Option<Early>,
+    /// What the next stage's kernels get while this one computes; set by the early pass.
+    pub next: Option<Next>,
+}
+
+/// Resident weights that arrive while the stage before computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Early {
+    /// Words of all weights of the stage.
+    pub words: u64,
+    /// Those that arrive early.
+    pub arrived: u64,
+    /// Why the others do not.
+    pub why: Option<String>,
+}
+
+/// Weights of the next stage that enter while a stage computes.
+#[derive(Clone, Debug)]
+pub struct Next {
+    /// Their colour.
+    pub color: Color,
+    /// The channels by which they enter.
+    pub channels: Vec<Channel>,
+    /// Words of each PE, row by row of the mesh, filled up to at least a wavelet a round.
+    pub words: Vec<Vec<u32>>,
+    /// PEs that get none, but have the code of others that do, row by row of the mesh.
+    pub idle: Vec<bool>,
+    /// Parts in which each PE gets its words, in turn with the others.
+    pub rounds: usize,
+    /// Code of the PEs that have no kernel in this stage, in places of the mesh.
+    pub blocks: Vec<Block>,
 }
 
 /// A kernel's region, ready but for the streams between kernels and the weights' way.
@@ -424,7 +456,8 @@ pub struct Plan {
 pub struct Emitted {
     /// Code and inner routes.
     pub region: Region,
-    /// Weights of each PE as 32-bit words, row by row of the region; empty where it needs none.
+    /// Weights of each PE as 32-bit words, row by row of the region; empty where it needs none. Those that arrive in the stage before
+    /// are no longer among them.
     pub weights: Vec<Vec<u32>>,
     /// Where each lane of the output leaves.
     pub exits: Vec<Exit>,

@@ -161,6 +161,7 @@ fn attend(
         keep_all: false,
         output: layout(features, a.output_order()),
         output_colors: (0..lanes as Color).map(|l| OUTPUT + l).collect(),
+        base: 0,
     };
     let (w, h) = kernel.fit(&c, width, height);
     if w > width || h > height {

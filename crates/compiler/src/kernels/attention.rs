@@ -354,7 +354,7 @@ impl AttentionKernel<'_> {
         let (tokens, unit) = (a.tokens, (c.machine.pe.sram.port_bits as usize / 32).max(1));
         let heads = d.heads.iter().map(|h| h.1).max().unwrap_or(1);
         let at = d.places(lane);
-        let mut p = Assembler::new();
+        let mut p = c.assembler();
         let number = |p: &mut Assembler, what: &str, value: &dyn Fn(u32, u32) -> usize| {
             let table = table(&format!("{name}.{lane}.{what}"), at, |x, y| value(x, y) as i64);
             p.param(what, table)

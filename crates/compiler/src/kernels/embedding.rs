@@ -109,7 +109,7 @@ impl EmbeddingKernel<'_> {
         // the last column adds up, in f32
         let ty = if ends { Ty::F32 } else { c.ty };
         let pitch = Context::pitch(ty, n as usize);
-        let mut a = Assembler::new();
+        let mut a = c.assembler();
         let ids = a.buffer("ids", n as u32 * 4, 0);
         let y = a.buffer("y", most as u32 * pitch as u32, 16);
         let bytes = at

@@ -140,7 +140,7 @@ impl<'a, 'c> Local<'a, 'c> {
     pub fn new(name: &str, c: &'a Context<'c>, split: Split, width: u32, height: u32) -> Local<'a, 'c> {
         Local {
             c,
-            a: Assembler::new(),
+            a: c.assembler(),
             width,
             height,
             split,

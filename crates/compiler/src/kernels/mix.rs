@@ -611,7 +611,7 @@ impl MixKernel<'_> {
                 .max()
                 .unwrap_or(0)
         };
-        let mut a = Assembler::new();
+        let mut a = c.assembler();
         // memory: X and Y start in different banks (M9)
         let x_bytes = most(&|i, _| cut.features(i)) as u32 * pitch_x as u32;
         let slots = cut.slots[term] as u32;

@@ -67,6 +67,8 @@ pub struct Context<'a> {
     pub output: Layout,
     /// Colours of the output, one a lane.
     pub output_colors: Vec<Color>,
+    /// SRAM bytes from address 0 on that are left alone, a multiple of 64: data of other stages.
+    pub base: u32,
 }
 
 /// What a rectangle of a kernel costs.
@@ -187,6 +189,11 @@ impl Context<'_> {
     /// Bytes between two features of `length` elements in SRAM: a multiple of 32, so that bank conflicts do not depend on the feature (M9).
     pub fn pitch(ty: Ty, length: usize) -> i64 {
         (length as u64 * ty.bytes() as u64).next_multiple_of(32) as i64
+    }
+
+    /// An empty block, whose buffers begin behind what is left alone.
+    fn assembler(&self) -> Assembler {
+        Assembler::from(self.base)
     }
 
     /// Elements a wavelet of a stream carries.

@@ -578,7 +578,7 @@ impl StreamedKernel<'_> {
             .map(|(x, _)| cut.columns[x as usize].features())
             .max()
             .unwrap_or(0);
-        let mut a = Assembler::new();
+        let mut a = c.assembler();
         // memory: X and Y start in different banks (M9)
         let x = a.buffer("x", most as u32 * pitch_x as u32, 0);
         let next = if cut.ahead {
@@ -841,7 +841,7 @@ impl StreamedKernel<'_> {
     fn last(&self, name: &str, c: &Context, cut: &Cut, at: Lattice) -> Block {
         let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
         let m = self.linear().m;
-        let mut a = Assembler::new();
+        let mut a = c.assembler();
         let sum = a.buffer("sum", Context::pitch(Ty::F32, cut.positions(0)) as u32, 0);
         let bias = self
             .mix

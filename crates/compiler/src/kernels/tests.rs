@@ -81,6 +81,7 @@ fn run(case: &Case, inputs: &[Vec<Vec<f32>>]) -> Result<Option<Done>, String> {
         keep_all: false,
         output: case.output.clone(),
         output_colors: (0..LANES).map(output_color).collect(),
+        base: 0,
     };
     let kernel = of(&case.kind);
     let (w, h) = kernel.fit(&c, case.area.0, case.area.1);

@@ -1,29 +1,15 @@
 //! The whole program: kernels' regions with the colours that their streams got, the streams' ways between them, how weights and inputs
 //! enter and outputs leave.
-//!
-//! Weights use one colour over the whole mesh: a channel's wavelets run down its border column, each row takes its block (switches count
-//! flags), and along a row each PE takes its own, then passes on. West channels serve the west half of the mesh, east channels the other.
 
+use super::load;
 use super::stages::{input_color, output_color};
-use crate::kernels::{colors, per_wavelet, rectangles, table};
+use crate::kernels::{colors, per_wavelet};
 use crate::plan::*;
 use crate::{OutputPort, TensorProbe};
 use meshloom_simulator::engine::Probe;
 use meshloom_simulator::program::*;
-use meshloom_simulator::{Expr, Machine, Side};
+use meshloom_simulator::{Expr, Machine};
 use std::collections::BTreeMap;
-
-/// Rows of the mesh that a channel on `side` serves: from its own row to the next channel's; the first also serves those above it.
-fn groups(machine: &Machine, side: Side) -> Vec<(u32, u32)> {
-    let rows: Vec<u32> = machine
-        .channels()
-        .iter()
-        .filter(|c| c.side == side)
-        .map(|c| c.row)
-        .collect();
-    let ends = rows.iter().skip(1).copied().chain([machine.mesh.height]);
-    rows.iter().copied().zip(ends).collect()
-}
 
 /// Appends values as wavelets of `per` elements.
 fn wavelets(values: impl Iterator<Item = f32>, ty: Ty, per: u64, out: &mut Vec<Wavelet>) {
@@ -191,139 +177,6 @@ fn between(plan: &Plan, machine: &Machine) -> Region {
     region
 }
 
-/// The weights' routes and feeds. `words` are those of each PE, row by row of the mesh.
-fn load(words: &[&[u32]], prefix: &str, machine: &Machine, feeds: &mut Vec<Feed>) -> Region {
-    let (width, height) = (machine.mesh.width, machine.mesh.height);
-    let mut region = Region {
-        name: "weights".into(),
-        x: 0,
-        y: 0,
-        width,
-        height,
-        routes: Vec::new(),
-        blocks: Vec::new(),
-    };
-    let (west, east) = (groups(machine, Side::West), groups(machine, Side::East));
-    let middle = if east.is_empty() { width } else { width.div_ceil(2) };
-    for (side, groups, columns) in [
-        (Side::West, west, (0..middle).collect::<Vec<u32>>()),
-        (Side::East, east, (middle..width).rev().collect()),
-    ] {
-        let (Some(&border), false) = (columns.first(), groups.is_empty()) else {
-            continue;
-        };
-        let (outer, inner) = match side {
-            Side::West => (Port::West, Port::East),
-            Side::East => (Port::East, Port::West),
-        };
-        let own = |x: u32, y: u32| !words[(y * width + x) as usize].is_empty() as i64;
-        // blocks beyond each PE of its row, and of the rows below in its channel's group
-        let mut beyond = vec![0i64; (width * height) as usize];
-        let mut rows = vec![0i64; height as usize];
-        for y in 0..height {
-            let mut sum = 0;
-            for &x in columns.iter().rev() {
-                beyond[(y * width + x) as usize] = sum;
-                sum += own(x, y);
-            }
-            rows[y as usize] = sum;
-        }
-        let mut later = vec![0i64; height as usize];
-        let mut head = vec![false; height as usize];
-        for &(from, to) in &groups {
-            head[from as usize] = true;
-            for y in (from..to.saturating_sub(1)).rev() {
-                later[y as usize] = later[y as usize + 1] + rows[y as usize + 1];
-            }
-        }
-        let holds = |x: u32, y: u32| {
-            let down = if x == border { later[y as usize] } else { 0 };
-            [
-                (Port::Ramp, own(x, y)),
-                (inner, beyond[(y * width + x) as usize]),
-                (Port::South, down),
-            ]
-        };
-        let first = groups[0].0;
-        let key = |x: u32, y: u32| {
-            let used: Vec<Port> = holds(x, y)
-                .into_iter()
-                .filter(|(_, n)| *n > 0)
-                .map(|(p, _)| p)
-                .collect();
-            let input = if x == border && !head[y as usize] {
-                Port::North
-            } else {
-                outer
-            };
-            (columns.contains(&x) && y >= first && !used.is_empty()).then_some((input, used))
-        };
-        for (n, (at, (input, used))) in rectangles(width, height, key).into_iter().enumerate() {
-            let positions = used
-                .iter()
-                .map(|&output| {
-                    let name = format!("{prefix}weights.{}.{n}.{output:?}", side_name(side)).to_lowercase();
-                    let hold = |x: u32, y: u32| {
-                        let all = holds(x, y);
-                        all.iter().find(|(p, _)| *p == output).map_or(0, |(_, n)| *n)
-                    };
-                    Position {
-                        input,
-                        outputs: vec![output],
-                        hold: table(&name, at, hold),
-                    }
-                })
-                .collect();
-            region.routes.push(Route {
-                color: colors::LOAD,
-                stream: "weights".into(),
-                at,
-                positions,
-                filters: Vec::new(),
-            });
-        }
-        let per_word = per_wavelet(machine, Ty::F32);
-        for &(from, to) in &groups {
-            let mut data: Vec<Wavelet> = Vec::new();
-            for (x, y) in (from..to).flat_map(|y| columns.iter().map(move |x| (*x, y))) {
-                let own = words[(y * width + x) as usize];
-                for chunk in own.chunks(per_word as usize) {
-                    let bits = chunk
-                        .iter()
-                        .enumerate()
-                        .fold(0, |b, (i, w)| b | (*w as u64) << (32 * i));
-                    data.push(Wavelet {
-                        bits,
-                        elements: chunk.len() as u8,
-                        flag: false,
-                    });
-                }
-                if !own.is_empty() {
-                    data.last_mut().expect("a block has words").flag = true;
-                }
-            }
-            if !data.is_empty() {
-                feeds.push(Feed {
-                    name: "weights".into(),
-                    side,
-                    row: from,
-                    color: colors::LOAD,
-                    epoch: 0,
-                    data: data.into(),
-                });
-            }
-        }
-    }
-    region
-}
-
-fn side_name(side: Side) -> &'static str {
-    match side {
-        Side::West => "west",
-        Side::East => "east",
-    }
-}
-
 /// A stage of the program, and where its results are found.
 pub struct Emission {
     /// The stage.
@@ -391,7 +244,19 @@ pub fn run(
         "" => String::new(),
         name => format!("{name}."),
     };
-    regions.push(load(&words, &prefix, machine, &mut feeds));
+    let cargo = load::Cargo {
+        name: "weights",
+        words: &words,
+        idle: &[],
+        rounds: 1,
+        color: colors::LOAD,
+        epoch: 0,
+        channels: &machine.channels(),
+        prefix: &prefix,
+    };
+    let mut way = load::run(&cargo, machine);
+    regions.push(way.region);
+    feeds.append(&mut way.feeds);
 
     // what enters: item by item, so that inputs of one channel take turns
     for item in 0..plan.items {
@@ -440,6 +305,24 @@ pub fn run(
                 data: FeedData::Host(way.data.clone()),
             });
         }
+    }
+    // what the next stage will need, behind all else
+    if let Some(next) = &plan.next {
+        let words: Vec<&[u32]> = next.words.iter().map(|w| &w[..]).collect();
+        let cargo = load::Cargo {
+            name: "next weights",
+            words: &words,
+            idle: &next.idle,
+            rounds: next.rounds,
+            color: next.color,
+            epoch: 1,
+            channels: &next.channels,
+            prefix: &prefix,
+        };
+        let mut way = load::run(&cargo, machine);
+        way.region.blocks.clone_from(&next.blocks);
+        regions.push(way.region);
+        feeds.append(&mut way.feeds);
     }
 
     // what leaves

@@ -1,9 +1,11 @@
 //! The passes, in the order in which they run; one file a pass, each with a result that can be printed.
 
 pub mod balance;
+pub mod early;
 pub mod emit;
 pub mod lanes;
 pub mod limits;
+pub mod load;
 pub mod memory;
 pub mod placement;
 pub mod rewrite;
@@ -32,7 +34,7 @@ pub const PASSES: [Pass; 8] = [
     },
     Pass {
         name: "stages",
-        about: "which kernels are on the mesh together, what each needs and is expected to cost",
+        about: "which kernels are on the mesh together, what each needs and is expected to cost, which weights arrive early",
     },
     Pass {
         name: "placement",

@@ -43,6 +43,7 @@ pub fn context<'a>(plan: &Plan, machine: &'a Machine, k: usize) -> Context<'a> {
         keep_all: false,
         output: plan.edges[kernel.output].layout.clone(),
         output_colors: (0..LANES).map(output_color).collect(),
+        base: 0,
     }
 }
 
@@ -308,6 +309,16 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
             e.cycles,
             e.bytes,
             machine.pe.sram_bytes
+        );
+    }
+    if let Some(early) = &plan.early {
+        let why = early
+            .why
+            .as_ref()
+            .map_or(String::new(), |why| format!("; no more: {why}"));
+        out += &format!(
+            "  weights          {} words, {} of them arrive in the stage before{why}\n",
+            early.words, early.arrived
         );
     }
     out

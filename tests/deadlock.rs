@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{comparable, small};
-use meshloom_simulator::engine::{self, Options, RunError, Visit};
+use common::{comparable, on_both, small};
+use meshloom_simulator::engine::{self, Engine, Options, RunError, Visit};
 use meshloom_simulator::{Machine, text, verify};
 
 /// A row of PEs with a channel at each end.
@@ -27,6 +27,7 @@ fn failure_on(machine: &Machine, program: &str) -> RunError {
             &program,
             machine,
             &Options {
+                engine: Engine::Reference,
                 visit,
                 max_cycles: Some(100_000),
                 ..Options::default()
@@ -38,6 +39,8 @@ fn failure_on(machine: &Machine, program: &str) -> RunError {
     for visit in [Visit::All, Visit::Shuffled(3)] {
         assert_eq!(run(visit), first, "{visit:?}");
     }
+    let both = on_both(&program, machine, &Options::default()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(both, first, "on the fast engine");
     let error = first.expect_err("a program that cannot end well");
     assert!(!matches!(error, RunError::TooLong { .. }), "it hangs");
     error

@@ -5,11 +5,11 @@
 
 mod common;
 
-use common::{Model, comparable, residual, small, tiny};
+use common::{Model, comparable, on_both, residual, small, tiny};
 use meshloom::simulate::{self, Job};
 use meshloom_compiler::compile;
 use meshloom_models::{builders, flops, seeded_inputs};
-use meshloom_simulator::engine::{self, Landed, Options, Outcome, Probe, RunError, Visit};
+use meshloom_simulator::engine::{self, Engine, Landed, Options, Outcome, Probe, RunError, Visit};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine, Side, verify};
 use meshloom_traces::count::{CountError, RunInput, count_run};
@@ -52,54 +52,6 @@ fn classes_add_up(o: &Outcome) -> Result<(), String> {
     Ok(())
 }
 
-/// The fast engine gives the same, and by itself if the program ends well.
-fn fast_is_equal(
-    program: &Program,
-    machine: &Machine,
-    options: &Options,
-    reference: &Result<Outcome, RunError>,
-) -> Result<(), String> {
-    let options = Options {
-        engine: engine::Engine::Fast,
-        ..options.clone()
-    };
-    let fast = engine::run(program, machine, &options);
-    if let Ok(o) = &fast
-        && o.engine != engine::Engine::Fast
-    {
-        return Err("the fast engine left a program that ends well to the reference engine".into());
-    }
-    let fast = fast.map(comparable);
-    if fast == *reference {
-        return Ok(());
-    }
-    Err(match (reference, &fast) {
-        (Ok(a), Ok(b)) => {
-            let pe = a.pes.iter().zip(&b.pes).position(|(a, b)| a != b);
-            format!(
-                "fast: {} for {} cycles; drains equal: {}, probes equal: {}, stages equal: {}; hops {} {}, wavelets {} {}, edge {} {}; first PE that differs: {:?}",
-                b.cycles,
-                a.cycles,
-                a.drains == b.drains,
-                a.probes == b.probes,
-                a.stages == b.stages,
-                a.hops,
-                b.hops,
-                a.wavelets,
-                b.wavelets,
-                a.edge_wavelets,
-                b.edge_wavelets,
-                pe.map(|i| (i, a.pes[i], b.pes[i])),
-            )
-        }
-        (a, b) => format!(
-            "fast: {:?} for {:?}",
-            b.as_ref().map(|o| o.cycles),
-            a.as_ref().map(|o| o.cycles)
-        ),
-    })
-}
-
 /// The result in every order, which must be one.
 fn in_all_orders(
     program: &Program,
@@ -111,6 +63,7 @@ fn in_all_orders(
             program,
             machine,
             &Options {
+                engine: Engine::Reference,
                 visit,
                 ..options.clone()
             },
@@ -143,7 +96,9 @@ fn in_all_orders(
     if let Ok(o) = &first {
         classes_add_up(o)?;
     }
-    fast_is_equal(program, machine, options, &first)?;
+    if on_both(program, machine, options)? != first {
+        return Err("not the same twice".into());
+    }
     Ok(first)
 }
 
@@ -710,7 +665,7 @@ fn report(machine: &Machine, model: &Model) -> Report {
             expected: Some(&expected),
             progress: None,
             max_cycles: None,
-            engine: meshloom_simulator::engine::Engine::default(),
+            engine: Engine::Reference,
         };
         simulate::run(&job).unwrap_or_else(|e| panic!("{e}")).run
     };

@@ -14,6 +14,7 @@ use meshloom_compiler::{Options, Stages};
 use meshloom_models::builders::{builtin, fabric};
 use meshloom_models::{Graph, Mask, Op, flops, seeded_inputs, sparsify};
 use meshloom_simulator::Machine;
+use meshloom_simulator::engine::Engine;
 use meshloom_simulator::program::Ty;
 use meshloom_traces::report::{Report, RunName};
 use std::path::Path;
@@ -144,9 +145,10 @@ fn run(
         expected: Some(&want),
         progress: None,
         max_cycles: None,
-        engine: meshloom_simulator::engine::Engine::default(),
+        engine: Engine::default(),
     };
     let finished = simulate::run(&job).map_err(|e| e.to_string())?;
+    common::engines_agree(&finished.compiled, machine)?;
     let rounding = match options.ty {
         Ty::F16 => Some(
             Rounding::of(graph, &finished.compiled, &inputs, options.items, &want)

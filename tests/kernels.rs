@@ -8,6 +8,7 @@ use meshloom::rounding::Rounding;
 use meshloom::simulate::{self, Job, expected};
 use meshloom_compiler::Options;
 use meshloom_models::{Graph, Mask, Op, sparsify};
+use meshloom_simulator::engine::Engine;
 use meshloom_simulator::numerics::{from_bits, to_bits};
 use meshloom_simulator::program::Ty;
 use meshloom_traces::report::RunName;
@@ -67,13 +68,14 @@ fn check(
         expected: Some(&want),
         progress: None,
         max_cycles: None,
-        engine: meshloom_simulator::engine::Engine::default(),
+        engine: Engine::default(),
     };
     let finished = match simulate::run(&job) {
         Ok(f) => f,
         Err(e) if e.code() == 2 => return Ok(false),
         Err(e) => return Err(e.to_string()),
     };
+    common::engines_agree(&finished.compiled, &machine)?;
     let flops = &finished.run.flops;
     if flops.executed.mac != flops.theoretical.mac {
         return Err(format!(

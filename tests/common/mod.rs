@@ -4,8 +4,8 @@
 use meshloom_compiler::{Compiled, Options, compile};
 use meshloom_models::{Graph, Op, TensorId, seeded_inputs};
 use meshloom_simulator::Machine;
-use meshloom_simulator::engine::Engine;
-use meshloom_simulator::engine::Outcome;
+use meshloom_simulator::engine::{self, Engine, Outcome, RunError};
+use meshloom_simulator::program::Program;
 use meshloom_simulator::program::Ty;
 
 /// The machine `small` with assignments as after `--set`.
@@ -26,6 +26,65 @@ pub fn comparable(o: Outcome) -> Outcome {
         engine: Engine::Reference,
         ..o
     }
+}
+
+/// Runs a program on both engines, which must agree in everything; the fast one by itself if the program ends well.
+pub fn on_both(
+    program: &Program,
+    machine: &Machine,
+    options: &engine::Options,
+) -> Result<Result<Outcome, RunError>, String> {
+    let run = |engine| {
+        let options = engine::Options {
+            engine,
+            ..options.clone()
+        };
+        engine::run(program, machine, &options)
+    };
+    let (fast, reference) = (run(Engine::Fast), run(Engine::Reference).map(comparable));
+    if fast.as_ref().is_ok_and(|o| o.engine != Engine::Fast) {
+        return Err("the fast engine left a program that ends well to the reference engine".into());
+    }
+    let fast = fast.map(comparable);
+    if fast == reference {
+        return Ok(reference);
+    }
+    Err(match (&fast, &reference) {
+        (Ok(a), Ok(b)) => {
+            let pe = a.pes.iter().zip(&b.pes).position(|(a, b)| a != b);
+            let of = pe.map(|i| (i, a.pes[i], b.pes[i]));
+            let equal = |name: &str, equal: bool| if equal { String::new() } else { format!(", {name}") };
+            format!(
+                "the engines differ: {} and {} cycles{}{}{}{}{}; the first PE that does, fast and reference: {of:?}",
+                a.cycles,
+                b.cycles,
+                equal("drains", a.drains == b.drains),
+                equal("probes", a.probes == b.probes),
+                equal("hops", a.hops == b.hops),
+                equal("wavelets", a.wavelets == b.wavelets),
+                equal("edge wavelets", a.edge_wavelets == b.edge_wavelets),
+            )
+        }
+        (a, b) => format!(
+            "the engines differ, fast and reference: {:?} and {:?}",
+            a.as_ref().map(|o| o.cycles),
+            b.as_ref().map(|o| o.cycles)
+        ),
+    })
+}
+
+/// A compiled model on both engines, with every stream that is probed.
+pub fn engines_agree(compiled: &Compiled, machine: &Machine) -> Result<(), String> {
+    let options = engine::Options {
+        probes: compiled
+            .probes
+            .iter()
+            .flat_map(|p| p.at.iter().copied())
+            .collect(),
+        ..engine::Options::default()
+    };
+    let outcome = on_both(&compiled.program, machine, &options)?;
+    outcome.map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// A model small enough to run thousands of times.

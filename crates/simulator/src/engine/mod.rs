@@ -32,11 +32,11 @@ pub struct Options {
 /// Which engine runs a program; results never depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
-    /// Every router and core that can change, every cycle: the oracle.
+    /// Streams that flow and cores that repeat themselves, many cycles at a time: `docs/fast-engine.md`.
     #[default]
-    Reference,
-    /// Flows and leaps, by the argument in `docs/fast-engine.md`.
     Fast,
+    /// Every router and core that can change, every cycle: the oracle.
+    Reference,
 }
 
 /// Order of visits; results never depend on it.

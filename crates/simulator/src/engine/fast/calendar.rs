@@ -113,7 +113,15 @@ mod tests {
             }
         }
         got.sort();
-        let want = [(2, 4), (3, 0), (40, 3), (2 + NEAR, 5), (3 + NEAR, 0), (3 + NEAR, 1), (5 * NEAR + 3, 2)];
+        let want = [
+            (2, 4),
+            (3, 0),
+            (40, 3),
+            (2 + NEAR, 5),
+            (3 + NEAR, 0),
+            (3 + NEAR, 1),
+            (5 * NEAR + 3, 2),
+        ];
         assert_eq!(got, want);
     }
 }

@@ -1,6 +1,7 @@
 //! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
+use super::routes::NoWay;
 use super::{balance, lanes, memory, placement, routes, weights};
 use crate::kernels::{self, Context};
 use crate::plan::*;
@@ -158,8 +159,9 @@ pub fn place(
         }
     }
     placed.sort_by_key(|(cycles, most, _)| (*cycles, *most));
-    for (_, _, first) in placed {
-        for attempt in 0..PLACEMENTS {
+    for (_, _, mut first) in placed {
+        let mut attempt = 0;
+        while attempt < PLACEMENTS {
             let mut plan = first.clone();
             if attempt > 0 && fixed.is_none() {
                 placement::run(&mut plan, machine, options, fixed, attempt)?;
@@ -170,11 +172,27 @@ pub fn place(
             }
             let routed = memory::run(&mut plan, machine)
                 .and_then(|()| weights::run(&mut plan, machine))
+                .map_err(NoWay::from)
                 .and_then(|()| routes::run(&mut plan, machine));
-            match routed {
+            let edge = match routed {
                 Ok(()) => return Ok(plan),
-                Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),
-                Err(e) => return Err(e),
+                Err(NoWay {
+                    edge,
+                    error: e @ CompileError::DoesNotFit { .. },
+                }) => {
+                    problem = Some(e);
+                    edge
+                }
+                Err(NoWay { error, .. }) => return Err(error),
+            };
+            attempt += 1;
+            // the last placement: fewer lanes for the tensor that found no way are better than fewer for all
+            if attempt == PLACEMENTS
+                && fixed.is_none()
+                && edge.is_some_and(|e| lanes::halve(&mut first, e))
+                && placement::run(&mut first, machine, options, fixed, 0).is_ok()
+            {
+                attempt = 0;
             }
         }
     }

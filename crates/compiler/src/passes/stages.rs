@@ -125,6 +125,9 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
 /// Placements that are tried until streams find colours.
 const PLACEMENTS: u32 = 3;
 
+/// Tensors that then get half as many lanes, one after another, before all do.
+const FEWER: u32 = 4;
+
 /// Cycles that a placed stage is expected to take for all items: one after another through all kernels, then at the pace of the slowest.
 fn expected(plan: &Plan, machine: &Machine) -> u64 {
     let streams = plan.edges.iter().map(|e| {
@@ -160,10 +163,17 @@ pub fn place(
     }
     placed.sort_by_key(|(cycles, most, _)| (*cycles, *most));
     for (_, _, mut first) in placed {
-        let mut attempt = 0;
-        while attempt < PLACEMENTS {
+        let mut stuck = None;
+        for attempt in 0..PLACEMENTS + FEWER {
+            if attempt >= PLACEMENTS {
+                // fewer lanes for the tensor that found no way are better than fewer for all
+                let fewer = stuck.is_some_and(|e| fixed.is_none() && lanes::halve(&mut first, e));
+                if !fewer || placement::run(&mut first, machine, options, fixed, 0).is_err() {
+                    break;
+                }
+            }
             let mut plan = first.clone();
-            if attempt > 0 && fixed.is_none() {
+            if (1..PLACEMENTS).contains(&attempt) && fixed.is_none() {
                 placement::run(&mut plan, machine, options, fixed, attempt)?;
             }
             // a kernel of its own keeps the orders that it has among the others
@@ -174,25 +184,12 @@ pub fn place(
                 .and_then(|()| weights::run(&mut plan, machine))
                 .map_err(NoWay::from)
                 .and_then(|()| routes::run(&mut plan, machine));
-            let edge = match routed {
+            match routed {
                 Ok(()) => return Ok(plan),
-                Err(NoWay {
-                    edge,
-                    error: e @ CompileError::DoesNotFit { .. },
-                }) => {
-                    problem = Some(e);
-                    edge
+                Err(NoWay { edge, error }) if matches!(error, CompileError::DoesNotFit { .. }) => {
+                    (stuck, problem) = (edge, Some(error));
                 }
                 Err(NoWay { error, .. }) => return Err(error),
-            };
-            attempt += 1;
-            // the last placement: fewer lanes for the tensor that found no way are better than fewer for all
-            if attempt == PLACEMENTS
-                && fixed.is_none()
-                && edge.is_some_and(|e| lanes::halve(&mut first, e))
-                && placement::run(&mut first, machine, options, fixed, 0).is_ok()
-            {
-                attempt = 0;
             }
         }
     }

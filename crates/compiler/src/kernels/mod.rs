@@ -291,13 +291,21 @@ fn load_weights(a: &mut Assembler, words: Val, address: i64) {
     a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
 }
 
+/// Whether two operands that begin at these addresses are read from one bank, which makes every step take two slots (M9).
+fn conflict(machine: &Machine, one: i64, other: i64) -> bool {
+    let s = &machine.pe.sram;
+    let bank = |at: i64| (at / s.bank_bytes as i64).rem_euclid(s.banks as i64) % s.conflict_modulus as i64;
+    bank(one) == bank(other)
+}
+
 /// Where results of windows begin modulo 32, and the cycles of their steps, so that few instructions read two operands in one bank (M9):
 /// `all` has each instruction's first result and first input as bytes from where these begin (inputs at a multiple of 32), and its steps.
 fn phase(machine: &Machine, all: &[(i64, i64, u64)]) -> (u32, u64) {
-    let s = &machine.pe.sram;
-    let bank = |at: i64| (at / s.bank_bytes as i64).rem_euclid(s.banks as i64) % s.conflict_modulus as i64;
     let cycles = |phase: u32| -> u64 {
-        let slots = |(y, x, _): &(i64, i64, u64)| if bank(y + phase as i64) == bank(*x) { 2 } else { 1 };
+        let slots = |(y, x, _): &(i64, i64, u64)| match conflict(machine, y + phase as i64, *x) {
+            true => 2,
+            false => 1,
+        };
         all.iter().map(|one| one.2 * slots(one)).sum()
     };
     // where it is no multiple of a wide access, none is wide (M8)

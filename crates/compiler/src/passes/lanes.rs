@@ -44,6 +44,20 @@ pub fn run(plan: &mut Plan, machine: &Machine, most: usize) {
     }
 }
 
+/// Gives a tensor half as many lanes; `false` if it has one, or if an attention ties them to those of another tensor.
+pub fn halve(plan: &mut Plan, edge: usize) -> bool {
+    let attends = |k: &Kernel| {
+        let tied = k.output == edge || k.inputs.iter().any(|u| u.edge == edge);
+        matches!(k.kind, Kind::Attention(_)) && tied
+    };
+    let lanes = &mut plan.edges[edge].layout.lanes;
+    let possible = *lanes > 1 && !plan.kernels.iter().any(attends);
+    if possible {
+        *lanes /= 2;
+    }
+    possible
+}
+
 /// Lanes of a stream of so many wavelets, at most `most`.
 pub fn by_size(wavelets: usize, most: usize) -> usize {
     let mut lanes = 1;

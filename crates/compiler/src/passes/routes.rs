@@ -19,7 +19,7 @@ const STEPS: [(Port, i64, i64); 4] = [
 
 /// Cost of a hop over an idle link; a link that is busy all the time costs this much more.
 const HOP: u64 = 16;
-const BUSY: u64 = 160;
+const BUSY: u64 = 640;
 
 struct Mesh<'m> {
     machine: &'m Machine,
@@ -333,8 +333,22 @@ pub fn input_of(plan: &Plan, kernel: usize, edge: &Edge) -> usize {
         .unwrap_or(0)
 }
 
+/// Why streams have no ways, and the edge for one of whose lanes none was found.
+pub struct NoWay {
+    /// The edge.
+    pub edge: Option<usize>,
+    /// What to tell.
+    pub error: CompileError,
+}
+
+impl From<CompileError> for NoWay {
+    fn from(error: CompileError) -> NoWay {
+        NoWay { edge: None, error }
+    }
+}
+
 /// Finds every stream's way, the largest streams first.
-pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
+pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), NoWay> {
     let pes = machine.mesh.width as usize * machine.mesh.height as usize;
     let mut mesh = Mesh {
         machine,
@@ -380,12 +394,13 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             return Err(CompileError::Unsupported {
                 node: edge.name.clone(),
                 message: "nothing takes its result".into(),
-            });
+            }
+            .into());
         }
         let net = net(plan, &mesh, edge, lane, leaves, volume(edge));
         let Some(tree) = mesh.best(&net) else {
             let busiest = mesh.used.iter().map(|u| u.count_ones()).max().unwrap_or(0);
-            return Err(CompileError::DoesNotFit {
+            let error = CompileError::DoesNotFit {
                 what: format!("the stream {}", edge.name),
                 needs: format!(
                     "a colour that is free all along its way; {} more are for use inside kernels, and up to {busiest} streams already share a router",
@@ -399,7 +414,8 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                         (n + 8).min(32)
                     ),
                 },
-            });
+            };
+            return Err(NoWay { edge: Some(e), error });
         };
         mesh.take(&net, &tree.way);
         mesh.entered.extend(tree.way.enters.map(|(_, row)| row));

@@ -1,6 +1,7 @@
 //! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
+use super::routes::NoWay;
 use super::{balance, lanes, memory, placement, routes, weights};
 use crate::kernels::{self, Context};
 use crate::plan::*;
@@ -125,6 +126,9 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
 /// Placements that are tried until streams find colours.
 const PLACEMENTS: u32 = 3;
 
+/// Tensors that then get half as many lanes, one after another, before all do.
+const FEWER: u32 = 4;
+
 /// Cycles that a placed stage is expected to take for all items: one after another through all kernels, then at the pace of the slowest.
 fn expected(plan: &Plan, machine: &Machine) -> u64 {
     let streams = plan.edges.iter().map(|e| {
@@ -159,10 +163,18 @@ pub fn place(
         }
     }
     placed.sort_by_key(|(cycles, most, _)| (*cycles, *most));
-    for (_, _, first) in placed {
-        for attempt in 0..PLACEMENTS {
+    for (_, _, mut first) in placed {
+        let mut stuck = None;
+        for attempt in 0..PLACEMENTS + FEWER {
+            if attempt >= PLACEMENTS {
+                // fewer lanes for the tensor that found no way are better than fewer for all
+                let fewer = stuck.is_some_and(|e| fixed.is_none() && lanes::halve(&mut first, e));
+                if !fewer || placement::run(&mut first, machine, options, fixed, 0).is_err() {
+                    break;
+                }
+            }
             let mut plan = first.clone();
-            if attempt > 0 && fixed.is_none() {
+            if (1..PLACEMENTS).contains(&attempt) && fixed.is_none() {
                 placement::run(&mut plan, machine, options, fixed, attempt)?;
             }
             // a kernel of its own keeps the orders that it has among the others
@@ -171,11 +183,14 @@ pub fn place(
             }
             let routed = memory::run(&mut plan, machine)
                 .and_then(|()| weights::run(&mut plan, machine))
+                .map_err(NoWay::from)
                 .and_then(|()| routes::run(&mut plan, machine));
             match routed {
                 Ok(()) => return Ok(plan),
-                Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),
-                Err(e) => return Err(e),
+                Err(NoWay { edge, error }) if matches!(error, CompileError::DoesNotFit { .. }) => {
+                    (stuck, problem) = (edge, Some(error));
+                }
+                Err(NoWay { error, .. }) => return Err(error),
             }
         }
     }

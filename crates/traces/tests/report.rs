@@ -212,6 +212,7 @@ fn two_stages() -> Outcome {
         cycles.iter().map(one).collect()
     };
     Outcome {
+        engine: meshloom_simulator::engine::Engine::Fast,
         cycles: 1000,
         pes: vec![
             pe([370, 60, 0, 0, 570], 200, 300, (120, 960)),

@@ -172,6 +172,7 @@ pub fn outcome(width: u32, height: u32, kernels: &[KernelRegion], story: &Story)
         pes: pes.clone(),
     };
     Outcome {
+        engine: meshloom_simulator::engine::Engine::Fast,
         cycles: load + total,
         stages: vec![stage],
         pes,

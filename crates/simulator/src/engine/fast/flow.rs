@@ -108,6 +108,9 @@ pub(super) struct Queue {
     /// The component that puts, and the one that takes.
     pub putter: u32,
     pub taker: u32,
+    /// Of a router the stream that does.
+    pub putting: u8,
+    pub taking: u8,
     /// The taker waits for a wavelet, the putter for room.
     pub wants_head: bool,
     pub wants_room: bool,

@@ -14,7 +14,7 @@ mod flow;
 mod routers;
 
 use super::core::{Core, Outlook, Rules, Scratch};
-use super::network::{NONE, Network};
+use super::network::{NONE, Network, Target};
 use super::run::StageRun;
 use super::{Class, Landed, Outcome, PeCounters, StageOutcome};
 use crate::change::Change;
@@ -182,6 +182,8 @@ impl<'p, 'm> Simulation<'p, 'm> {
                     segments: VecDeque::new(),
                     putter: q.sender,
                     taker: q.pe,
+                    putting: 0,
+                    taking: 0,
                     wants_head: true,
                     wants_room: false,
                     read: 0,
@@ -209,6 +211,9 @@ impl<'p, 'm> Simulation<'p, 'm> {
             rules: Rules { machine },
             net,
         };
+        for pe in 0..pes {
+            s.name_streams(pe as u32);
+        }
         for slot in 0..s.net.core_in.len() {
             let pe = slot as u32 / s.net.colors;
             let (into, out) = (s.net.core_in[slot], s.net.core_out[slot]);
@@ -238,6 +243,30 @@ impl<'p, 'm> Simulation<'p, 'm> {
             }
         }
         s
+    }
+
+    /// Tells the queues of a router which of its streams they belong to.
+    fn name_streams(&mut self, pe: u32) {
+        let Simulation { net, queues, .. } = self;
+        let number = |i: usize| i.min(255) as u8;
+        let ramps = &net.ramps[pe as usize];
+        for (i, (out, into)) in ramps.iter().enumerate() {
+            queues[*out as usize].taking = number(i);
+            queues[*into as usize].putting = number(i);
+        }
+        for (i, r) in net.router(pe).iter().enumerate() {
+            let i = number(ramps.len() + i);
+            for p in net.positions(r) {
+                queues[p.queue as usize].taking = i;
+                for o in net.outputs(p) {
+                    if let Target::Queue { queue, .. } = o.target
+                        && queue != NONE
+                    {
+                        queues[queue as usize].putting = i;
+                    }
+                }
+            }
+        }
     }
 
     fn core(&self, pe: u32) -> u32 {

@@ -21,6 +21,8 @@ struct Flow {
     outputs: u8,
     /// How many of them are links between routers.
     hops: u8,
+    /// The router's ports that it uses, one bit each.
+    ports: u8,
     /// Up to this cycle its moves are counted.
     settled: u64,
 }
@@ -46,17 +48,55 @@ impl Flow {
     }
 }
 
+/// Why a stream does not flow, and so what must happen before it is worth another look.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// A wavelet has to be put into the queue.
+    Head(u32),
+    /// A wavelet has to be taken from the queue.
+    Room(u32),
+    /// This cycle has to come.
+    Until(u64),
+    /// A port has to be free.
+    Port,
+}
+
+/// A stream of a router: a ramp up, or a colour.
+#[derive(Clone, Copy)]
+struct Stream {
+    flow: Option<Flow>,
+    /// A flow does not end before this cycle unless it is told.
+    until: u64,
+    wait: Wait,
+}
+
 /// A router: its core's output queues with the ramp up, then its colours, both highest priority first.
 #[derive(Default)]
 pub(super) struct Router {
-    flows: Vec<Option<Flow>>,
+    streams: Vec<Stream>,
+    /// Streams that were told that a flow of theirs may end, one bit each; the last bit stands for all beyond.
+    told: u64,
 }
 
 impl Router {
     pub fn new(net: &Network, pe: u32) -> Router {
+        let idle = Stream {
+            flow: None,
+            until: 0,
+            wait: Wait::Until(0),
+        };
         Router {
-            flows: vec![None; net.ramps[pe as usize].len() + net.router(pe).len()],
+            streams: vec![idle; net.ramps[pe as usize].len() + net.router(pe).len()],
+            told: 0,
         }
+    }
+
+    fn tell(&mut self, stream: u8) {
+        self.told |= 1 << stream.min(63);
+    }
+
+    fn is_told(&self, stream: usize) -> bool {
+        self.told >> stream.min(63) & 1 == 1
     }
 }
 
@@ -87,7 +127,10 @@ impl Simulation<'_, '_> {
     pub fn takes_ended(&mut self, queue: u32, t: u64) {
         let q = &self.queues[queue as usize];
         if q.puts.is_open() {
-            let putter = q.putter;
+            let (putter, stream) = (q.putter, q.putting);
+            if let Some(router) = self.routers.get_mut(putter as usize) {
+                router.tell(stream);
+            }
             self.wake(putter, t + 1);
         }
     }
@@ -97,6 +140,9 @@ impl Simulation<'_, '_> {
     pub fn puts_ended(&mut self, queue: u32, t: u64) {
         let q = &self.queues[queue as usize];
         if q.takes.is_open() {
+            if let Some(router) = self.routers.get_mut(q.taker as usize) {
+                router.tell(q.taking);
+            }
             self.calendar.schedule(q.taker, t + q.latency, self.now);
         }
     }
@@ -110,71 +156,103 @@ impl Simulation<'_, '_> {
         let mut next = u64::MAX;
         let mut ramp = false;
         let mut used = 0u8;
-        for (i, slot) in router.flows.iter_mut().enumerate() {
+        for i in 0..router.streams.len() {
+            let told = router.is_told(i);
+            let stream = &mut router.streams[i];
             let routed = i.checked_sub(ramps).map(|i| first + i);
-            if let Some(flow) = slot {
+            if let Some(flow) = &stream.flow {
+                let free = if routed.is_some() {
+                    flow.ports & used == 0
+                } else {
+                    !ramp
+                };
+                if !told && t < stream.until && free {
+                    next = next.min(stream.until);
+                    ramp |= routed.is_none();
+                    used |= flow.ports;
+                    continue;
+                }
+            } else {
+                let asleep = match stream.wait {
+                    Wait::Head(queue) => self.queues[queue as usize].wants_head,
+                    Wait::Room(queue) => self.queues[queue as usize].wants_room,
+                    Wait::Until(cycle) => {
+                        if t < cycle {
+                            next = next.min(cycle);
+                        }
+                        t < cycle
+                    }
+                    Wait::Port => false,
+                };
+                if asleep {
+                    continue;
+                }
+            }
+            if let Some(flow) = &mut stream.flow {
                 self.settle(flow, routed, t);
             }
             let found = match routed {
+                None if ramp => Err(Wait::Port),
                 None => {
                     let (from, to) = self.net.ramps[pe as usize][i];
-                    let found = if ramp {
-                        None
-                    } else {
-                        self.ramp(from, to, t, &mut next)
-                    };
-                    ramp |= found.is_some();
-                    found
+                    self.ramp(from, to, t)
                 }
-                Some(i) => self.granted(i, &mut used, t, &mut next),
+                Some(i) => self.granted(i, used, t),
             };
-            if let Some((cycles, _)) = found {
-                next = next.min(t.saturating_add(cycles));
+            match &found {
+                Ok((cycles, flow)) => {
+                    stream.until = t.saturating_add(*cycles);
+                    next = next.min(stream.until);
+                    ramp |= routed.is_none();
+                    used |= flow.ports;
+                }
+                Err(wait) => {
+                    stream.wait = *wait;
+                    if let Wait::Until(cycle) = wait {
+                        next = next.min(*cycle);
+                    }
+                }
             }
-            self.change(slot, found.map(|(_, flow)| flow), t);
+            self.change(&mut stream.flow, found.ok().map(|(_, flow)| flow), t);
         }
+        // what it told itself is for its next visit
+        router.told = self.routers[pe as usize].told;
         self.routers[pe as usize] = router;
         if next != u64::MAX {
             self.calendar.schedule(pe, next, t);
         }
     }
 
-    /// The segment at the head of a queue, and how many of its wavelets can be taken one a cycle; else when to look again.
-    fn head(&mut self, queue: u32, t: u64, next: &mut u64) -> Option<(u64, Segment)> {
+    /// The segment at the head of a queue, and how many of its wavelets can be taken one a cycle.
+    fn head(&mut self, queue: u32, t: u64) -> Result<(u64, Segment), Wait> {
         let q = &mut self.queues[queue as usize];
         match q.head(t) {
-            Head::Now(n) => Some((n, *q.segment(q.takes.before(t)).expect("its head is there"))),
-            Head::At(cycle) => {
-                *next = (*next).min(cycle);
-                None
-            }
+            Head::Now(n) => Ok((n, *q.segment(q.takes.before(t)).expect("its head is there"))),
+            Head::At(cycle) => Err(Wait::Until(cycle)),
             Head::None => {
                 q.wants_head = true;
-                None
+                Err(Wait::Head(queue))
             }
         }
     }
 
-    /// How many wavelets can be put one a cycle; else when to look again.
-    fn room(&mut self, queue: u32, t: u64, next: &mut u64) -> Option<u64> {
+    /// How many wavelets can be put one a cycle.
+    fn room(&mut self, queue: u32, t: u64) -> Result<u64, Wait> {
         let q = &mut self.queues[queue as usize];
         match q.room(t) {
-            Room::Now(n) => Some(n),
-            Room::Soon => {
-                *next = (*next).min(t + 1);
-                None
-            }
+            Room::Now(n) => Ok(n),
+            Room::Soon => Err(Wait::Until(t + 1)),
             Room::None => {
                 q.wants_room = true;
-                None
+                Err(Wait::Room(queue))
             }
         }
     }
 
     /// Step B: whether the ramp up moves from this output queue, and for how many cycles for sure.
-    fn ramp(&mut self, from: u32, to: u32, t: u64, next: &mut u64) -> Option<(u64, Flow)> {
-        let (cycles, segment) = self.head(from, t, next)?;
-        let room = self.room(to, t, next)?;
+    fn ramp(&mut self, from: u32, to: u32, t: u64) -> Result<(u64, Flow), Wait> {
+        let (cycles, segment) = self.head(from, t)?;
+        let room = self.room(to, t)?;
         let latency = self.queues[to as usize].latency as u32;
         let flow = Flow {
             from,
@@ -182,19 +260,20 @@ impl Simulation<'_, '_> {
             to: [Target::Queue { queue: to, latency }; OUTPUTS],
             outputs: 1,
             hops: 0,
+            ports: 0,
             settled: t,
         };
-        Some((cycles.min(room), flow))
+        Ok((cycles.min(room), flow))
     }
 
     /// Rule M6 for a colour of a router: whether it is granted, and for how many cycles for sure.
-    fn granted(&mut self, routed: usize, used: &mut u8, t: u64, next: &mut u64) -> Option<(u64, Flow)> {
+    fn granted(&mut self, routed: usize, used: u8, t: u64) -> Result<(u64, Flow), Wait> {
         let r = &self.net.routed[routed];
         if r.grants_nothing() {
-            return None;
+            return Err(Wait::Until(u64::MAX));
         }
         let position = *self.net.position(r);
-        let (mut cycles, segment) = self.head(position.queue, t, next)?;
+        let (mut cycles, segment) = self.head(position.queue, t)?;
         let mut flow = Flow {
             from: position.queue,
             segment: segment.first,
@@ -204,9 +283,10 @@ impl Simulation<'_, '_> {
             }; OUTPUTS],
             outputs: 0,
             hops: 0,
+            ports: 0,
             settled: t,
         };
-        let (mut ports, mut gap) = (0u8, false);
+        let mut gap = false;
         for o in position.outputs.0..position.outputs.1 {
             let output = self.net.outputs[o as usize];
             if output.filter != NONE {
@@ -217,12 +297,12 @@ impl Simulation<'_, '_> {
                 }
             }
             let port = 1 << output.port as u8;
-            if *used & port != 0 {
-                return None;
+            if used & port != 0 {
+                return Err(Wait::Port);
             }
             match output.target {
                 Target::Queue { queue, .. } => {
-                    cycles = cycles.min(self.room(queue, t, next)?);
+                    cycles = cycles.min(self.room(queue, t)?);
                     flow.hops += (output.port != Port::Ramp) as u8;
                 }
                 Target::Drain { channel, .. } => {
@@ -233,17 +313,15 @@ impl Simulation<'_, '_> {
                     }
                 }
             }
-            ports |= port;
+            flow.ports |= port;
             flow.to[flow.outputs as usize] = output.target;
             flow.outputs += 1;
         }
         if gap {
             self.event(t);
-            *next = (*next).min(t + 1);
-            return None;
+            return Err(Wait::Until(t + 1));
         }
-        *used |= ports;
-        Some((cycles, flow))
+        Ok((cycles, flow))
     }
 
     /// Ends, begins or leaves what a stream does.

@@ -124,7 +124,7 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
 }
 
 /// Placements that are tried until streams find colours.
-const PLACEMENTS: u32 = 3;
+const PLACEMENTS: u32 = 5;
 
 /// Tensors that then get half as many lanes, one after another, before all do.
 const FEWER: u32 = 4;

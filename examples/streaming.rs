@@ -1,7 +1,7 @@
-//! Measures matrix products with streamed weights on the machine `small`, f32, and prints the tables of docs/sparsity.md:
+//! Measures matrix products with streamed weights on the machine `small`, f32, and prints the tables of docs/streaming.md:
 //!
-//!     cargo run --release --example streaming -- utilisation     (minutes)
-//!     cargo run --release --example streaming -- sparsity        (minutes)
+//!     cargo run --release --example streaming -- utilisation     (a minute or two)
+//!     cargo run --release --example streaming -- sparsity        (a minute or two)
 
 use meshloom_compiler::{Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Mask, Op, seeded_inputs, sparsify};

@@ -1,6 +1,8 @@
 //! The machine's arithmetic (rule M19): f32 with fused multiply-add, f16 storage, and the special functions as fixed
 //! sequences of f32 operations, so that every engine on every host gives the same bits.
 
+pub(crate) mod block;
+
 use crate::program::{Op, Ty};
 use half::f16;
 
@@ -28,7 +30,7 @@ pub fn store(memory: &mut [u8], ty: Ty, at: usize, value: f32) {
 /// An element's bits on the fabric; every NaN becomes the canonical one.
 #[inline]
 pub fn to_bits(ty: Ty, value: f32) -> u64 {
-    let value = if value.is_nan() { NAN } else { value };
+    let value = canonical(value);
     match ty {
         Ty::F32 => value.to_bits() as u64,
         Ty::F16 => f16::from_f32(value).to_bits() as u64,
@@ -44,56 +46,65 @@ pub fn from_bits(ty: Ty, bits: u64, i: u32) -> f32 {
     }
 }
 
+/// Every NaN becomes the one NaN: which of two operands' payloads survives, and with which sign, depends on the host's instructions.
+#[inline(always)]
+pub(crate) fn canonical(x: f32) -> f32 {
+    if x.is_nan() { NAN } else { x }
+}
+
 /// dst + a * b with one rounding: to f32, or to f16 where the accumulator is f16.
-#[inline]
+#[inline(always)]
 pub fn mac(ty: Ty, dst: f32, a: f32, b: f32) -> f32 {
     match ty {
-        Ty::F32 => a.mul_add(b, dst),
-        Ty::F16 => {
-            // the product of two f32 is exact in f64; the sum's lost part decides its last bit (rounding to odd), so that
-            // rounding on to f16 is the only one that shows
-            let (p, d) = (a as f64 * b as f64, dst as f64);
-            let sum = p + d;
-            let t = sum - p;
-            let lost = (p - (sum - t)) + (d - t);
-            narrow(odd(sum, lost)).to_f32()
-        }
+        Ty::F32 => canonical(a.mul_add(b, dst)),
+        Ty::F16 => f16::from_f32(mac_to_odd(dst, a, b)).to_f32(),
     }
+}
+
+/// dst + a * b as an f32 whose last bit is set if it is not exact, so that a further rounding, to f16, is the only one that shows.
+#[inline(always)]
+pub(crate) fn mac_to_odd(dst: f32, a: f32, b: f32) -> f32 {
+    // the product of two f32 is exact in f64; the sum's lost part decides its last bit
+    let (p, d) = (a as f64 * b as f64, dst as f64);
+    let sum = p + d;
+    let t = sum - p;
+    let lost = (p - (sum - t)) + (d - t);
+    canonical(narrow(odd(sum, lost)))
 }
 
 /// `x`, with its last bit set if `lost` says that it is not exact: moved toward zero first where it was rounded away from it.
+#[inline(always)]
 fn odd(x: f64, lost: f64) -> f64 {
-    if lost == 0.0 || !x.is_finite() || !lost.is_finite() {
-        return x;
-    }
-    let toward_zero = if (lost < 0.0) == (x > 0.0) {
-        x.to_bits() - 1
-    } else {
-        x.to_bits()
-    };
-    f64::from_bits(toward_zero | 1)
+    let exact = (lost == 0.0) | !x.is_finite() | !lost.is_finite();
+    let away = (lost < 0.0) == (x > 0.0);
+    let toward_zero = x.to_bits().wrapping_sub(away as u64);
+    if exact { x } else { f64::from_bits(toward_zero | 1) }
 }
 
-/// f64 to f16 with one rounding, on any host: first to f32, rounded to odd, then to nearest even.
-fn narrow(x: f64) -> f16 {
+/// f64 to f32, rounded to odd.
+#[inline(always)]
+fn narrow(x: f64) -> f32 {
     let near = x as f32;
     let lost = x - near as f64;
-    if lost == 0.0 || !near.is_finite() || !lost.is_finite() {
-        return f16::from_f32(near);
-    }
-    let toward_zero = if (lost < 0.0) == (near > 0.0) {
+    let exact = (lost == 0.0) | !near.is_finite() | !lost.is_finite();
+    let away = (lost < 0.0) == (near > 0.0);
+    let toward_zero = if away {
         near.to_bits().saturating_sub(1)
     } else {
         near.to_bits()
     };
-    f16::from_f32(f32::from_bits(toward_zero | 1))
+    if exact {
+        near
+    } else {
+        f32::from_bits(toward_zero | 1)
+    }
 }
 
-/// The element-wise operations but `Mac`, in f32.
-#[inline]
+/// The element-wise operations but `Mac`, in f32. `Mov` keeps all bits, the others send every NaN to the one.
+#[inline(always)]
 pub fn apply(op: Op, a: f32, b: f32) -> f32 {
-    match op {
-        Op::Mov | Op::Mac => a,
+    let value = match op {
+        Op::Mov | Op::Mac => return a,
         Op::Add => a + b,
         Op::Sub => a - b,
         Op::Mul => a * b,
@@ -103,11 +114,12 @@ pub fn apply(op: Op, a: f32, b: f32) -> f32 {
         Op::Div => a / b,
         Op::Rsqrt => 1.0 / a.sqrt(),
         Op::Tanh => tanh(a),
-    }
+    };
+    canonical(value)
 }
 
 /// IEEE 754-2019 maximum: NaN if either is, and +0 above -0.
-#[inline]
+#[inline(always)]
 pub fn maximum(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() {
         NAN
@@ -119,18 +131,12 @@ pub fn maximum(a: f32, b: f32) -> f32 {
 }
 
 /// e to the x: reduction by multiples of ln 2, a polynomial of degree 7, scaling in two halves; error below 2 units in the last place.
+/// Without branches, so that loops over it can be vectorised.
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    if x.is_nan() {
-        return NAN;
-    }
-    if x > 89.0 {
-        return f32::INFINITY;
-    }
-    if x < -104.0 {
-        return 0.0;
-    }
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
-    let r = n.mul_add(-0.693_145_75, x);
+    let y = x.clamp(-104.0, 89.0);
+    let n = (y * std::f32::consts::LOG2_E).round_ties_even();
+    let r = n.mul_add(-0.693_145_75, y);
     let r = n.mul_add(-1.428_606_8e-6, r);
     let mut p = 1.984_127e-4f32;
     for c in [
@@ -147,29 +153,32 @@ pub fn exp(x: f32) -> f32 {
     let n = n as i32;
     let half = n / 2;
     let power = |k: i32| f32::from_bits(((k + 127) as u32) << 23);
-    p * power(half) * power(n - half)
+    let p = p * power(half) * power(n - half);
+    let p = if x > 89.0 { f32::INFINITY } else { p };
+    let p = if x < -104.0 { 0.0 } else { p };
+    if x.is_nan() { NAN } else { p }
 }
 
 /// Hyperbolic tangent: an odd polynomial below 0.55, else 1 - 2 / (exp(2x) + 1).
+#[inline(always)]
 pub fn tanh(x: f32) -> f32 {
     let a = x.abs();
-    if a < 0.55 {
-        let s = x * x;
-        let mut p = 1.455_834_4e-3f32;
-        for c in [
-            3.592_128e-3,
-            8.863_236e-3,
-            2.186_949e-2,
-            5.396_825_4e-2,
-            0.133_333_34,
-            0.333_333_34,
-        ] {
-            p = (-s).mul_add(p, c);
-        }
-        return (p * s).mul_add(-x, x);
+    let s = x * x;
+    let mut p = 1.455_834_4e-3f32;
+    for c in [
+        3.592_128e-3,
+        8.863_236e-3,
+        2.186_949e-2,
+        5.396_825_4e-2,
+        0.133_333_34,
+        0.333_333_34,
+    ] {
+        p = (-s).mul_add(p, c);
     }
+    let near = (p * s).mul_add(-x, x);
     let y = 1.0 - 2.0 / (exp(2.0 * a) + 1.0);
-    if x < 0.0 { -y } else { y }
+    let far = if x < 0.0 { -y } else { y };
+    if a < 0.55 { near } else { far }
 }
 
 #[cfg(test)]

@@ -76,9 +76,9 @@ pub(in crate::engine) struct Run {
     pub(super) dst: Arg,
     pub(super) a: Arg,
     pub(super) b: Arg,
-    sparse: Option<Sparse>,
+    pub(super) sparse: Option<Sparse>,
     pub(super) shape: [i64; 4],
-    index: [i64; 3],
+    pub(super) index: [i64; 3],
     pub(super) column: i64,
     pub(super) width: i64,
     pub(super) cost: u32,
@@ -128,8 +128,8 @@ impl Core<'_> {
         };
         let mut shape: Option<[i64; 4]> = None;
         let mut width = i64::MAX;
-        let mut types = Vec::new();
-        let mut sources: Vec<i64> = Vec::new();
+        let mut half = false;
+        let mut sources = Sources::default();
         let mut arg = |o: Operand, write: bool, source: bool| -> Result<Arg, String> {
             let d = match o {
                 Operand::Imm(x) => return Ok(Arg::Imm(x)),
@@ -146,7 +146,7 @@ impl Core<'_> {
                 }
                 _ => {}
             }
-            types.push(d.ty);
+            half |= d.ty == Ty::F16;
             match d.place {
                 DescPlace::Memory { base, strides, wide } => {
                     self.bounds(base, &strides, &d.shape, d.ty)?;
@@ -202,14 +202,14 @@ impl Core<'_> {
                     Op::Div => machine.pe.special.divide,
                     Op::Rsqrt => machine.pe.special.rsqrt,
                     Op::Tanh => machine.pe.special.tanh,
-                    _ if conflict(&sources, machine) => 2,
+                    _ if sources.conflict(machine) => 2,
                     _ => 1,
                 };
                 let special = matches!(op, Op::Exp | Op::Div | Op::Rsqrt | Op::Tanh);
                 let lanes = if special {
                     1
                 } else {
-                    lanes(*op == Op::Mac, &types, dst, machine)
+                    lanes(*op == Op::Mac, half, dst, machine)
                 };
                 Ok(Run {
                     pc,
@@ -289,7 +289,7 @@ impl Core<'_> {
                 if y_step % granule != 0 || x_step % granule != 0 {
                     width = 1;
                 }
-                let lanes = lanes(true, &types, y, machine);
+                let lanes = lanes(true, half, y, machine);
                 let shape = shape.unwrap_or([0; 4]);
                 if shape.contains(&0) {
                     return Err("the operands of an axpy have no elements".into());
@@ -368,16 +368,29 @@ fn access_width(
     if aligned { bytes / element } else { 1 }
 }
 
-/// Rule M9: whether the memory sources of an instruction conflict.
-fn conflict(sources: &[i64], machine: &Machine) -> bool {
-    let s = &machine.pe.sram;
-    let bank = |a: i64| (a / s.bank_bytes as i64).rem_euclid(s.banks as i64) % s.conflict_modulus as i64;
-    sources.len() > 2 || (sources.len() == 2 && bank(sources[0]) == bank(sources[1]))
+/// The base addresses of an instruction's memory sources that take part in conflicts.
+#[derive(Default)]
+struct Sources {
+    at: [i64; 3],
+    count: usize,
 }
 
-fn lanes(mac: bool, types: &[Ty], dst: Arg, machine: &Machine) -> i64 {
+impl Sources {
+    fn push(&mut self, at: i64) {
+        self.at[self.count] = at;
+        self.count += 1;
+    }
+
+    /// Rule M9: whether they conflict.
+    fn conflict(&self, machine: &Machine) -> bool {
+        let s = &machine.pe.sram;
+        let bank = |a: i64| (a / s.bank_bytes as i64).rem_euclid(s.banks as i64) % s.conflict_modulus as i64;
+        self.count > 2 || (self.count == 2 && bank(self.at[0]) == bank(self.at[1]))
+    }
+}
+
+fn lanes(mac: bool, half: bool, dst: Arg, machine: &Machine) -> i64 {
     let l = &machine.pe.lanes;
-    let half = types.contains(&Ty::F16);
     let narrow = matches!(dst, Arg::Memory { ty: Ty::F16, .. });
     (match (mac, half) {
         (true, false) => l.f32,
@@ -552,7 +565,7 @@ impl Run {
             index.div_euclid(s.divisor).saturating_mul(s.x_step),
         );
         self.a = Arg::Imm(s.value);
-        let mut sources = Vec::with_capacity(2);
+        let mut sources = Sources::default();
         for (arg, offset) in [(&mut self.dst, y_at), (&mut self.b, x_at)] {
             let Arg::Memory {
                 ty,
@@ -582,7 +595,7 @@ impl Run {
                 sources.push(*at);
             }
         }
-        self.cost = if conflict(&sources, machine) { 2 } else { 1 };
+        self.cost = if sources.conflict(machine) { 2 } else { 1 };
         Ok(())
     }
 

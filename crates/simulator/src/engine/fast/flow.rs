@@ -113,6 +113,8 @@ pub(super) struct Queue {
     pub wants_room: bool,
     /// Wavelets of which a core has read the values.
     pub read: u64,
+    /// Arrivals of the wavelets of forgotten segments, if they are recorded.
+    pub record: Option<Vec<u64>>,
 }
 
 impl Queue {
@@ -229,8 +231,18 @@ impl Queue {
             && s.end() <= n
         {
             logs[s.log as usize].release();
+            if let Some(record) = &mut self.record {
+                let first = s.at + self.latency;
+                record.extend(first..first + s.count);
+            }
             self.segments.pop_front();
         }
+    }
+
+    /// The arrivals of all wavelets, of which none is to come.
+    pub fn recorded(&mut self, logs: &mut [Log]) -> Option<Vec<u64>> {
+        self.forget(u64::MAX - 1, logs);
+        self.record.take()
     }
 }
 

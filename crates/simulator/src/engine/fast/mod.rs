@@ -113,6 +113,10 @@ impl StageRun<'_> {
         }
         let probed = &mut outcome.probes;
         let mut simulation = Simulation::new(net, machine, cores, probes, probed, stage.drains.len());
+        if options.record {
+            let queues = simulation.queues.iter_mut();
+            queues.for_each(|q| q.record = Some(Vec::new()));
+        }
         let limit = options.max_cycles.map(|c| c.saturating_sub(begin));
         let cycles = simulation.run(limit, |now| {
             if let Some(p) = &options.progress {
@@ -126,8 +130,15 @@ impl StageRun<'_> {
             net,
             cores,
             mut landed,
+            mut queues,
+            mut logs,
             ..
         } = simulation;
+        if options.record {
+            let cycles = queues.iter_mut().filter_map(|q| q.recorded(&mut logs));
+            let arrivals = net.arrivals(cycles.collect(), self.number, begin);
+            outcome.arrivals.extend(arrivals);
+        }
         let mut counters = vec![PeCounters::default(); pes];
         for (c, (left, core)) in counters.iter_mut().zip(sram.iter_mut().zip(cores)) {
             match core {
@@ -185,6 +196,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
                     wants_head: true,
                     wants_room: false,
                     read: 0,
+                    record: None,
                 })
                 .collect(),
             logs: Vec::new(),

@@ -32,11 +32,27 @@ type Shape = [u32; 2];
 /// What a PE's code does with a stream or by itself.
 enum Act {
     /// Takes a stream, one instruction a shape.
-    Take { color: Color, ty: Ty, shapes: Vec<Shape> },
+    Take {
+        color: Color,
+        ty: Ty,
+        shapes: Vec<Shape>,
+    },
     /// Sends blocks, the last wavelet of each flagged.
-    Send { color: Color, ty: Ty, blocks: u32, shape: Shape },
+    Send {
+        color: Color,
+        ty: Ty,
+        blocks: u32,
+        shape: Shape,
+    },
     /// Sends op(what comes, memory) or op(what comes, what comes on another colour).
-    Pass { from: Color, with: Option<Color>, to: Color, ty: Ty, blocks: u32, shape: Shape },
+    Pass {
+        from: Color,
+        with: Option<Color>,
+        to: Color,
+        ty: Ty,
+        blocks: u32,
+        shape: Shape,
+    },
     /// As many lists of sparse elements from the fabric.
     Axpy { color: Color, ty: Ty, lists: u32 },
     /// A data task takes so many wavelets.
@@ -53,6 +69,10 @@ struct Plan<'a, 'c, 'm> {
     acts: BTreeMap<(u32, u32), Vec<Act>>,
     feeds: Vec<Feed>,
     drains: Vec<Drain>,
+    /// What leaves by each drain.
+    left: Vec<Vec<Mark>>,
+    /// What left before: stage, drain, and what.
+    before: &'m [(u32, u32, Vec<Mark>)],
     color: Color,
 }
 
@@ -103,7 +123,10 @@ fn routed(marks: &[Mark], route: &Route) -> BTreeMap<Port, Vec<Mark>> {
             if flags == hold(position) {
                 flags = 0;
                 let next = (1..=route.positions.len()).map(|i| (at + i) % route.positions.len());
-                at = next.into_iter().find(|i| hold(&route.positions[*i]) > 0).unwrap_or(at);
+                at = next
+                    .into_iter()
+                    .find(|i| hold(&route.positions[*i]) > 0)
+                    .unwrap_or(at);
             }
         }
     }
@@ -190,8 +213,14 @@ impl Plan<'_, '_, '_> {
         }
     }
 
-    fn drain(&mut self, side: Side, y: u32, color: Color, wavelets: u32) {
-        let wavelets = if self.c.one_in(50) { self.c.below(40) } else { wavelets };
+    fn drain(&mut self, side: Side, y: u32, color: Color, marks: &[Mark]) {
+        let wavelets = marks.len() as u32;
+        let wavelets = if self.c.one_in(50) {
+            self.c.below(40)
+        } else {
+            wavelets
+        };
+        self.left.push(marks.to_vec());
         self.drains.push(Drain {
             name: "d".into(),
             side,
@@ -202,7 +231,10 @@ impl Plan<'_, '_, '_> {
     }
 
     fn has_channel(&self, side: Side, y: u32) -> bool {
-        self.machine.channels().iter().any(|c| c.side == side && c.row == y)
+        self.machine
+            .channels()
+            .iter()
+            .any(|c| c.side == side && c.row == y)
     }
 
     /// A core takes a stream of these wavelets, which were sent in blocks of this shape unless some were dropped.
@@ -269,11 +301,19 @@ impl Plan<'_, '_, '_> {
                 let flag = i + 1 == n || i % every == every - 1;
                 let value = if i % zeros == 1 { 0.0 } else { 0.5 + (i % 7) as f32 };
                 let index = (i * 5 % 12) as u64;
-                let one = |bits, flag| Wavelet { bits, elements: 1, flag };
+                let one = |bits, flag| Wavelet {
+                    bits,
+                    elements: 1,
+                    flag,
+                };
                 match (ty, self.machine.link.bits) {
                     (Ty::F16, _) => {
                         // 1.0 and its like
-                        let bits = if value == 0.0 { 0 } else { 0x3c00 + (i as u64 % 7) * 64 };
+                        let bits = if value == 0.0 {
+                            0
+                        } else {
+                            0x3c00 + (i as u64 % 7) * 64
+                        };
                         data.push(one(index << 16 | bits, flag));
                     }
                     (Ty::F32, 32) => {
@@ -313,25 +353,45 @@ impl Plan<'_, '_, '_> {
             let channel = &edge[self.c.below(edge.len() as u32) as usize];
             let (data, ty) = self.fed();
             sparse = ty;
+            let again = self.c.below(self.before.len() as u32 + 1) as usize;
             (x, input) = match channel.side {
                 Side::West => (0, Port::West),
                 Side::East => (w - 1, Port::East),
             };
             y = channel.row;
-            marks = data.iter().map(|w| (w.elements, w.flag)).collect::<Vec<_>>();
             sent = None;
             let epoch = self.c.below(3);
-            // now and then in two feeds
-            let cut = if self.c.one_in(3) { self.c.below(data.len() as u32 + 1) } else { 0 };
-            for part in [&data[..cut as usize], &data[cut as usize..]] {
-                self.feeds.push(Feed {
-                    name: "f".into(),
-                    side: channel.side,
-                    row: channel.row,
-                    color,
-                    epoch,
-                    data: part.to_vec().into(),
-                });
+            let feed = |data| Feed {
+                name: "f".into(),
+                side: channel.side,
+                row: channel.row,
+                color,
+                epoch,
+                data,
+            };
+            if let (Some((stage, drain, left)), None) = (self.before.get(again), ty) {
+                let (count, flag_every) = (left.len() as u64, self.c.below(40) as u64);
+                let span = Span {
+                    stage: *stage,
+                    drain: *drain,
+                    first: 0,
+                    count,
+                    flag_every,
+                };
+                self.feeds.push(feed(FeedData::Drained(vec![span])));
+                let flagged = |n: u64| flag_every > 0 && n.is_multiple_of(flag_every);
+                marks = left.iter().zip(1..).map(|(m, n)| (m.0, flagged(n))).collect();
+            } else {
+                marks = data.iter().map(|w| (w.elements, w.flag)).collect::<Vec<_>>();
+                // now and then in two feeds
+                let cut = if self.c.one_in(3) {
+                    self.c.below(data.len() as u32 + 1)
+                } else {
+                    0
+                };
+                for part in [&data[..cut as usize], &data[cut as usize..]] {
+                    self.feeds.push(feed(part.to_vec().into()));
+                }
             }
         } else {
             (x, y, input) = (self.c.below(w), self.c.below(h), Port::Ramp);
@@ -339,7 +399,16 @@ impl Plan<'_, '_, '_> {
             sparse = None;
             marks = self.marks(ty, blocks, shape);
             sent = Some((ty, blocks, shape));
-            self.act(x, y, Act::Send { color, ty, blocks, shape });
+            self.act(
+                x,
+                y,
+                Act::Send {
+                    color,
+                    ty,
+                    blocks,
+                    shape,
+                },
+            );
         }
         let most = 1 + self.c.below(10) as usize;
         let branchy = 2 + self.c.below(3);
@@ -353,7 +422,11 @@ impl Plan<'_, '_, '_> {
                 if p == input || p == Port::Ramp || outputs.contains(&p) {
                     continue;
                 }
-                let goes = if i < 2 { self.c.below(4) > 0 } else { self.c.one_in(branchy) };
+                let goes = if i < 2 {
+                    self.c.below(4) > 0
+                } else {
+                    self.c.one_in(branchy)
+                };
                 match beyond(x, y, p, w, h) {
                     Some(to) if goes && !seen.contains(&to) && seen.len() < most => {
                         seen.push(to);
@@ -411,8 +484,8 @@ impl Plan<'_, '_, '_> {
                         _ => self.take(x, y, color, &marks, sent),
                     },
                     (_, Some((x, y))) => ahead.push((x, y, p.opposite(), marks)),
-                    (Port::West, None) => self.drain(Side::West, y, color, marks.len() as u32),
-                    _ => self.drain(Side::East, y, color, marks.len() as u32),
+                    (Port::West, None) => self.drain(Side::West, y, color, &marks),
+                    _ => self.drain(Side::East, y, color, &marks),
                 }
             }
         }
@@ -458,10 +531,30 @@ impl Plan<'_, '_, '_> {
                 self.straight(into, x, y, Port::Ramp, &[to]);
             }
             if i == 0 && last > 0 {
-                self.act(x, y, Act::Send { color: into, ty, blocks, shape });
+                self.act(
+                    x,
+                    y,
+                    Act::Send {
+                        color: into,
+                        ty,
+                        blocks,
+                        shape,
+                    },
+                );
             } else if i < last {
                 let with = None;
-                self.act(x, y, Act::Pass { from, with, to: into, ty, blocks, shape });
+                self.act(
+                    x,
+                    y,
+                    Act::Pass {
+                        from,
+                        with,
+                        to: into,
+                        ty,
+                        blocks,
+                        shape,
+                    },
+                );
             } else if i > 0 {
                 let marks = self.marks(ty, blocks, shape);
                 let side = if to == Port::West { Side::West } else { Side::East };
@@ -471,9 +564,20 @@ impl Plan<'_, '_, '_> {
                     && self.has_channel(side, y);
                 if leaves && self.c.one_in(2) {
                     let with = None;
-                    self.act(x, y, Act::Pass { from, with, to: into, ty, blocks, shape });
+                    self.act(
+                        x,
+                        y,
+                        Act::Pass {
+                            from,
+                            with,
+                            to: into,
+                            ty,
+                            blocks,
+                            shape,
+                        },
+                    );
                     self.straight(into, x, y, Port::Ramp, &[to]);
-                    self.drain(side, y, into, marks.len() as u32);
+                    self.drain(side, y, into, &marks);
                 } else {
                     self.take(x, y, from, &marks, Some((ty, blocks, shape)));
                 }
@@ -504,7 +608,16 @@ impl Plan<'_, '_, '_> {
             };
             self.route(color, x, y, positions, Vec::new());
             let blocks = rounds * several;
-            self.act(x, y, Act::Send { color, ty: Ty::F32, blocks, shape });
+            self.act(
+                x,
+                y,
+                Act::Send {
+                    color,
+                    ty: Ty::F32,
+                    blocks,
+                    shape,
+                },
+            );
             let marks = self.marks(Ty::F32, several, shape);
             for round in &mut all {
                 let at = if own_first { 0 } else { round.len() };
@@ -530,7 +643,16 @@ impl Plan<'_, '_, '_> {
         let filters = self.c.one_in(2);
         let (blocks, shape) = (n * rounds, [1, columns]);
         let (x, y) = places[0];
-        self.act(x, y, Act::Send { color, ty: Ty::F32, blocks, shape });
+        self.act(
+            x,
+            y,
+            Act::Send {
+                color,
+                ty: Ty::F32,
+                blocks,
+                shape,
+            },
+        );
         self.straight(color, x, y, Port::Ramp, &[to]);
         for (i, &(x, y)) in places.iter().enumerate().skip(1) {
             let (i, ahead) = (i as u32 - 1, n - i as u32);
@@ -573,13 +695,48 @@ impl Plan<'_, '_, '_> {
         let ty = Ty::F32;
         let shape = [1, n];
         let blocks = 1;
-        let one = |n| Act::Send { color: there, ty, blocks, shape: [1, n] };
+        let one = |n| Act::Send {
+            color: there,
+            ty,
+            blocks,
+            shape: [1, n],
+        };
         self.act(a.0, a.1, one(first));
-        self.act(a.0, a.1, Act::Pass { from: back, with: None, to: there, ty, blocks, shape });
+        self.act(
+            a.0,
+            a.1,
+            Act::Pass {
+                from: back,
+                with: None,
+                to: there,
+                ty,
+                blocks,
+                shape,
+            },
+        );
         let all = [1, n + first];
-        self.act(b.0, b.1, Act::Pass { from: there, with: None, to: back, ty, blocks, shape: all });
+        self.act(
+            b.0,
+            b.1,
+            Act::Pass {
+                from: there,
+                with: None,
+                to: back,
+                ty,
+                blocks,
+                shape: all,
+            },
+        );
         let shapes = vec![[1, first]];
-        self.act(a.0, a.1, Act::Take { color: back, ty, shapes });
+        self.act(
+            a.0,
+            a.1,
+            Act::Take {
+                color: back,
+                ty,
+                shapes,
+            },
+        );
     }
 
     /// Both neighbours of a PE send; it combines the two streams and sends the result to both or to one.
@@ -599,10 +756,39 @@ impl Plan<'_, '_, '_> {
             _ => &[back],
         };
         self.straight(out, m.0, m.1, Port::Ramp, ports);
-        self.act(a.0, a.1, Act::Send { color: left, ty, blocks, shape });
-        self.act(b.0, b.1, Act::Send { color: right, ty, blocks, shape });
+        self.act(
+            a.0,
+            a.1,
+            Act::Send {
+                color: left,
+                ty,
+                blocks,
+                shape,
+            },
+        );
+        self.act(
+            b.0,
+            b.1,
+            Act::Send {
+                color: right,
+                ty,
+                blocks,
+                shape,
+            },
+        );
         let with = Some(right);
-        self.act(m.0, m.1, Act::Pass { from: left, with, to: out, ty, blocks, shape });
+        self.act(
+            m.0,
+            m.1,
+            Act::Pass {
+                from: left,
+                with,
+                to: out,
+                ty,
+                blocks,
+                shape,
+            },
+        );
         let marks = self.marks(ty, blocks, shape);
         for p in ports {
             let (end, input) = if *p == to { (b, back) } else { (a, to) };
@@ -612,7 +798,7 @@ impl Plan<'_, '_, '_> {
     }
 
     /// The stage, and all streams that cores send.
-    fn done(mut self) -> (Stage, Vec<Probe>) {
+    fn done(mut self) -> (Stage, Vec<Probe>, Vec<Vec<Mark>>) {
         let (width, height) = self.size();
         let mut blocks = Vec::new();
         let mut probes = Vec::new();
@@ -622,12 +808,21 @@ impl Plan<'_, '_, '_> {
                 _ => None,
             });
             let colors = sends.chain([DUMP]);
-            probes.extend(colors.map(|color| Probe { stage: 0, x, y, color }));
+            probes.extend(colors.map(|color| Probe {
+                stage: 0,
+                x,
+                y,
+                color,
+            }));
             self.straight(DUMP, x, y, Port::Ramp, &[Port::Ramp]);
             blocks.push(Code::new(self.c).block(x, y, acts));
         }
         self.feeds.sort_by_key(|f| f.epoch);
-        let priority = if self.c.one_in(2) { vec![self.color, 1] } else { Vec::new() };
+        let priority = if self.c.one_in(2) {
+            vec![self.color, 0]
+        } else {
+            Vec::new()
+        };
         let region = Region {
             name: "r".into(),
             x: 0,
@@ -644,7 +839,7 @@ impl Plan<'_, '_, '_> {
             feeds: self.feeds,
             drains: self.drains,
         };
-        (stage, probes)
+        (stage, probes, self.left)
     }
 }
 
@@ -654,7 +849,7 @@ struct Code<'a, 'c> {
     code: Vec<Instr>,
     descriptor: u8,
     /// Elements handed to each microthread.
-    handed: [i64; 6],
+    handed: [i64; 8],
 }
 
 impl<'a, 'c> Code<'a, 'c> {
@@ -663,7 +858,7 @@ impl<'a, 'c> Code<'a, 'c> {
             c,
             code: Vec::new(),
             descriptor: 0,
-            handed: [0; 6],
+            handed: [0; 8],
         }
     }
 
@@ -679,7 +874,7 @@ impl<'a, 'c> Code<'a, 'c> {
     /// A part of memory; `narrow` if it must not make steps narrower than a wavelet of halves.
     fn memory(&mut self, ty: Ty, shape: Shape, halves: bool) -> u8 {
         let [rows, columns] = shape;
-        let free = !halves || self.c.one_in(60);
+        let free = !halves || self.c.one_in(150);
         let inner = match self.c.below(12) {
             0 => 0,
             1 if free && columns * 2 <= NUMBERS => 2,
@@ -700,7 +895,11 @@ impl<'a, 'c> Code<'a, 'c> {
         }
         let start = if ty == Ty::F16 { HALVES } else { 0 };
         let wide = halves && ty == Ty::F32 || self.c.one_in(3);
-        let strides = if rows == 1 { vec![inner] } else { vec![outer, inner] };
+        let strides = if rows == 1 {
+            vec![inner]
+        } else {
+            vec![outer, inner]
+        };
         let place = Place::Memory {
             base: Val::Imm((start + first * ty.bytes()) as i64),
             strides: strides.into_iter().map(|s| Val::Imm(s as i64)).collect(),
@@ -736,7 +935,7 @@ impl<'a, 'c> Code<'a, 'c> {
     }
 
     fn thread(&mut self) -> u8 {
-        [0, 1, 2, 3, 4, 1][self.c.below(6) as usize]
+        [0, 1, 2, 3, 4, 6, 7][self.c.below(7) as usize]
     }
 
     fn count(&mut self) -> Count {
@@ -765,7 +964,13 @@ impl<'a, 'c> Code<'a, 'c> {
             _ => (Op::Mov, None),
         };
         let count = self.count();
-        let v = Vector::Map { op, dst, a: from, b, count };
+        let v = Vector::Map {
+            op,
+            dst,
+            a: from,
+            b,
+            count,
+        };
         self.issue(v, thread, (shape[0] * shape[1]) as i64);
     }
 
@@ -801,8 +1006,20 @@ impl<'a, 'c> Code<'a, 'c> {
                     }
                 }
             }
-            Act::Send { color, ty, blocks, shape } => self.send(color, ty, blocks, shape),
-            Act::Pass { from, with, to, ty, blocks, shape } => {
+            Act::Send {
+                color,
+                ty,
+                blocks,
+                shape,
+            } => self.send(color, ty, blocks, shape),
+            Act::Pass {
+                from,
+                with,
+                to,
+                ty,
+                blocks,
+                shape,
+            } => {
                 if with.is_none() && self.c.one_in(6) {
                     // by way of memory
                     let thread = self.thread();
@@ -822,7 +1039,13 @@ impl<'a, 'c> Code<'a, 'c> {
                 let flag = true;
                 let dst = self.desc(ty, shape, Place::Out { color: to, flag });
                 let (op, thread, count) = (self.op(), self.thread(), self.count());
-                let v = Vector::Map { op, dst, a, b: Some(b), count };
+                let v = Vector::Map {
+                    op,
+                    dst,
+                    a,
+                    b: Some(b),
+                    count,
+                };
                 self.repeat(v, thread, (shape[0] * shape[1]) as i64, blocks);
             }
             Act::Axpy { color, ty, lists } => {
@@ -885,7 +1108,8 @@ impl<'a, 'c> Code<'a, 'c> {
                 self.code.push(Instr::Set(3, Val::Imm(n)));
                 self.code.push(Instr::Mul(4, Val::Reg(3), Val::Imm(7)));
                 let at = Val::Imm(INDICES as i64 + 2 * n);
-                self.code.push(Instr::Store(Word::U16, at, Val::Imm(0), Val::Reg(3)));
+                self.code
+                    .push(Instr::Store(Word::U16, at, Val::Imm(0), Val::Reg(3)));
             }
             _ => {
                 let ty = if self.c.one_in(4) { Ty::F16 } else { Ty::F32 };
@@ -916,7 +1140,13 @@ impl<'a, 'c> Code<'a, 'c> {
         let count = Count::Other;
         let first = self.desc(Ty::F32, [1, 1], at(0));
         let seed = Operand::Imm(self.c.below(9) as f32 - 4.0);
-        let v = Vector::Map { op: Op::Mov, dst: first, a: seed, b: None, count };
+        let v = Vector::Map {
+            op: Op::Mov,
+            dst: first,
+            a: seed,
+            b: None,
+            count,
+        };
         self.issue(v, 0, 1);
         let (from, to) = (
             self.desc(Ty::F32, [1, n], at(0)),
@@ -937,7 +1167,17 @@ impl<'a, 'c> Code<'a, 'c> {
         };
         let dst = self.desc(Ty::F16, [1, n], halves);
         let a = Operand::Desc(from);
-        self.issue(Vector::Map { op: Op::Mov, dst, a, b: None, count }, 0, n as i64);
+        self.issue(
+            Vector::Map {
+                op: Op::Mov,
+                dst,
+                a,
+                b: None,
+                count,
+            },
+            0,
+            n as i64,
+        );
     }
 
     fn block(mut self, x: u32, y: u32, mut acts: Vec<Act>) -> Block {
@@ -951,7 +1191,7 @@ impl<'a, 'c> Code<'a, 'c> {
         let mut data = Vec::new();
         for act in acts {
             self.act(act, &mut data);
-            if self.c.one_in(4) {
+            if self.c.one_in(6) {
                 let thread = 1 + self.c.below(4) as usize;
                 let n = self.handed[thread].clamp(0, 60_000) as u32;
                 let n = self.c.one_in(2).then(|| Val::Imm(self.c.below(n + 1) as i64));
@@ -964,11 +1204,34 @@ impl<'a, 'c> Code<'a, 'c> {
             let back = self.desc(Ty::F32, shape, Place::In(DUMP));
             let dst = self.memory(Ty::F32, shape, false);
             let (a, b, count) = (Operand::Desc(back), None, Count::None);
-            self.issue(Vector::Map { op: Op::Mov, dst, a, b, count }, 5, 0);
-            let out = Place::Out { color: DUMP, flag: false };
+            self.issue(
+                Vector::Map {
+                    op: Op::Mov,
+                    dst,
+                    a,
+                    b,
+                    count,
+                },
+                5,
+                0,
+            );
+            let out = Place::Out {
+                color: DUMP,
+                flag: false,
+            };
             let dst = self.desc(Ty::F32, shape, out);
             let a = Operand::Desc(self.memory(Ty::F32, shape, false));
-            self.issue(Vector::Map { op: Op::Mov, dst, a, b, count }, 0, 0);
+            self.issue(
+                Vector::Map {
+                    op: Op::Mov,
+                    dst,
+                    a,
+                    b,
+                    count,
+                },
+                0,
+                0,
+            );
         }
         let mut tasks = vec![Task {
             name: "main".into(),
@@ -998,7 +1261,11 @@ impl<'a, 'c> Code<'a, 'c> {
         Block {
             at: Lattice::rect(x, y, 1, 1),
             params: Vec::new(),
-            memory: vec![Buffer { name: "m".into(), address: 0, bytes }],
+            memory: vec![Buffer {
+                name: "m".into(),
+                address: 0,
+                bytes,
+            }],
             tasks,
             labels: Vec::new(),
             code: self.code,
@@ -1019,7 +1286,8 @@ impl<'a, 'c> Code<'a, 'c> {
             2 => {
                 // part of the value's bits, at a place of its own
                 let at = Val::Imm(INDICES as i64 + 32);
-                self.code.push(Instr::Store(Word::I32, at, Val::Imm(0), Val::Reg(0)));
+                self.code
+                    .push(Instr::Store(Word::I32, at, Val::Imm(0), Val::Reg(0)));
                 let shape = [1, 1 + self.c.below(6)];
                 let dst = self.memory(Ty::F32, shape, false);
                 let (a, b) = (Operand::Reg(0), Some(Operand::Imm(2.0)));
@@ -1068,6 +1336,7 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
     let machine = small(&sets.iter().map(String::as_str).collect::<Vec<_>>());
     let mut stages = Vec::new();
     let mut probes = Vec::new();
+    let mut before = Vec::new();
     for number in 0..1 + c.one_in(6) as u32 {
         let mut plan = Plan {
             c: &mut *c,
@@ -1076,6 +1345,8 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
             acts: BTreeMap::new(),
             feeds: Vec::new(),
             drains: Vec::new(),
+            left: Vec::new(),
+            before: &before,
             color: 0,
         };
         for _ in 0..1 + plan.c.below(5) {
@@ -1088,7 +1359,11 @@ fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
                 _ => plan.join(),
             }
         }
-        let (stage, sent) = plan.done();
+        let (stage, sent, left) = plan.done();
+        // only what is declared as it leaves
+        let all = left.into_iter().zip(&stage.drains).zip(0..);
+        let all = all.filter(|((l, d), _)| l.len() as u64 == d.wavelets && !l.is_empty());
+        before.extend(all.map(|((l, _), drain)| (number, drain, l)));
         probes.extend(sent.into_iter().map(|p| Probe { stage: number, ..p }));
         stages.push(stage);
     }
@@ -1121,7 +1396,12 @@ fn limited(program: &Program, machine: &Machine, probes: &[Probe], o: &Outcome) 
 }
 
 /// Both engines, without a limit that matters, at the end, and somewhere before; how it ended.
-fn compare(program: &Program, machine: &Machine, probes: &[Probe], part: u16) -> Result<&'static str, String> {
+fn compare(
+    program: &Program,
+    machine: &Machine,
+    probes: &[Probe],
+    part: u16,
+) -> Result<(&'static str, u64), String> {
     let options = |max| Options {
         probes: probes.to_vec(),
         max_cycles: Some(max),
@@ -1135,7 +1415,7 @@ fn compare(program: &Program, machine: &Machine, probes: &[Probe], part: u16) ->
         Err(RunError::Fault { cycle, .. }) => ("fault", cycle),
         Err(RunError::Deadlock { cycle, .. }) => ("deadlock", cycle),
         Err(RunError::LeftOver { cycle, .. }) => ("left over", cycle),
-        Err(RunError::TooLong { .. }) => return Ok("too long"),
+        Err(RunError::TooLong { .. }) => return Ok(("too long", 0)),
     };
     let mut limits = vec![cycles * part as u64 / 65_536];
     if kind != "done" {
@@ -1144,7 +1424,7 @@ fn compare(program: &Program, machine: &Machine, probes: &[Probe], part: u16) ->
     for limit in limits {
         let _ = on_both(program, machine, &options(limit))?;
     }
-    Ok(kind)
+    Ok((kind, cycles))
 }
 
 fn run(cases: u32) {
@@ -1153,19 +1433,19 @@ fn run(cases: u32) {
     let config = Config {
         cases,
         failure_persistence: None,
-        max_shrink_time: 60_000,
+        max_shrink_time: 20_000,
         ..Config::default()
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let strategy = (any::<u16>(), prop::collection::vec(any::<u16>(), 40..700));
     let result = runner.run(&strategy, |(part, all)| {
         let (machine, program, probes) = random(&all);
-        let kind = if let Err(v) = verify::verify(&program, &machine) {
+        let (kind, ran) = if let Err(v) = verify::verify(&program, &machine) {
             prop_assert!(!v.is_empty());
             if std::env::var_os("REFUSED").is_some() {
                 println!("{}", v[0]);
             }
-            "refused"
+            ("refused", 0)
         } else {
             match compare(&program, &machine, &probes, part) {
                 Ok(kind) => kind,
@@ -1176,11 +1456,11 @@ fn run(cases: u32) {
             }
         };
         *kinds.borrow_mut().entry(kind).or_default() += 1;
-        *cycles.borrow_mut() += 1;
+        *cycles.borrow_mut() += ran;
         Ok(())
     });
     let kinds = kinds.into_inner();
-    println!("{kinds:?}");
+    println!("{kinds:?}, {} cycles", cycles.into_inner());
     result.unwrap_or_else(|e| panic!("{e}"));
     for (kind, share) in [("done", 2), ("fault", 100), ("deadlock", 100)] {
         assert!(

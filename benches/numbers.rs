@@ -7,7 +7,7 @@ use fearless_simd::{Level, Simd, dispatch};
 use meshloom_simulator::engine::{self, Engine, Options};
 use meshloom_simulator::program::{Feed, FeedData, Program, Wavelet};
 use meshloom_simulator::text::{DataStore, parse};
-use meshloom_simulator::{Machine, verify, numerics};
+use meshloom_simulator::{Machine, numerics, verify};
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -136,7 +136,11 @@ fn benches(c: &mut Criterion) {
     );
     let forms: [(&str, &str, Native); 11] = [
         ("mac, outer product", "mac d0 += d1 * d2 #mac", native!(outer)),
-        ("mac, outer product of f16", "mac d0 += d6 * d7 #mac", native!(outer)),
+        (
+            "mac, outer product of f16",
+            "mac d0 += d6 * d7 #mac",
+            native!(outer),
+        ),
         ("mac into f16", "mac d10 += d1 * d2 #mac", native!(outer)),
         ("axpy", &axpy, native!(axpys)),
         ("add", "add d0 = d0 + d3", native!(sum)),

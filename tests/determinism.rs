@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Model, comparable, on_both, residual, small, tiny};
+use common::{Choices, Model, comparable, on_both, residual, small, tiny};
 use meshloom::simulate::{self, Job};
 use meshloom_compiler::compile;
 use meshloom_models::{builders, flops, seeded_inputs};
@@ -146,27 +146,9 @@ fn compiled_models_do_not_depend_on_the_visits() {
     }
 }
 
-/// Numbers drawn by proptest, taken one by one; 0 when they are used up, so that cases shrink to simple ones.
-struct Choices<'a> {
-    all: &'a [u16],
-    at: usize,
-}
-
-impl Choices<'_> {
-    fn below(&mut self, n: u32) -> u32 {
-        let c = self.all.get(self.at).copied().unwrap_or(0) as u32;
-        self.at += 1;
-        c % n.max(1)
-    }
-
-    fn one_in(&mut self, n: u32) -> bool {
-        self.below(n) == n - 1
-    }
-}
-
 /// A machine with queues of any depth, few or many channels, and a program of one to three stages for it.
 fn random(all: &[u16]) -> (Machine, Program, Vec<Probe>) {
-    let c = &mut Choices { all, at: 0 };
+    let c = &mut Choices::new(all);
     let (w, h) = (1 + c.below(5), 1 + c.below(4));
     let channels = c.below(2 * h + 1);
     let sets = [

@@ -28,7 +28,29 @@ pub fn comparable(o: Outcome) -> Outcome {
     }
 }
 
-/// Runs a program on both engines, which must agree in everything; the fast one by itself if the program ends well.
+/// Numbers drawn by proptest, taken one by one; 0 when they are used up, so that cases shrink to simple ones.
+pub struct Choices<'a> {
+    all: &'a [u16],
+    at: usize,
+}
+
+impl Choices<'_> {
+    pub fn new(all: &[u16]) -> Choices<'_> {
+        Choices { all, at: 0 }
+    }
+
+    pub fn below(&mut self, n: u32) -> u32 {
+        let c = self.all.get(self.at).copied().unwrap_or(0) as u32;
+        self.at += 1;
+        c % n.max(1)
+    }
+
+    pub fn one_in(&mut self, n: u32) -> bool {
+        self.below(n) == n - 1
+    }
+}
+
+/// Runs a program on both engines, which must agree in everything, down to the cycle of every arrival; the fast one by itself if the program ends well.
 pub fn on_both(
     program: &Program,
     machine: &Machine,
@@ -37,6 +59,7 @@ pub fn on_both(
     let run = |engine| {
         let options = engine::Options {
             engine,
+            record: true,
             ..options.clone()
         };
         engine::run(program, machine, &options)
@@ -47,15 +70,27 @@ pub fn on_both(
     }
     let fast = fast.map(comparable);
     if fast == reference {
-        return Ok(reference);
+        return Ok(reference.map(|o| Outcome {
+            arrivals: Vec::new(),
+            ..o
+        }));
     }
     Err(match (&fast, &reference) {
         (Ok(a), Ok(b)) => {
             let pe = a.pes.iter().zip(&b.pes).position(|(a, b)| a != b);
             let of = pe.map(|i| (i, a.pes[i], b.pes[i]));
+            let arrivals = a.arrivals.iter().zip(&b.arrivals).filter(|(a, b)| a != b);
+            // the queue in which the first wavelet is early or late
+            let first = arrivals.min_by_key(|(a, b)| {
+                let both = a.cycles.iter().zip(&b.cycles);
+                let (a, b) = (&a.cycles, &b.cycles);
+                let same = both.take_while(|(a, b)| a == b).count();
+                a.get(same).into_iter().chain(b.get(same)).min().copied()
+            });
             let equal = |name: &str, equal: bool| if equal { String::new() } else { format!(", {name}") };
             format!(
-                "the engines differ: {} and {} cycles{}{}{}{}{}; the first PE that does, fast and reference: {of:?}",
+                "the engines differ: {} and {} cycles{}{}{}{}{}; the first PE that does, fast and reference: {of:?}; the first queue: \
+                 {first:?}",
                 a.cycles,
                 b.cycles,
                 equal("drains", a.drains == b.drains),

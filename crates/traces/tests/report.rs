@@ -221,6 +221,7 @@ fn two_stages() -> Outcome {
         stages: stages.to_vec(),
         drains: vec![drain(&[400, 500]), drain(&[850, 900, 940, 980])],
         probes: vec![],
+        arrivals: vec![],
         wavelets: 10,
         hops: 20,
         edge_wavelets: 6,

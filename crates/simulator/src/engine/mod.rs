@@ -8,7 +8,7 @@ mod reference;
 mod run;
 
 use crate::change::Change;
-use crate::program::{Color, Wavelet};
+use crate::program::{Color, Port, Wavelet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -25,6 +25,8 @@ pub struct Options {
     pub probes: Vec<Probe>,
     /// Gives up after this many cycles.
     pub max_cycles: Option<u64>,
+    /// Fills [`Outcome::arrivals`]: for comparing engines, not for long runs.
+    pub record: bool,
     /// Updated with the cycle now and then, for a progress bar.
     pub progress: Option<Arc<AtomicU64>>,
 }
@@ -112,6 +114,34 @@ pub struct Landed {
     pub wavelet: Wavelet,
 }
 
+/// A queue of the network (rule M3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueKind {
+    /// A router's, at the end of the link into this port; `Ramp` is the ramp up.
+    Router(Port),
+    /// From the core to the ramp up.
+    CoreOutput,
+    /// From the router to the core.
+    CoreInput,
+}
+
+/// When the wavelets of a queue arrived in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrivals {
+    /// Stage, from 0.
+    pub stage: u32,
+    /// Column.
+    pub x: u32,
+    /// Row.
+    pub y: u32,
+    /// Colour.
+    pub color: Color,
+    /// Which of the PE's queues of that colour.
+    pub queue: QueueKind,
+    /// The run's cycle of each arrival, in order.
+    pub cycles: Vec<u64>,
+}
+
 impl PeCounters {
     /// Counts a change of stages, in which every PE is idle, as load.
     fn change(&mut self, cycles: u64) {
@@ -161,6 +191,8 @@ pub struct Outcome {
     pub drains: Vec<Vec<Landed>>,
     /// What was sent, one list a probe.
     pub probes: Vec<Vec<Wavelet>>,
+    /// With [`Options::record`] all queues of all stages: by stage, PE in row order, priority of colours, and kind. Else empty.
+    pub arrivals: Vec<Arrivals>,
     /// Wavelets sent by cores and entered at the edge.
     pub wavelets: u64,
     /// Link traversals between routers.

@@ -1,5 +1,6 @@
 //! Queues, routers and edge channels: rules M3 to M7 and M15.
 
+use super::{Arrivals, QueueKind};
 use crate::machine::{Channel, Machine};
 use crate::program::{Color, Feed, Port, Stage, Wavelet};
 use std::collections::{HashMap, VecDeque};
@@ -242,6 +243,8 @@ pub(super) struct Network<'p> {
     pub ramps: Vec<Vec<(u32, u32)>>,
     ramp: u32,
     pub edge_latency: u32,
+    /// Arrivals of the reference engine's wavelets by queue, if they are recorded.
+    pub record: Option<Vec<Vec<u64>>>,
 }
 
 impl<'p> Network<'p> {
@@ -292,6 +295,7 @@ impl<'p> Network<'p> {
             ramps: vec![Vec::new(); pes],
             ramp: machine.router.ramp_cycles,
             edge_latency: machine.edge.latency_cycles,
+            record: None,
         };
         // by PE, so that what one PE needs lies together; a router's colours highest priority first
         let mut places = Vec::new();
@@ -438,6 +442,38 @@ impl<'p> Network<'p> {
         &self.outputs[p.outputs.0 as usize..p.outputs.1 as usize]
     }
 
+    /// Arrivals in the stage's cycles, one list a queue, as [`super::Outcome::arrivals`] has them.
+    pub fn arrivals(&self, mut cycles: Vec<Vec<u64>>, stage: u32, begin: u64) -> Vec<Arrivals> {
+        let mut all = Vec::new();
+        for pe in 0..self.width * self.height {
+            for r in self.router(pe) {
+                let slot = (pe * self.colors) as usize + r.color as usize;
+                let positions = self.positions(r).iter();
+                let mut queues: Vec<(u32, QueueKind)> =
+                    positions.map(|p| (p.queue, QueueKind::Router(p.input))).collect();
+                queues.push((self.core_out[slot], QueueKind::CoreOutput));
+                queues.push((self.core_in[slot], QueueKind::CoreInput));
+                // positions may share an input
+                queues.sort_by_key(|q| q.0);
+                queues.dedup_by_key(|q| q.0);
+                for (q, queue) in queues.into_iter().filter(|q| q.0 != NONE) {
+                    let mut cycles = std::mem::take(&mut cycles[q as usize]);
+                    cycles.iter_mut().for_each(|c| *c += begin);
+                    let (x, y) = (pe % self.width, pe / self.width);
+                    all.push(Arrivals {
+                        stage,
+                        x,
+                        y,
+                        color: r.color,
+                        queue,
+                        cycles,
+                    });
+                }
+            }
+        }
+        all
+    }
+
     /// A new queue at the end of a link.
     fn queue(&mut self, pe: u32, depth: u32, latency: u32) -> u32 {
         self.queues.push(Queue::new(pe, depth, latency));
@@ -514,6 +550,9 @@ impl<'p> Network<'p> {
         q.wavelets.push_back((arrival, wavelet));
         self.last_arrival = self.last_arrival.max(arrival);
         let pe = q.pe;
+        if let Some(record) = &mut self.record {
+            record[queue as usize].push(arrival);
+        }
         self.activity[pe as usize].held += 1;
         self.visit(pe, arrival);
     }

@@ -45,6 +45,9 @@ impl StageRun<'_> {
                 }
             }
         }
+        if options.record {
+            state.net.record = Some(vec![Vec::new(); state.net.queues.len()]);
+        }
         let rules = Rules { machine };
         let mut landed: Vec<Vec<Landed>> = vec![Vec::new(); stage.drains.len()];
         let mut probes_at = vec![Vec::new(); pes];
@@ -175,6 +178,10 @@ impl StageRun<'_> {
             if let Some(core) = core {
                 *left = core.into_sram();
             }
+        }
+        if let Some(cycles) = state.net.record.take() {
+            let arrivals = state.net.arrivals(cycles, self.number, self.begin);
+            outcome.arrivals.extend(arrivals);
         }
         let net = &state.net;
         outcome.wavelets += net.wavelets;

@@ -53,6 +53,7 @@ fn all_stages<E>(
         pes: vec![PeCounters::default(); pes],
         drains: Vec::new(),
         probes: vec![Vec::new(); options.probes.len()],
+        arrivals: Vec::new(),
         wavelets: 0,
         hops: 0,
         edge_wavelets: 0,

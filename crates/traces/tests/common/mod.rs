@@ -178,6 +178,7 @@ pub fn outcome(width: u32, height: u32, kernels: &[KernelRegion], story: &Story)
         pes,
         drains: vec![drain(0), drain(7)],
         probes: vec![],
+        arrivals: vec![],
         wavelets: 52_340,
         hops: 871_220,
         edge_wavelets: 8_192,

@@ -151,6 +151,10 @@ impl Core<'_> {
                 Err(wait) => {
                     found.waits(wait);
                     found.until = found.until.min(self.wakes(net, wait, u));
+                    // should the room that was seen turn out not to be there, it waits for that
+                    if let (Wait::Input(_), Some(queue)) = (wait, run.puts()) {
+                        net.await_room(queue);
+                    }
                 }
             },
         }

@@ -43,10 +43,14 @@ impl Moves {
         self.end
     }
 
+    /// Begins in cycle `t`, or goes on. What happened in the cycle before stays apart: others may still ask for its start.
     fn restart(&mut self, t: u64) {
-        if self.end != t || self.extra.is_some() {
+        if self.end != t {
             self.base = self.before(t);
             self.since = t;
+            self.extra = None;
+        } else if self.extra.is_some_and(|e| e + 1 < t) {
+            self.base += 1;
             self.extra = None;
         }
     }
@@ -55,7 +59,8 @@ impl Moves {
     #[inline]
     pub fn once(&mut self, t: u64) {
         if self.end == t + 1 {
-            debug_assert!(self.extra.is_none(), "three wavelets in a cycle");
+            debug_assert!(self.extra != Some(t), "three wavelets in a cycle");
+            self.base += self.extra.is_some() as u64;
             self.extra = Some(t);
             return;
         }
@@ -116,6 +121,8 @@ pub(super) struct Queue {
     pub wants_room: bool,
     /// Wavelets of which a core has read the values.
     pub read: u64,
+    /// Arrivals of the wavelets of forgotten segments, if they are recorded.
+    pub record: Option<Vec<u64>>,
 }
 
 impl Queue {
@@ -232,8 +239,18 @@ impl Queue {
             && s.end() <= n
         {
             logs[s.log as usize].release();
+            if let Some(record) = &mut self.record {
+                let first = s.at + self.latency;
+                record.extend(first..first + s.count);
+            }
             self.segments.pop_front();
         }
+    }
+
+    /// The arrivals of all wavelets, of which none is to come.
+    pub fn recorded(&mut self, logs: &mut [Log]) -> Option<Vec<u64>> {
+        self.forget(u64::MAX - 1, logs);
+        self.record.take()
     }
 }
 

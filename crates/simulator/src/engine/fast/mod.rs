@@ -113,6 +113,10 @@ impl StageRun<'_> {
         }
         let probed = &mut outcome.probes;
         let mut simulation = Simulation::new(net, machine, cores, probes, probed, stage.drains.len());
+        if options.record {
+            let queues = simulation.queues.iter_mut();
+            queues.for_each(|q| q.record = Some(Vec::new()));
+        }
         let limit = options.max_cycles.map(|c| c.saturating_sub(begin));
         let cycles = simulation.run(limit, |now| {
             if let Some(p) = &options.progress {
@@ -126,8 +130,15 @@ impl StageRun<'_> {
             net,
             cores,
             mut landed,
+            mut queues,
+            mut logs,
             ..
         } = simulation;
+        if options.record {
+            let cycles = queues.iter_mut().filter_map(|q| q.recorded(&mut logs));
+            let arrivals = net.arrivals(cycles.collect(), self.number, begin);
+            outcome.arrivals.extend(arrivals);
+        }
         let mut counters = vec![PeCounters::default(); pes];
         for (c, (left, core)) in counters.iter_mut().zip(sram.iter_mut().zip(cores)) {
             match core {
@@ -187,6 +198,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
                     wants_head: true,
                     wants_room: false,
                     read: 0,
+                    record: None,
                 })
                 .collect(),
             logs: Vec::new(),
@@ -314,8 +326,10 @@ impl<'p, 'm> Simulation<'p, 'm> {
                 progress(now);
             }
             // something is looked at at most two cycles after the last event
-            if limit.is_some_and(|l| now > l.saturating_add(2)) {
-                return Err(Stop::TooLong);
+            if let Some(l) = limit
+                && now > l.saturating_add(2)
+            {
+                return Err(self.too_long(l));
             }
             while let Some(gate) = self.gates.pop(now) {
                 if gate < channels {
@@ -337,14 +351,25 @@ impl<'p, 'm> Simulation<'p, 'm> {
         }
         // rule M17: the first cycle without an event and with nothing on its way
         let cycles = self.last_event.map_or(0, |c| c + 1).max(self.net.last_arrival);
-        if limit.is_some_and(|l| cycles >= l) {
-            return Err(Stop::TooLong);
+        if let Some(l) = limit
+            && cycles >= l
+        {
+            return Err(self.too_long(l));
         }
         self.now = cycles;
         for pe in 0..pes {
             self.catch_up(pe, cycles);
         }
         if self.fault { Err(Stop::Ask) } else { Ok(cycles) }
+    }
+
+    /// The limit is reached, unless there is a fault before it in what cores have still to execute.
+    fn too_long(&mut self, limit: u64) -> Stop {
+        self.now = self.now.max(limit);
+        for pe in 0..self.cores.len() as u32 {
+            self.catch_up(pe, limit);
+        }
+        if self.fault { Stop::Ask } else { Stop::TooLong }
     }
 
     /// Epoch 1 begins: what was counted up to now is load.

@@ -122,11 +122,11 @@ impl Simulation<'_, '_> {
         }
     }
 
-    /// What was taken every cycle is no longer, from cycle `t` on: who puts without end is to look again.
+    /// What was taken every cycle is no longer, from cycle `t` on: who puts without end, or counts on room, is to look again.
     #[inline]
     pub fn takes_ended(&mut self, queue: u32, t: u64) {
         let q = &self.queues[queue as usize];
-        if q.puts.is_open() {
+        if q.puts.is_open() || q.wants_room {
             let (putter, stream) = (q.putter, q.putting);
             if let Some(router) = self.routers.get_mut(putter as usize) {
                 router.tell(stream);

@@ -213,8 +213,11 @@ fn by_strips(machine: &Machine, costs: &mut Costs) -> Option<Vec<Rect>> {
         })
 }
 
+/// By how much more than the best pace an attempt accepts.
+pub const SLACK: [f64; 5] = [0.0, 0.04, 0.08, 0.28, 0.6];
+
 /// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height. Attempt 0 is the best pace
-/// that is found; a later one, for streams that found no ways, accepts a slower pace (4, 12, 28, 60 %) and so comes to another floor plan.
+/// that is found; a later one, for streams that found no ways, accepts a slower pace ([`SLACK`]) and so comes to another floor plan.
 pub fn run(
     plan: &mut Plan,
     machine: &Machine,
@@ -223,7 +226,7 @@ pub fn run(
     attempt: u32,
 ) -> Result<(), CompileError> {
     let n = plan.kernels.len();
-    let slack = 0.04 * f64::from((1u32 << attempt) - 1);
+    let slack = SLACK[attempt as usize];
     let (mesh, sram) = (&machine.mesh, machine.pe.sram_bytes as u64);
     let mut most_pes = None;
     let chosen = {

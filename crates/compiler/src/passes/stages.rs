@@ -123,8 +123,8 @@ fn split(plan: &Plan, cuts: &[usize]) -> Vec<Plan> {
     stages
 }
 
-/// Placements that are tried until streams find colours.
-const PLACEMENTS: u32 = 5;
+/// Placements that are tried until streams find ways.
+const PLACEMENTS: u32 = 3;
 
 /// Tensors that then get half as many lanes, one after another, before all do.
 const FEWER: u32 = 4;
@@ -163,7 +163,26 @@ pub fn place(
         }
     }
     placed.sort_by_key(|(cycles, most, _)| (*cycles, *most));
-    for (_, _, mut first) in placed {
+    let mut complete = |mut plan: Plan| -> Result<Result<Plan, Option<usize>>, CompileError> {
+        // a kernel of its own keeps the orders that it has among the others
+        if fixed.is_none() {
+            balance::run(&mut plan, machine, options);
+        }
+        let routed = memory::run(&mut plan, machine)
+            .and_then(|()| weights::run(&mut plan, machine))
+            .map_err(NoWay::from)
+            .and_then(|()| routes::run(&mut plan, machine));
+        match routed {
+            Ok(()) => Ok(Ok(plan)),
+            Err(NoWay { edge, error }) if matches!(error, CompileError::DoesNotFit { .. }) => {
+                problem = Some(error);
+                Ok(Err(edge))
+            }
+            Err(NoWay { error, .. }) => Err(error),
+        }
+    };
+    for (_, _, first) in &placed {
+        let mut first = first.clone();
         let mut stuck = None;
         for attempt in 0..PLACEMENTS + FEWER {
             if attempt >= PLACEMENTS {
@@ -177,20 +196,19 @@ pub fn place(
             if (1..PLACEMENTS).contains(&attempt) && fixed.is_none() {
                 placement::run(&mut plan, machine, options, fixed, attempt)?;
             }
-            // a kernel of its own keeps the orders that it has among the others
-            if fixed.is_none() {
-                balance::run(&mut plan, machine, options);
+            match complete(plan)? {
+                Ok(plan) => return Ok(plan),
+                Err(edge) => stuck = edge,
             }
-            let routed = memory::run(&mut plan, machine)
-                .and_then(|()| weights::run(&mut plan, machine))
-                .map_err(NoWay::from)
-                .and_then(|()| routes::run(&mut plan, machine));
-            match routed {
-                Ok(()) => return Ok(plan),
-                Err(NoWay { edge, error }) if matches!(error, CompileError::DoesNotFit { .. }) => {
-                    (stuck, problem) = (edge, Some(error));
-                }
-                Err(NoWay { error, .. }) => return Err(error),
+        }
+    }
+    // a consumer may stand before another's door: a much slower pace is still better than a second stage
+    if let (Some((_, _, last)), None) = (placed.last(), fixed) {
+        for attempt in PLACEMENTS..placement::SLACK.len() as u32 {
+            let mut plan = last.clone();
+            placement::run(&mut plan, machine, options, fixed, attempt)?;
+            if let Ok(plan) = complete(plan)? {
+                return Ok(plan);
             }
         }
     }

@@ -20,12 +20,25 @@ const N: usize = ROWS * COLUMNS;
 fn program(instruction: &str) -> Program {
     let takes = instruction.contains("d4");
     let sends = instruction.contains("d5");
+    let stream = |used: bool, d: &str| match used {
+        true => format!("    desc {d} f32 [{ROWS} {COLUMNS}]\n"),
+        false => String::new(),
+    };
+    let (input, output) = (stream(takes, "d4 = in c1"), stream(sends, "d5 = out c2"));
+    let comes = if takes {
+        "route c1 x 0 x 0: west -> ramp\n"
+    } else {
+        ""
+    };
+    let goes = if sends {
+        "route c2 y 0 x 0: ramp -> west\n"
+    } else {
+        ""
+    };
     let mut text = format!(
         "program numbers
 region a at 0, 0 size 1 x 1
-route c1 x 0 x 0: west -> ramp
-route c2 y 0 x 0: ramp -> west
-block 0 x 0
+{comes}{goes}block 0 x 0
   memory y @0 8192 bytes
   memory x @8192 256 bytes
   memory w @8448 256 bytes
@@ -37,9 +50,7 @@ block 0 x 0
     desc d1 = mem f32 @w [{ROWS} {COLUMNS}] by [1 0]
     desc d2 = mem f32 @x [{ROWS} {COLUMNS}] by [0 1] wide
     desc d3 = mem f32 @z [{ROWS} {COLUMNS}] by [{COLUMNS} 1] wide
-    desc d4 = in c1 f32 [{ROWS} {COLUMNS}]
-    desc d5 = out c2 f32 [{ROWS} {COLUMNS}]
-    desc d6 = mem f16 @w [{ROWS} {COLUMNS}] by [1 0]
+{input}{output}    desc d6 = mem f16 @w [{ROWS} {COLUMNS}] by [1 0]
     desc d7 = mem f16 @x [{ROWS} {COLUMNS}] by [0 1] wide
     desc d8 = mem f32 @y [{COLUMNS}] by [1] wide
     desc d9 = mem f32 @x [{COLUMNS}] by [1] wide

@@ -28,7 +28,7 @@ pub fn store(memory: &mut [u8], ty: Ty, at: usize, value: f32) {
 }
 
 /// An element's bits on the fabric; every NaN becomes the canonical one.
-#[inline]
+#[inline(always)]
 pub fn to_bits(ty: Ty, value: f32) -> u64 {
     let value = canonical(value);
     match ty {
@@ -38,7 +38,7 @@ pub fn to_bits(ty: Ty, value: f32) -> u64 {
 }
 
 /// The element at position `i` of a wavelet's payload.
-#[inline]
+#[inline(always)]
 pub fn from_bits(ty: Ty, bits: u64, i: u32) -> f32 {
     match ty {
         Ty::F32 => f32::from_bits((bits >> (32 * i)) as u32),
@@ -150,7 +150,8 @@ pub fn exp(x: f32) -> f32 {
     ] {
         p = p.mul_add(r, c);
     }
-    let n = n as i32;
+    // to an integer by the bits of 1.5 * 2^23 + n: unlike a saturating conversion, that is vectorised
+    let n = (n + 12_582_912.0).to_bits() as i32 - 0x4b40_0000;
     let half = n / 2;
     let power = |k: i32| f32::from_bits(((k + 127) as u32) << 23);
     let p = p * power(half) * power(n - half);

@@ -63,7 +63,7 @@ pub(crate) fn compute(host: Host, op: Op, ty: Ty, to: Target, a: Operand, b: Ope
     }
     match (op, ty) {
         (Op::Mac, Ty::F32) => each!(|d, a, b| num::mac(Ty::F32, d, a, b)),
-        (Op::Mac, Ty::F16) => each!(|d, a, b| num::mac_to_odd(d, a, b)),
+        (Op::Mac, Ty::F16) => each!(num::mac_to_odd),
         (Op::Mov, _) => each!(|_, a, _| a),
         (Op::Add, _) => each!(|_, a, b| num::apply(Op::Add, a, b)),
         (Op::Sub, _) => each!(|_, a, b| num::apply(Op::Sub, a, b)),

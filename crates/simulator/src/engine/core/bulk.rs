@@ -516,7 +516,7 @@ fn take(
         return Err(());
     }
     if width == 1 {
-        if wavelets.iter().any(|w| w.elements != 1) {
+        if wavelets.iter().fold(false, |other, w| other | (w.elements != 1)) {
             return Err(());
         }
         match ty {
@@ -555,7 +555,16 @@ fn give(results: &[Word], ty: Ty, width: usize, n: usize, out: &mut Vec<Wavelet>
         }
     };
     if width == 1 {
-        out.extend(results.iter().map(|w| wavelet(std::slice::from_ref(w))));
+        let one = |bits| Wavelet {
+            bits,
+            elements: 1,
+            flag: false,
+        };
+        let values = results.iter().map(|w| f32::from_le_bytes(*w));
+        match ty {
+            Ty::F32 => out.extend(values.map(|x| one(num::to_bits(Ty::F32, x)))),
+            Ty::F16 => out.extend(values.map(|x| one(num::to_bits(Ty::F16, x)))),
+        }
         return;
     }
     for row in results.chunks_exact(n) {

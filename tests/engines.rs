@@ -1486,6 +1486,17 @@ fn many_long_streams_are_equal_on_both_engines() {
 /// What the last of many PEs in a row did is asked for first: nothing grows with their number but the work.
 #[test]
 fn a_chain_of_thousands_flows() {
+    // the depth is no matter of the caller's stack
+    let small_stack = std::thread::Builder::new().stack_size(512 << 10);
+    let running = small_stack
+        .spawn(chain_of_thousands)
+        .unwrap_or_else(|e| panic!("{e}"));
+    running
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn chain_of_thousands() {
     let all = 4000;
     let machine = small(&[&format!("mesh.width={all}"), "mesh.height=1"]);
     let columns = 30_000;

@@ -36,6 +36,9 @@ pub(super) enum Stop {
     TooLong,
 }
 
+/// Bytes of stack that asking one core for its numbers takes, with a margin.
+const STACK_A_CORE: usize = 2048;
+
 /// A PE's core, executed up to before `from`, and what it does from there on.
 struct Pe<'p> {
     core: Core<'p>,
@@ -77,7 +80,24 @@ struct Simulation<'p, 'm> {
 
 impl StageRun<'_> {
     /// Runs it from the SRAM that it finds to that which it leaves; adds to the outcome what it drained, probed and moved.
+    ///
+    /// Numbers are asked for from core to core, at worst through all of them: the stack that this takes is set aside (it costs address
+    /// space, not memory).
     pub fn fast(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
+        let stack = (8 << 20) + sram.len() * STACK_A_CORE;
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(stack);
+            match thread.spawn_scoped(scope, || self.simulate(sram, outcome)) {
+                Ok(running) => running
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // no such thread to be had: the other engine needs none
+                Err(_) => Err(Stop::Ask),
+            }
+        })
+    }
+
+    fn simulate(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
         let StageRun {
             stage,
             machine,

@@ -4,7 +4,7 @@
 //! zeros. The parts are added along the row from west to east (one of them is not zero), in the last column to what is added to each
 //! position, and leave from there.
 
-use super::streams::{Role, role, sums_along_rows};
+use super::streams::{Role, alike, by_output_lane, role, sums_along_rows};
 use super::*;
 use std::sync::Arc;
 
@@ -298,34 +298,11 @@ impl Implementation for EmbeddingKernel<'_> {
             })
             .collect();
         // columns with one part in the sums share their code
-        let mut groups: Vec<(Role, Vec<u32>)> = Vec::new();
-        for x in 0..width {
-            let role = role(x as usize, w);
-            match groups.iter_mut().find(|g| g.0 == role) {
-                Some(g) => g.1.push(x),
-                None => groups.push((role, vec![x])),
-            }
-        }
-        for (role, columns) in groups {
-            // only the last column knows lanes
-            let parts = if matches!(role, Role::Only | Role::Last(_)) {
-                lanes
-            } else {
-                1
-            };
-            for part in 0..parts {
-                let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
-                let at = Lattice {
-                    x: columns[0],
-                    y: from,
-                    nx: columns.len() as u32,
-                    ny: to - from,
-                    dx: columns.get(1).map_or(1, |second| second - columns[0]),
-                    dy: 1,
-                };
-                region
-                    .blocks
-                    .push(self.block(name, c, &cut, role, part, at, &images));
+        for (role, columns) in alike((0..w).map(|x| role(x, w))) {
+            let places = by_output_lane(role, &columns, lanes, height);
+            for (part, at) in places.into_iter().enumerate() {
+                let block = self.block(name, c, &cut, role, part, at, &images);
+                region.blocks.push(block);
             }
         }
         let gives = (0..height)

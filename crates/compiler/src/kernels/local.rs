@@ -1,6 +1,7 @@
 //! What kernels share that have no exchange between PEs: each PE takes its part of the stream, works on it alone, and gives its part of
 //! the result. The parts are features ([`Split::Features`]) or positions ([`Split::Positions`], for streams of one lane).
 
+use super::streams::distribute_lanes;
 use super::*;
 use crate::assemble::Label;
 
@@ -254,22 +255,8 @@ impl<'a, 'c> Local<'a, 'c> {
             })
             .collect();
         let mut entries = Vec::new();
-        for (i, input) in c.inputs.iter().enumerate() {
-            let stream = format!("{}: input {i}", self.name);
-            let lanes = (0..input.lanes).map(|lane| {
-                let (entry, color) = ((0, lane_row(lane, input.lanes, h)), c.input_colors[i][lane]);
-                distribute(
-                    &mut region,
-                    &stream,
-                    color,
-                    input,
-                    lane,
-                    c.per_wavelet(),
-                    entry,
-                    &parts,
-                )
-            });
-            entries.push(lanes.collect());
+        for i in 0..c.inputs.len() {
+            entries.push(distribute_lanes(&mut region, &self.name, c, i, &parts));
         }
         let sends = |x: u32, y: u32| {
             let (from, to) = self.shares[(y * w + x) as usize];

@@ -9,7 +9,7 @@
 //!
 //! Columns take as many neighbouring features as make their weights equally many.
 
-use super::streams::sums_along_rows;
+use super::streams::{distribute_lanes, sums_along_rows};
 use super::*;
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -406,7 +406,6 @@ impl Implementation for StreamedKernel<'_> {
     fn emit(&self, name: &str, c: &Context, width: u32, height: u32) -> Emitted {
         let cut = self.cut(c, width, height).expect("the rectangle was estimated");
         let mut region = region(name, width, height);
-        let input = &c.inputs[0];
         let parts: Vec<Option<Part>> = (0..height as usize)
             .flat_map(|row| {
                 let rows = (cut.rows[row], cut.rows[row + 1]);
@@ -417,22 +416,7 @@ impl Implementation for StreamedKernel<'_> {
                 columns.chain([None])
             })
             .collect();
-        let stream = format!("{name}: input 0");
-        let enters = |lane: usize| lane_row(lane, input.lanes, height);
-        let entries = (0..input.lanes).map(|lane| {
-            let (entry, color) = ((0, enters(lane)), c.input_colors[0][lane]);
-            distribute(
-                &mut region,
-                &stream,
-                color,
-                input,
-                lane,
-                c.per_wavelet(),
-                entry,
-                &parts,
-            )
-        });
-        let entries = vec![entries.collect()];
+        let entries = vec![distribute_lanes(&mut region, name, c, 0, &parts)];
         sums_along_rows(&mut region, name);
         let lanes = c.output.lanes;
         let exits = (0..lanes)
@@ -465,7 +449,7 @@ impl Implementation for StreamedKernel<'_> {
             };
             region
                 .blocks
-                .push(self.working(name, c, &cut, (lane, enters(lane)), (parity, first), at));
+                .push(self.working(name, c, &cut, (lane, entries[0][lane].1), (parity, first), at));
         }
         region
             .blocks

@@ -390,6 +390,65 @@ pub(super) fn collect(
     }
 }
 
+/// Adds the routes of all lanes of an input, each entering on a row of its own; `parts` as for [`distribute`]. Returns the entries.
+pub(super) fn distribute_lanes(
+    region: &mut Region,
+    name: &str,
+    c: &Context,
+    input: usize,
+    parts: &[Option<Part>],
+) -> Vec<(u32, u32)> {
+    let layout = &c.inputs[input];
+    let stream = format!("{name}: input {input}");
+    let lanes = (0..layout.lanes).map(|lane| {
+        let entry = (0, lane_row(lane, layout.lanes, region.height));
+        let color = c.input_colors[input][lane];
+        distribute(
+            region,
+            &stream,
+            color,
+            layout,
+            lane,
+            c.per_wavelet(),
+            entry,
+            parts,
+        )
+    });
+    lanes.collect()
+}
+
+/// Columns that share their code: those of equal keys, in the order of the first of each.
+pub(super) fn alike<K: PartialEq>(keys: impl Iterator<Item = K>) -> Vec<(K, Vec<u32>)> {
+    let mut groups: Vec<(K, Vec<u32>)> = Vec::new();
+    for (key, column) in keys.zip(0..) {
+        match groups.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, columns)) => columns.push(column),
+            None => groups.push((key, vec![column])),
+        }
+    }
+    groups
+}
+
+/// The places of columns that share their code: all rows, or, since only the last column knows lanes of the output, those of each lane.
+pub(super) fn by_output_lane(role: Role, columns: &[u32], lanes: usize, height: u32) -> Vec<Lattice> {
+    let parts = match role {
+        Role::Only | Role::Last(_) => lanes,
+        Role::First | Role::Middle(_) => 1,
+    };
+    let places = (0..parts).map(|part| {
+        let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
+        Lattice {
+            x: columns[0],
+            y: from,
+            nx: columns.len() as u32,
+            ny: to - from,
+            dx: columns.get(1).map_or(1, |second| second - columns[0]),
+            dy: 1,
+        }
+    });
+    places.collect()
+}
+
 /// A column's part in the sum along a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {

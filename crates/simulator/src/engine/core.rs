@@ -108,6 +108,7 @@ pub(super) struct Cycle {
 }
 
 /// What the machine description says, in the form that a core needs.
+#[derive(Clone, Copy)]
 pub(super) struct Rules<'m> {
     pub machine: &'m Machine,
 }

@@ -20,7 +20,7 @@ mod cut;
 mod load;
 mod products;
 
-use super::streams::{Role, role, sums_along_rows};
+use super::streams::{Role, alike, by_output_lane, distribute_lanes, role, sums_along_rows};
 use super::*;
 pub(crate) use cut::shares;
 use cut::{Column, Cut};
@@ -145,26 +145,12 @@ impl Implementation for MixKernel<'_> {
             .map(|r| (0..w).map(|i| self.image(c, &cut, i, r)).collect())
             .collect();
         let mut entries = Vec::new();
-        for (i, layout) in c.inputs.iter().enumerate() {
+        for i in 0..c.inputs.len() {
             let parts: Vec<Option<Part>> = (0..height)
                 .flat_map(|_| &cut.columns)
                 .map(|column| (column.term == i).then_some(Part::Features(column.from, column.to)))
                 .collect();
-            let stream = format!("{name}: input {i}");
-            let lanes = (0..layout.lanes).map(|lane| {
-                let (entry, color) = ((0, lane_row(lane, layout.lanes, height)), c.input_colors[i][lane]);
-                distribute(
-                    &mut region,
-                    &stream,
-                    color,
-                    layout,
-                    lane,
-                    c.per_wavelet(),
-                    entry,
-                    &parts,
-                )
-            });
-            entries.push(lanes.collect());
+            entries.push(distribute_lanes(&mut region, name, c, i, &parts));
         }
         sums_along_rows(&mut region, name);
         let stream = format!("{name}: output");
@@ -183,35 +169,13 @@ impl Implementation for MixKernel<'_> {
             })
             .collect();
         // columns of one lane and one part in the sum share their code, in the rows of one lane
-        let mut groups: Vec<(usize, usize, Role, Vec<u32>)> = Vec::new();
-        for (i, column) in cut.columns.iter().enumerate() {
-            let of = (column.term, column.lane, role(i, w));
-            match groups.iter_mut().find(|g| (g.0, g.1, g.2) == of) {
-                Some(g) => g.3.push(i as u32),
-                None => groups.push((of.0, of.1, of.2, vec![i as u32])),
-            }
-        }
-        for (term, lane, role, columns) in groups {
-            // only the last column knows lanes of the output
-            let parts = if matches!(role, Role::Only | Role::Last(_)) {
-                lanes
-            } else {
-                1
-            };
-            for part in 0..parts {
-                let (from, to) = (lane_row(part, parts, height), lane_row(part + 1, parts, height));
-                let at = Lattice {
-                    x: columns[0],
-                    y: from,
-                    nx: columns.len() as u32,
-                    ny: to - from,
-                    dx: columns.get(1).map_or(1, |second| second - columns[0]),
-                    dy: 1,
-                };
+        let columns = cut.columns.iter().enumerate();
+        for ((term, lane, role), columns) in alike(columns.map(|(i, k)| (k.term, k.lane, role(i, w)))) {
+            let places = by_output_lane(role, &columns, lanes, height);
+            for (part, at) in places.into_iter().enumerate() {
                 let ways = (c.input_colors[term][lane], c.output_colors[part]);
-                region
-                    .blocks
-                    .push(self.block(name, c, &cut, (term, ways), role, at, &images));
+                let block = self.block(name, c, &cut, (term, ways), role, at, &images);
+                region.blocks.push(block);
             }
         }
         let gives = (0..height)

@@ -46,9 +46,8 @@ impl Simulation<'_, '_> {
                 let flag = self.feed_flags[old.feed as usize]
                     .binary_search(&(old.end as u64 - 1))
                     .is_ok();
-                let ended = found.is_none_or(|(_, new)| new.feed != old.feed || new.end != old.end);
                 let reached = self.feed_position(i, old.feed) >= old.end;
-                self.queues[queue as usize].end_puts(t, ended && reached && flag);
+                self.queues[queue as usize].end_puts(t, reached && flag);
                 self.puts_ended(queue, t);
             }
             if let Some((_, new)) = found {

@@ -95,8 +95,7 @@ impl Simulation<'_, '_> {
             return;
         }
         let (takes, puts) = (core.outlook.takes, core.outlook.puts);
-        let open = |s: &Self, q: u32| s.queues[q as usize].takes.is_open();
-        let takes = takes.map(|q| q.filter(|q| open(self, *q)));
+        let takes = takes.map(|q| q.filter(|q| self.queues[*q as usize].takes.is_open()));
         let puts = puts.filter(|q| self.queues[*q as usize].puts.is_open());
         for q in takes.into_iter().flatten() {
             self.queues[q as usize].takes.close(t);
@@ -104,9 +103,7 @@ impl Simulation<'_, '_> {
         if let Some(q) = puts {
             self.queues[q as usize].end_puts(t, false);
         }
-        let rules = crate::engine::core::Rules {
-            machine: self.rules.machine,
-        };
+        let rules = self.rules;
         match core.core.cycle(self, &rules, t) {
             Ok(cycle) => {
                 if cycle.event {

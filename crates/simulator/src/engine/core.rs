@@ -1,11 +1,12 @@
 //! One PE's core: threads, the step slot, scalar code and tasks (rules M10 to M12, M18). Vector instructions are in `vector`.
 
+mod ahead;
 mod bulk;
 mod leap;
 mod vector;
 
 use super::{Class, PeCounters};
-use crate::machine::Machine;
+use crate::machine::{Cost, Machine};
 
 use crate::program::*;
 pub(super) use bulk::Scratch;
@@ -111,6 +112,33 @@ pub(super) struct Cycle {
 #[derive(Clone, Copy)]
 pub(super) struct Rules<'m> {
     pub machine: &'m Machine,
+}
+
+/// The slots of a scalar instruction (rule M11).
+fn slots(instr: &Instr, cost: &Cost) -> u32 {
+    match instr {
+        Instr::Load(..) | Instr::Store(..) => cost.load,
+        Instr::Mul(..) => cost.multiply,
+        Instr::Jump(_) | Instr::Branch(..) => cost.branch,
+        Instr::Desc(..) => cost.descriptor,
+        _ => cost.add,
+    }
+}
+
+/// Registers hold 32 bits.
+fn wrap(n: i64) -> i64 {
+    n as i32 as i64
+}
+
+impl Cond {
+    fn holds(self, a: i64, b: i64) -> bool {
+        match self {
+            Cond::Eq => a == b,
+            Cond::Ne => a != b,
+            Cond::Lt => a < b,
+            Cond::Ge => a >= b,
+        }
+    }
 }
 
 impl<'p> Core<'p> {
@@ -412,11 +440,7 @@ impl<'p> Core<'p> {
                                 .filter(|r| r.may_step())
                                 .and_then(|r| r.ready(net, now).err()));
                         }
-                        Instr::Load(..) | Instr::Store(..) => self.main = Main::Scalar(cost.load),
-                        Instr::Mul(..) => self.main = Main::Scalar(cost.multiply),
-                        Instr::Jump(_) | Instr::Branch(..) => self.main = Main::Scalar(cost.branch),
-                        Instr::Desc(..) => self.main = Main::Scalar(cost.descriptor),
-                        _ => self.main = Main::Scalar(cost.add),
+                        scalar => self.main = Main::Scalar(slots(scalar, cost)),
                     }
                 }
             }
@@ -483,8 +507,6 @@ impl<'p> Core<'p> {
     /// The effect of a scalar instruction.
     fn scalar(&mut self, pc: u32, net: &impl Ports, rules: &Rules) -> Result<(), String> {
         let block = self.block;
-        // registers hold 32 bits
-        let wrap = |n: i64| n as i32 as i64;
         match &block.code[pc as usize] {
             Instr::Set(d, a) => self.registers[*d as usize] = wrap(self.val(*a)),
             Instr::Add(d, a, b) => {
@@ -497,15 +519,11 @@ impl<'p> Core<'p> {
                 self.registers[*d as usize] = wrap(self.val(*a).wrapping_mul(self.val(*b)))
             }
             Instr::Load(word, d, a, b) => {
-                let at = self.address(*word, *a, *b)?;
-                let m = &self.memory;
-                self.registers[*d as usize] = match word {
-                    Word::U16 => u16::from_le_bytes([m[at], m[at + 1]]) as i64,
-                    Word::I32 => i32::from_le_bytes([m[at], m[at + 1], m[at + 2], m[at + 3]]) as i64,
-                };
+                let at = self.val(*a).saturating_add(self.val(*b));
+                self.registers[*d as usize] = self.load(*word, at)?;
             }
             Instr::Store(word, a, b, v) => {
-                let at = self.address(*word, *a, *b)?;
+                let at = self.address(*word, self.val(*a).saturating_add(self.val(*b)))?;
                 let v = self.val(*v);
                 match word {
                     Word::U16 => self.memory[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()),
@@ -514,14 +532,7 @@ impl<'p> Core<'p> {
             }
             Instr::Jump(to) => self.pc = *to,
             Instr::Branch(cond, a, b, to) => {
-                let (a, b) = (self.val(*a), self.val(*b));
-                let holds = match cond {
-                    Cond::Eq => a == b,
-                    Cond::Ne => a != b,
-                    Cond::Lt => a < b,
-                    Cond::Ge => a >= b,
-                };
-                if holds {
+                if cond.holds(self.val(*a), self.val(*b)) {
                     self.pc = *to;
                 }
             }
@@ -545,8 +556,17 @@ impl<'p> Core<'p> {
         Ok(())
     }
 
-    fn address(&self, word: Word, a: Val, b: Val) -> Result<usize, String> {
-        let at = self.val(a).saturating_add(self.val(b));
+    /// What a scalar load gets.
+    fn load(&self, word: Word, at: i64) -> Result<i64, String> {
+        let at = self.address(word, at)?;
+        let m = &self.memory;
+        Ok(match word {
+            Word::U16 => u16::from_le_bytes([m[at], m[at + 1]]) as i64,
+            Word::I32 => i32::from_le_bytes([m[at], m[at + 1], m[at + 2], m[at + 3]]) as i64,
+        })
+    }
+
+    fn address(&self, word: Word, at: i64) -> Result<usize, String> {
         let bytes = if word == Word::U16 { 2 } else { 4 };
         if at < 0 || at > self.memory.len() as i64 - bytes {
             return Err(format!(

@@ -3,6 +3,7 @@
 //! not provably the same again (the end of an instruction, scalar effects, a task, a thread that may become ready) is left to
 //! [`Core::cycle`].
 
+use super::ahead::is_scalar;
 use super::bulk::Scratch;
 use super::vector::{Arg, Phase, Run};
 use super::{Core, Main, Ports, Rules, Wait};
@@ -52,8 +53,10 @@ pub(in crate::engine) trait Flows: Ports {
 pub(in crate::engine) struct Outlook {
     /// All of them have this class.
     pub class: Class,
-    /// The thread that has the slot in all of them.
+    /// The thread that has the slot in all of them, or, if it goes ahead, in those in which it does not issue.
     pub winner: Option<u8>,
+    /// The winner goes on by itself, over several instructions ([`Core::ahead`]): cycles of issue first. Their classes are its own.
+    pub ahead: Option<u32>,
     /// The queues from which and into which it moves a wavelet in each of them.
     pub takes: [Option<u32>; 2],
     pub puts: Option<u32>,
@@ -67,10 +70,26 @@ impl Outlook {
         Outlook {
             class: Class::Idle,
             winner: None,
+            ahead: None,
             takes: [None; 2],
             puts: None,
             until: u,
         }
+    }
+
+    /// Before which of the first `cycles` cycles the slot is used for the first time, if in any.
+    pub fn busy_after(&self, cycles: u64) -> Option<u64> {
+        let idle = match self.ahead {
+            Some(issue) => issue as u64,
+            None if self.class == Class::Busy => 0,
+            None => return None,
+        };
+        (idle < cycles).then_some(idle)
+    }
+
+    /// Whether there is an event in all cycles (rule M17).
+    pub fn is_event(&self) -> bool {
+        self.ahead.is_some() || matches!(self.class, Class::Busy | Class::Launch)
     }
 }
 
@@ -78,6 +97,14 @@ impl Outlook {
 struct Found {
     until: u64,
     winner: Option<u8>,
+    /// Threads that could use the slot.
+    ready: u32,
+    /// The thread that issues, and for how many more cycles, if it is the only one; else they bound `until`.
+    issuing: Option<(u8, u32)>,
+    /// How many threads issue or launch.
+    issuers: u32,
+    /// When the first of them is done.
+    holds: u64,
     launch: bool,
     room: bool,
     input: bool,
@@ -85,9 +112,23 @@ struct Found {
 
 impl Found {
     /// A thread issues for `left` more cycles, or its phase changes at once.
-    fn issues(&mut self, u: u64, left: u32) {
+    fn issues(&mut self, u: u64, t: u8, left: u32) {
+        self.launches(u, left);
+        self.issuing = (self.issuers == 1).then_some((t, left));
+    }
+
+    /// The same of a thread that does not go ahead.
+    fn launches(&mut self, u: u64, left: u32) {
         self.launch |= left > 0;
-        self.until = self.until.min(u + left as u64);
+        self.issuers += 1;
+        self.holds = self.holds.min(u + left as u64);
+        self.issuing = None;
+    }
+
+    /// Who is ready, in order of priority.
+    fn is_ready(&mut self, t: u8) {
+        self.ready += 1;
+        self.winner = self.winner.or(Some(t));
     }
 
     fn waits(&mut self, wait: Wait) {
@@ -105,6 +146,10 @@ impl Core<'_> {
         let mut found = Found {
             until: u64::MAX,
             winner: None,
+            ready: 0,
+            issuing: None,
+            issuers: 0,
+            holds: u64::MAX,
             launch: false,
             room: false,
             input: false,
@@ -112,9 +157,9 @@ impl Core<'_> {
         if self.queued > 0 {
             for (t, m) in self.micro.iter().enumerate() {
                 if let Some(run) = m.queue.front()
-                    && self.ready_thread(net, run, u, &mut found)
+                    && self.ready_thread(net, t as u8, run, u, &mut found)
                 {
-                    found.winner = found.winner.or(Some(t as u8));
+                    found.is_ready(t as u8);
                 }
             }
         }
@@ -122,30 +167,55 @@ impl Core<'_> {
             Main::Halted => false,
             Main::Scalar(_) => true,
             Main::Launching(left) => {
-                found.issues(u, *left);
+                found.launches(u, *left);
                 false
             }
-            Main::Vector(run) => self.ready_thread(net, run, u, &mut found),
+            Main::Vector(run) => self.ready_thread(net, 0, run, u, &mut found),
             Main::Idle => {
                 self.idle_outlook(net, u, &mut found);
                 false
             }
-            Main::Ready => {
-                self.waiting_outlook(net, rules, u, &mut found);
-                false
-            }
+            Main::Ready => match self.block.code.get(self.pc as usize) {
+                Some(instr) if is_scalar(instr) => true,
+                _ => {
+                    self.waiting_outlook(net, rules, u, &mut found);
+                    false
+                }
+            },
         };
-        if main_ready && (found.winner.is_none() || !rules.machine.pe.moves_first) {
-            found.winner = Some(0);
+        if main_ready {
+            found.is_ready(0);
+            if !rules.machine.pe.moves_first {
+                found.winner = Some(0);
+            }
         }
+        let alone = match (found.winner, found.issuing) {
+            (Some(t), None) if found.ready == 1 && found.issuers == 0 => Some((t, 0)),
+            (None, issuing) => issuing,
+            _ => None,
+        };
+        if let Some((t, issue)) = alone
+            && found.until > u
+        {
+            let cycles = self.ahead(rules, t);
+            if cycles > 0 {
+                return Outlook {
+                    winner: Some(t),
+                    ahead: Some(issue),
+                    until: found.until.min(u.saturating_add(cycles)),
+                    ..Outlook::nothing(u)
+                };
+            }
+        }
+        found.until = found.until.min(found.holds);
         self.flowing(net, u, found)
     }
 
     /// Whether a thread with a vector instruction is ready to use the slot; if not, when that may change.
-    fn ready_thread(&self, net: &mut impl Flows, run: &Run, u: u64, found: &mut Found) -> bool {
+    fn ready_thread(&self, net: &mut impl Flows, t: u8, run: &Run, u: u64, found: &mut Found) -> bool {
         match run.phase {
             Phase::Done => found.until = u,
-            Phase::Issue(left) => found.issues(u, left),
+            Phase::Issue(left) => found.issues(u, t, left),
             Phase::Step | Phase::Fetch => match run.ready(net, u) {
                 Ok(()) => return true,
                 Err(wait) => {
@@ -216,9 +286,16 @@ impl Core<'_> {
                     let left = self.val(*n) - m.elements as i64;
                     if left <= 0 {
                         found.until = u;
-                    } else if let (Some(run), true) = (m.queue.front(), found.winner == Some(*t)) {
+                    } else if let Some(run) = m.queue.front() {
                         // after so many slots the number is reached, and seen in the cycle after
-                        found.until = found.until.min(u.saturating_add(run.slots_for(left)));
+                        let issue = match found.issuing {
+                            Some((issuing, left)) if issuing == *t => Some(left),
+                            _ => (found.winner == Some(*t)).then_some(0),
+                        };
+                        if let Some(issue) = issue {
+                            let slots = issue as u64 + run.slots_for(left);
+                            found.until = found.until.min(u.saturating_add(slots));
+                        }
                     }
                 } else if m.queue.is_empty() {
                     found.until = u;
@@ -246,6 +323,10 @@ impl Core<'_> {
                 (0, Main::Scalar(left)) => {
                     // the last slot has the effect
                     until = until.min(u + *left as u64 - 1);
+                    None
+                }
+                (0, Main::Ready) => {
+                    until = u;
                     None
                 }
                 (0, Main::Vector(run)) => Some(&**run),
@@ -291,6 +372,7 @@ impl Core<'_> {
         Outlook {
             class,
             winner: found.winner,
+            ahead: None,
             takes,
             puts,
             until,
@@ -299,8 +381,10 @@ impl Core<'_> {
 
     /// Executes `cycles` cycles of an outlook from cycle `from` on, with the wavelets that the winner takes; what it sends is added to
     /// `out`. `Err` if wavelets and steps disagree in their number of elements.
+    #[allow(clippy::too_many_arguments)] // one call; a struct for it would only rename them
     pub fn leap(
         &mut self,
+        rules: &Rules,
         outlook: &Outlook,
         from: u64,
         cycles: u64,
@@ -310,6 +394,9 @@ impl Core<'_> {
     ) -> Result<(), ()> {
         if cycles == 0 {
             return Ok(());
+        }
+        if let (Some(t), Some(_)) = (outlook.winner, outlook.ahead) {
+            return self.run_ahead(rules, t, from, cycles, scratch);
         }
         self.counters.classes[outlook.class as usize] += cycles;
         self.class = outlook.class;

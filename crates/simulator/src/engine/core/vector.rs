@@ -37,7 +37,7 @@ pub(super) struct Sparse {
     divisor: i64,
     y_step: i64,
     x_step: i64,
-    source: Source,
+    pub(super) source: Source,
     value: f32,
     last: bool,
     index: Option<i64>,
@@ -91,15 +91,7 @@ pub(in crate::engine) struct Run {
 impl Core<'_> {
     /// Checks that a memory operand stays inside the buffers.
     fn bounds(&self, base: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> Result<(), String> {
-        let (mut low, mut high) = (base, base.saturating_add(ty.bytes() as i64));
-        for (s, n) in strides.iter().zip(shape) {
-            let reach = s.saturating_mul((n - 1).max(0));
-            if reach < 0 {
-                low = low.saturating_add(reach)
-            } else {
-                high = high.saturating_add(reach)
-            }
-        }
+        let (low, high) = reach(base, strides, shape, ty);
         if shape.contains(&0) || (low >= 0 && high <= self.memory.len() as i64) {
             return Ok(());
         }
@@ -334,6 +326,20 @@ impl Core<'_> {
     }
 }
 
+/// The bytes from the first to before the last of a memory operand.
+fn reach(at: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> (i64, i64) {
+    let (mut low, mut high) = (at, at.saturating_add(ty.bytes() as i64));
+    for (s, n) in strides.iter().zip(shape) {
+        let reach = s.saturating_mul((n - 1).max(0));
+        if reach < 0 {
+            low = low.saturating_add(reach)
+        } else {
+            high = high.saturating_add(reach)
+        }
+    }
+    (low, high)
+}
+
 /// Elements that a step takes from a wavelet or sends in one: what fits the link, and f32 accumulators can keep up with (rule M8).
 fn fabric_width(ty: Ty, machine: &Machine) -> i64 {
     (machine.link.bits / ty.bits()).min(machine.pe.sram.port_bits / 32) as i64
@@ -486,21 +492,81 @@ impl Run {
             counters.operations[self.count as usize - 1] += n as u64;
         }
         self.advance(n);
-        if self.phase == Phase::Done
-            && let Some(s) = self.sparse
-            && !s.last
-        {
-            self.index = [0; 3];
-            self.column = 0;
-            match s.source {
-                Source::Fabric { .. } => self.phase = Phase::Fetch,
-                Source::Memory { .. } => {
-                    self.phase = Phase::Issue(rules.machine.pe.cost.issue);
-                    self.next_from_memory(memory, rules.machine)?;
-                }
-            }
+        if self.phase == Phase::Done {
+            self.next(memory, rules.machine)?;
         }
         Ok(n)
+    }
+
+    /// After the last step: an axpy goes on with its next sparse element, if there is one. Returns whether.
+    pub(super) fn next(&mut self, memory: &[u8], machine: &Machine) -> Result<bool, String> {
+        let Some(s) = &self.sparse else { return Ok(false) };
+        if s.last {
+            return Ok(false);
+        }
+        let from_memory = matches!(s.source, Source::Memory { .. });
+        self.index = [0; 3];
+        self.column = 0;
+        if from_memory {
+            self.phase = Phase::Issue(machine.pe.cost.issue);
+            self.next_from_memory(memory, machine)?;
+        } else {
+            self.phase = Phase::Fetch;
+        }
+        Ok(true)
+    }
+
+    /// The cycles of the sparse elements that follow the one at hand, of at most `most`, and whether these are all. `None` if it has no
+    /// list.
+    ///
+    /// None are counted where the products may change the list itself, or reach where they must not: those are looked at one by one.
+    pub(super) fn rest_of_list(&self, memory: &[u8], machine: &Machine, most: usize) -> Option<(u64, bool)> {
+        let s = self.sparse.as_ref()?;
+        let Source::Memory {
+            index,
+            value,
+            left,
+            ty,
+        } = s.source
+        else {
+            return Some((0, false));
+        };
+        let list = [
+            (index, index + 2 * left),
+            (value, value + ty.bytes() as i64 * left),
+        ];
+        let mut run = Run {
+            sparse: self.sparse,
+            ..*self
+        };
+        let steps = (0..4).map(|d| {
+            if d < 3 {
+                self.shape[d]
+            } else {
+                (self.shape[3] + self.width - 1) / self.width
+            }
+        });
+        let steps: i64 = steps.product();
+        let (mut cycles, mut seen) = (0, 0);
+        let written = |run: &Run| match &run.dst {
+            Arg::Memory { ty, strides, at, .. } => reach(*at, strides, &run.shape, *ty),
+            _ => unreachable!("checked at issue"),
+        };
+        let touches = |run: &Run| {
+            let y = written(run);
+            list.iter().any(|l| y.0 < l.1 && l.0 < y.1)
+        };
+        if touches(&run) {
+            return Some((0, left == 0));
+        }
+        while seen < (left as usize).min(most) {
+            if run.next_from_memory(memory, machine).is_err() || touches(&run) {
+                return Some((cycles, false));
+            }
+            cycles += machine.pe.cost.issue as u64 + steps as u64 * run.cost as u64;
+            seen += 1;
+        }
+        Some((cycles, seen == left as usize))
     }
 
     /// The next (index, value) of a list in memory.
@@ -577,15 +643,7 @@ impl Run {
                 unreachable!("checked at issue")
             };
             *at = base.saturating_add(offset);
-            let (mut low, mut high) = (*at, at.saturating_add(ty.bytes() as i64));
-            for (s, n) in strides.iter().zip(&self.shape) {
-                let reach = s.saturating_mul((n - 1).max(0));
-                if reach < 0 {
-                    low = low.saturating_add(reach)
-                } else {
-                    high = high.saturating_add(reach)
-                }
-            }
+            let (low, high) = reach(*at, strides, &self.shape, *ty);
             if low < 0 || high > size {
                 return Err(format!(
                     "index {index} of a list points to bytes {low} to {high}, outside the {size} bytes of buffers"

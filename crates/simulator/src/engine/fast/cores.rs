@@ -216,9 +216,15 @@ impl Simulation<'_, '_> {
             let mut sent = std::mem::take(&mut self.sent);
             let inputs = [taken[0].as_slice(), taken[1].as_slice()];
             let (from, outlook) = (core.from, core.outlook);
-            let done = core
-                .core
-                .leap(&outlook, from, n, inputs, &mut sent, &mut self.scratch);
+            let done = core.core.leap(
+                &self.rules,
+                &outlook,
+                from,
+                n,
+                inputs,
+                &mut sent,
+                &mut self.scratch,
+            );
             self.fault |= done.is_err();
             core.from += n;
             if let Some(q) = outlook.puts {
@@ -234,11 +240,14 @@ impl Simulation<'_, '_> {
             }
             sent.clear();
             (self.sent, self.taken) = (sent, taken);
-            if matches!(outlook.class, Class::Busy | Class::Launch) {
+            if outlook.is_event() {
                 self.event(core.from - 1);
             }
-            if self.computes && outlook.class == Class::Busy {
-                core.core.counters.first_busy.get_or_insert(from);
+            if let (true, Some(idle)) = (self.computes, outlook.busy_after(n)) {
+                core.core.counters.first_busy.get_or_insert(from + idle);
+            }
+            if let Some(issue) = &mut core.outlook.ahead {
+                *issue = issue.saturating_sub(n as u32);
             }
         }
         self.cores[pe as usize] = Some(core);

@@ -1,0 +1,236 @@
+//! What one thread does by itself, over several instructions: the issue and steps of vector instructions whose operands are all in memory,
+//! the stored weights of an axpy one after another, and scalar code between them. As long as no other thread of the core wants the
+//! slot, none of it depends on anything outside the core. [`Core::ahead`] counts the cycles, [`Core::run_ahead`] executes them.
+//!
+//! It ends before whatever others may notice or decide: an instruction that moves wavelets or begins, a microthread's last step, a
+//! hand-over to a microthread, a `wait`.
+
+use super::bulk::Scratch;
+use super::vector::{Arg, Phase, Run, Source};
+use super::*;
+use crate::engine::network::NONE;
+
+/// Scalar instructions, or stored weights, that are looked at at most: others may interrupt, and it is then done again.
+const FAR: usize = 64;
+
+impl Core<'_> {
+    /// For how many cycles thread `t` goes on by itself, if it is the only one that wants the slot; 0 if that can't be said.
+    pub(super) fn ahead(&self, rules: &Rules, t: u8) -> u64 {
+        if t > 0 {
+            let run = self.micro[t as usize].queue.front();
+            // its last step makes it leave the queue
+            return run.map_or(0, |run| {
+                run.ahead(&self.memory, rules.machine).0.saturating_sub(1)
+            });
+        }
+        match &self.main {
+            Main::Vector(run) => {
+                let (cycles, ends) = run.ahead(&self.memory, rules.machine);
+                match ends && cycles > 0 {
+                    true => cycles + self.scalar_ahead(rules, self.pc + 1, None, false),
+                    false => cycles,
+                }
+            }
+            Main::Scalar(left) => self.scalar_ahead(rules, self.pc, Some(*left), true),
+            Main::Ready => self.scalar_ahead(rules, self.pc, None, true),
+            _ => 0,
+        }
+    }
+
+    /// The slots of scalar code from `pc` on, of whose first instruction `left` are left. `loads`: SRAM is what it will be.
+    fn scalar_ahead(&self, rules: &Rules, mut pc: u32, mut left: Option<u32>, mut loads: bool) -> u64 {
+        let cost = &rules.machine.pe.cost;
+        let mut registers = self.registers;
+        let mut cycles = 0;
+        for _ in 0..FAR {
+            let Some(instr) = self.block.code.get(pc as usize) else {
+                break;
+            };
+            if !is_scalar(instr) && left.is_none() {
+                break;
+            }
+            let here = left.take().unwrap_or_else(|| slots(instr, cost)) as u64;
+            let val = |v: &Val| match *v {
+                Val::Reg(r) => registers[r as usize],
+                other => self.val(other),
+            };
+            pc += 1;
+            match instr {
+                Instr::Set(d, a) => registers[*d as usize] = wrap(val(a)),
+                Instr::Add(d, a, b) => registers[*d as usize] = wrap(val(a).wrapping_add(val(b))),
+                Instr::Sub(d, a, b) => registers[*d as usize] = wrap(val(a).wrapping_sub(val(b))),
+                Instr::Mul(d, a, b) => registers[*d as usize] = wrap(val(a).wrapping_mul(val(b))),
+                Instr::Load(word, d, a, b) => {
+                    let at = val(a).saturating_add(val(b));
+                    match self.load(*word, at) {
+                        Ok(value) if loads => registers[*d as usize] = value,
+                        // what follows may depend on it
+                        _ => return cycles + here - 1,
+                    }
+                }
+                Instr::Store(..) => loads = false,
+                Instr::Jump(to) => pc = *to,
+                Instr::Branch(cond, a, b, to) if cond.holds(val(a), val(b)) => pc = *to,
+                Instr::Branch(..) | Instr::Desc(..) | Instr::Base(..) | Instr::Advance(..) => {}
+                Instr::Activate(_) | Instr::Block(_) | Instr::Unblock(_) => {}
+                // already fetched: its last slot hands something over
+                _ => return cycles + here - 1,
+            }
+            cycles += here;
+        }
+        cycles
+    }
+
+    /// Executes `cycles` of the cycles that [`Self::ahead`] counted for thread `t`, from cycle `from` on. `Err` for a fault.
+    pub(super) fn run_ahead(
+        &mut self,
+        rules: &Rules,
+        t: u8,
+        from: u64,
+        cycles: u64,
+        scratch: &mut Scratch,
+    ) -> Result<(), ()> {
+        let mut left = cycles;
+        while left > 0 {
+            let now = from + (cycles - left);
+            let Core {
+                micro,
+                main,
+                memory,
+                counters,
+                ..
+            } = self;
+            let (run, elements) = match (t, &mut *main) {
+                (0, Main::Vector(run)) => (&mut **run, &mut 0),
+                (0, _) => {
+                    left -= self.run_scalar(rules, now, left)?;
+                    continue;
+                }
+                (t, _) => {
+                    let m = &mut micro[t as usize];
+                    (m.queue.front_mut().expect("it goes on"), &mut m.elements)
+                }
+            };
+            if let Phase::Issue(issue) = &mut run.phase {
+                let n = left.min(*issue as u64);
+                *issue -= n as u32;
+                left -= n;
+                counters.classes[Class::Launch as usize] += n;
+                self.class = Class::Launch;
+                if left == 0 {
+                    break;
+                }
+                run.phase = Phase::Step;
+            }
+            let n = left.min(run.slots_left());
+            left -= n;
+            counters.classes[Class::Busy as usize] += n;
+            self.class = Class::Busy;
+            let now = from + (cycles - left) - n;
+            counters.last_busy = now + n - 1;
+            *elements += run.leap(now, n, memory, [&[]; 2], &mut Vec::new(), counters, scratch)?;
+            if run.phase == Phase::Done && !run.next(memory, rules.machine).map_err(|_| ())? {
+                debug_assert!(t == 0, "a microthread's last step is not ahead");
+                self.pc += 1;
+                self.main = Main::Ready;
+            }
+        }
+        Ok(())
+    }
+
+    /// Scalar code of the main thread, for at most `most` cycles. Returns for how many.
+    fn run_scalar(&mut self, rules: &Rules, now: u64, most: u64) -> Result<u64, ()> {
+        let mut used = 0;
+        while used < most {
+            if let Main::Ready = self.main {
+                match self.block.code.get(self.pc as usize) {
+                    Some(instr) if is_scalar(instr) => {
+                        self.main = Main::Scalar(slots(instr, &rules.machine.pe.cost));
+                    }
+                    _ => break,
+                }
+            }
+            let Main::Scalar(left) = &mut self.main else {
+                unreachable!("scalar code")
+            };
+            let n = (most - used).min(*left as u64);
+            *left -= n as u32;
+            used += n;
+            if *left == 0 {
+                self.main = Main::Ready;
+                let pc = self.pc;
+                self.pc += 1;
+                self.scalar(pc, &Apart, rules).map_err(|_| ())?;
+            }
+        }
+        if used == 0 {
+            return Err(());
+        }
+        self.counters.classes[Class::Busy as usize] += used;
+        self.counters.slots[5] += used;
+        self.counters.last_busy = now + used - 1;
+        self.class = Class::Busy;
+        Ok(used)
+    }
+}
+
+/// Whether it takes slots of its own, and may begin whatever the other threads do.
+pub(super) fn is_scalar(instr: &Instr) -> bool {
+    !matches!(
+        instr,
+        Instr::Vector(_) | Instr::Async(..) | Instr::Wait(..) | Instr::End | Instr::Halt
+    )
+}
+
+impl Run {
+    /// Whether its operands are all in memory, an axpy's list too.
+    fn is_apart(&self) -> bool {
+        let apart = |arg: &Arg| matches!(arg, Arg::Memory { .. } | Arg::Imm(_));
+        let list = self
+            .sparse
+            .as_ref()
+            .is_none_or(|s| matches!(s.source, Source::Memory { .. }));
+        list && apart(&self.a) && apart(&self.b) && apart(&self.dst)
+    }
+
+    /// The cycles of its issue and steps, of an axpy for some stored weights, and whether that is all of it.
+    fn ahead(&self, memory: &[u8], machine: &Machine) -> (u64, bool) {
+        if !self.is_apart() || self.shape.contains(&0) {
+            return (0, false);
+        }
+        let issue = match self.phase {
+            Phase::Issue(left) => left as u64,
+            Phase::Step => 0,
+            Phase::Fetch | Phase::Done => return (0, false),
+        };
+        let here = issue + self.slots_left();
+        let Some(cycles) = self.rest_of_list(memory, machine, FAR) else {
+            return (here, true);
+        };
+        (here + cycles.0, cycles.1)
+    }
+}
+
+/// The network of code that has nothing to do with it.
+struct Apart;
+
+impl Ports for Apart {
+    fn core_in(&self, _: u32, _: Color) -> u32 {
+        NONE
+    }
+    fn core_out(&self, _: u32, _: Color) -> u32 {
+        NONE
+    }
+    fn arrived(&self, _: u32, _: u64) -> bool {
+        false
+    }
+    fn has_room(&self, _: u32, _: u64) -> bool {
+        false
+    }
+    fn pop(&mut self, _: u32, _: u64) -> Wavelet {
+        unreachable!("no queue")
+    }
+    fn send(&mut self, _: u32, _: u64, _: Wavelet) {
+        unreachable!("no queue")
+    }
+}

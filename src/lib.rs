@@ -5,6 +5,7 @@ pub mod error;
 pub mod flops;
 pub mod layers;
 pub mod machines;
+pub mod memory;
 pub mod models;
 pub mod papers;
 pub mod rounding;

@@ -1,6 +1,7 @@
 //! One run: compile a graph for a machine, simulate it, hold its tensors against the evaluator, count.
 
 use crate::error::Error;
+use crate::memory;
 use meshloom_compiler::{Compiled, Options, compile, compile_alone, kernels, passes};
 use meshloom_models::{Graph, TensorId, evaluate, flops};
 use meshloom_simulator::engine::{self, Engine, Outcome, RunError};
@@ -171,6 +172,7 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         ..Default::default()
     };
     refuse_long(job, &compiled)?;
+    memory::refuse_large(&compiled.program, job.machine, memory::available())?;
     let start = Instant::now();
     let outcome = engine::run(&compiled.program, job.machine, &engine_options).map_err(|e| match e {
         RunError::TooLong { cycles } => Error::Run(format!(
@@ -393,6 +395,7 @@ fn figures(
             .unwrap_or(0),
         outputs,
         wall_seconds,
+        peak_memory_bytes: memory::peak(),
     };
     count_run(outcome, input).map_err(|e| Error::Internal(e.to_string()))
 }

@@ -87,6 +87,7 @@ fn results_do_not_depend_on_which_pes_are_visited_or_when() {
             let outcome = engine::run(&case.program, &case.machine(&machine), &options);
             outcome.map(|o| Outcome {
                 active_pe_cycles: 0,
+                paths: Default::default(),
                 ..o
             })
         };

@@ -75,6 +75,15 @@ pub fn settled() -> insta::Settings {
         r#""(wall_seconds|pe_cycles_per_second)": [\d.e+-]+"#,
         r#""$1": "[time]""#,
     );
+    settings.add_filter(
+        r#""peak_memory_bytes": (\d+|null)"#,
+        r#""peak_memory_bytes": "[memory]""#,
+    );
+    // how the engine went about it may change; that the shares are some is checked with the report
+    settings.add_filter(
+        r#""((cycles|hops)_(single|leap|ahead|flow))": [\d.e+-]+"#,
+        r#""$1": "[share]""#,
+    );
     settings
 }
 

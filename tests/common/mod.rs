@@ -4,7 +4,7 @@
 use meshloom_compiler::{Compiled, Options, compile};
 use meshloom_models::{Graph, Op, TensorId, seeded_inputs};
 use meshloom_simulator::Machine;
-use meshloom_simulator::engine::{self, Engine, Outcome, RunError};
+use meshloom_simulator::engine::{self, Engine, Outcome, Paths, RunError};
 use meshloom_simulator::program::Program;
 use meshloom_simulator::program::Ty;
 
@@ -24,6 +24,7 @@ pub fn comparable(o: Outcome) -> Outcome {
     Outcome {
         active_pe_cycles: 0,
         engine: Engine::Reference,
+        paths: Paths::default(),
         ..o
     }
 }

@@ -30,6 +30,7 @@ fn outcome(p: &Program, m: &Machine) -> Result<Outcome, RunError> {
         };
         run(p, m, &options).map(|o| Outcome {
             active_pe_cycles: 0,
+            paths: Default::default(),
             ..o
         })
     };

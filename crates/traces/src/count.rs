@@ -2,11 +2,11 @@
 //! remainder. `docs/report.md` defines them.
 
 use crate::report::{
-    Cycles, Flops, Kernel, MachineSummary, Memory, Operations, Outputs, Rect, Run, RunName, Slots,
+    Cycles, Flops, Kernel, MachineSummary, Memory, Operations, Outputs, Paths, Rect, Run, RunName, Slots,
     StageCycles, Traffic,
 };
 use meshloom_simulator::Machine;
-use meshloom_simulator::engine::{Class, Outcome, PeCounters};
+use meshloom_simulator::engine::{self, Class, Outcome, PeCounters};
 
 /// A kernel's place, and what the compiler knows of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct RunInput<'a> {
     pub outputs: Option<Outputs>,
     /// Seconds that the simulation took.
     pub wall_seconds: f64,
+    /// Most memory of the process so far, if it is known.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// An outcome that does not fit what was said about it, or whose counters contradict each other.
@@ -251,8 +253,24 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
         } else {
             0.0
         },
+        peak_memory_bytes: input.peak_memory_bytes,
+        paths: paths(&outcome.paths),
         kernels,
     })
+}
+
+/// Shares of work.
+fn paths(of: &engine::Paths) -> Paths {
+    let share = |part: u64, all: u64| if all == 0 { 0.0 } else { part as f64 / all as f64 };
+    let cycles = of.single + of.leap + of.ahead;
+    let hops = of.hops_single + of.hops_flow;
+    Paths {
+        cycles_single: share(of.single, cycles),
+        cycles_leap: share(of.leap, cycles),
+        cycles_ahead: share(of.ahead, cycles),
+        hops_single: share(of.hops_single, hops),
+        hops_flow: share(of.hops_flow, hops),
+    }
 }
 
 /// Stages follow one another, and every PE has one class a cycle (rule M18), in load and after, in each stage and in all.

@@ -102,8 +102,28 @@ pub struct Run {
     pub wall_seconds: f64,
     /// PE-cycles simulated (mesh x (load + total)) a second of `wall_seconds`; 0 if the time is 0.
     pub pe_cycles_per_second: f64,
+    /// Most memory that the process had in use up to the end of the simulation; absent where the system does not tell.
+    pub peak_memory_bytes: Option<u64>,
+    /// Which share of the simulation's work took which form.
+    pub paths: Paths,
     /// One a kernel, in the order of the program.
     pub kernels: Vec<Kernel>,
+}
+
+/// Shares of the simulation's work by form, 0 to 1 (docs/fast-engine.md); 0 where there was none. The first three are of the PE-cycles in
+/// which a core issued, launched or used its slot, the others of the link traversals.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Paths {
+    /// Executed one by one.
+    pub cycles_single: f64,
+    /// Many cycles of one instruction in one go.
+    pub cycles_leap: f64,
+    /// Many cycles over several instructions in one go.
+    pub cycles_ahead: f64,
+    /// Looked at one by one.
+    pub hops_single: f64,
+    /// Many wavelets of one stream in one go.
+    pub hops_flow: f64,
 }
 
 /// The machine, as far as the report needs it.

@@ -190,6 +190,20 @@ fn validate_run(at: &At, run: &Run, items: u64) -> Result<(), Violation> {
         wall => pes as f64 * (cycles.load + cycles.total) as f64 / wall,
     };
     at.near("pe_cycles_per_second", run.pe_cycles_per_second, rate)?;
+    let p = &run.paths;
+    for (field, parts) in [
+        (
+            "paths.cycles_*",
+            vec![p.cycles_single, p.cycles_leap, p.cycles_ahead],
+        ),
+        ("paths.hops_*", vec![p.hops_single, p.hops_flow]),
+    ] {
+        let sum: f64 = parts.iter().sum();
+        let shares = parts.iter().all(|x| (0.0..=1.0).contains(x));
+        at.holds(shares && (sum == 0.0 || (sum - 1.0).abs() < 1e-9), field, || {
+            format!("{parts:?} are not shares of a whole")
+        })?;
+    }
     validate_kernels(at, run, lanes)
 }
 

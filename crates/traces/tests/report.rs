@@ -226,6 +226,7 @@ fn two_stages() -> Outcome {
         hops: 20,
         edge_wavelets: 6,
         active_pe_cycles: 0,
+        paths: Default::default(),
     }
 }
 

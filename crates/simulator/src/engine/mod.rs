@@ -3,6 +3,7 @@
 mod core;
 mod explain;
 mod fast;
+mod memory;
 mod network;
 mod reference;
 mod run;
@@ -12,6 +13,7 @@ use crate::program::{Color, Port, Wavelet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+pub use memory::{MemoryNeed, memory};
 pub use run::run;
 
 /// How to run; nothing here may change a result.
@@ -142,6 +144,16 @@ pub struct Arrivals {
     pub cycles: Vec<u64>,
 }
 
+impl Paths {
+    fn add(&mut self, other: &Paths) {
+        self.single += other.single;
+        self.leap += other.leap;
+        self.ahead += other.ahead;
+        self.hops_single += other.hops_single;
+        self.hops_flow += other.hops_flow;
+    }
+}
+
 impl PeCounters {
     /// Counts a change of stages, in which every PE is idle, as load.
     fn change(&mut self, cycles: u64) {
@@ -201,6 +213,24 @@ pub struct Outcome {
     pub edge_wavelets: u64,
     /// Cycles simulated for PEs that were visited.
     pub active_pe_cycles: u64,
+    /// How the engine came by it.
+    pub paths: Paths,
+}
+
+/// How much of the work of a simulation took which form (docs/fast-engine.md). PE-cycles are those in which a core issues, launches or
+/// uses the slot; the reference engine does all of it one by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// PE-cycles executed one by one.
+    pub single: u64,
+    /// PE-cycles of an instruction in one go.
+    pub leap: u64,
+    /// PE-cycles in one go with those of other instructions.
+    pub ahead: u64,
+    /// Link traversals looked at one by one.
+    pub hops_single: u64,
+    /// Link traversals of a stream in one go.
+    pub hops_flow: u64,
 }
 
 /// What one stage took (rule M16); cycles are those of the run.

@@ -188,6 +188,9 @@ impl StageRun<'_> {
         outcome.hops += net.hops;
         outcome.edge_wavelets += net.edge_wavelets;
         outcome.active_pe_cycles += active_pe_cycles;
+        let works = |c: &PeCounters| c.classes[Class::Busy as usize] + c.classes[Class::Launch as usize];
+        outcome.paths.single += counters.iter().map(works).sum::<u64>();
+        outcome.paths.hops_single += net.hops;
         // from here on in the run's cycles
         let begin = self.begin;
         landed.iter_mut().flatten().for_each(|l| l.cycle += begin);

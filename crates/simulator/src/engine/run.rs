@@ -2,7 +2,7 @@
 //! what came before; the run adds the cycle at which it began.
 
 use super::fast::Stop;
-use super::{Engine, Landed, Options, Outcome, PeCounters, RunError, StageOutcome};
+use super::{Engine, Landed, Options, Outcome, Paths, PeCounters, RunError, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
 use crate::program::{Feed, FeedData, Program, Stage, Wavelet};
@@ -58,6 +58,7 @@ fn all_stages<E>(
         hops: 0,
         edge_wavelets: 0,
         active_pe_cycles: 0,
+        paths: Paths::default(),
     };
     let mut sram: Vec<Vec<u8>> = vec![Vec::new(); pes];
     for (number, stage) in program.stages.iter().enumerate() {

@@ -183,6 +183,7 @@ pub fn outcome(width: u32, height: u32, kernels: &[KernelRegion], story: &Story)
         hops: 871_220,
         edge_wavelets: 8_192,
         active_pe_cycles: 0,
+        paths: Default::default(),
     }
 }
 
@@ -251,6 +252,7 @@ pub fn run(name: RunName, sparsity: f64, machine: &Machine, kernels: &[KernelReg
             first_departing: None,
         }),
         wall_seconds: 1.25,
+        peak_memory_bytes: Some(48 << 20),
     };
     count_run(&outcome, input).unwrap()
 }

@@ -124,6 +124,7 @@ impl Simulation<'_, '_> {
         }
         let class = core.core.class;
         core.core.counters.classes[class as usize] += 1;
+        self.paths.single += matches!(class, Class::Busy | Class::Launch) as u64;
         if self.computes && class == Class::Busy {
             core.core.counters.first_busy.get_or_insert(t);
         }
@@ -241,6 +242,11 @@ impl Simulation<'_, '_> {
             sent.clear();
             (self.sent, self.taken) = (sent, taken);
             if outlook.is_event() {
+                let path = match outlook.ahead {
+                    Some(_) => &mut self.paths.ahead,
+                    None => &mut self.paths.leap,
+                };
+                *path += n;
                 self.event(core.from - 1);
             }
             if let (true, Some(idle)) = (self.computes, outlook.busy_after(n)) {

@@ -16,7 +16,7 @@ mod routers;
 use super::core::{Core, Outlook, Rules, Scratch};
 use super::network::{NONE, Network, Target};
 use super::run::StageRun;
-use super::{Class, Landed, Outcome, PeCounters, StageOutcome};
+use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
 use crate::program::{Stage, Wavelet};
@@ -71,6 +71,7 @@ struct Simulation<'p, 'm> {
     probed: &'m mut [Vec<Wavelet>],
     /// Something that the rules forbid happened.
     fault: bool,
+    paths: Paths,
     /// Epoch 1 has begun.
     computes: bool,
     scratch: Scratch,
@@ -152,6 +153,7 @@ impl StageRun<'_> {
             mut landed,
             mut queues,
             mut logs,
+            paths,
             ..
         } = simulation;
         if options.record {
@@ -174,6 +176,7 @@ impl StageRun<'_> {
             outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
             c.shift(begin);
         }
+        outcome.paths.add(&paths);
         outcome.wavelets += net.wavelets;
         outcome.hops += net.hops;
         outcome.edge_wavelets += net.edge_wavelets;
@@ -236,6 +239,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             probes,
             probed,
             fault: false,
+            paths: Paths::default(),
             computes: false,
             scratch: Scratch::default(),
             sent: Vec::new(),

@@ -427,7 +427,12 @@ impl Simulation<'_, '_> {
                 r.filters[output.filter as usize].advance_by(cycles);
             }
         }
-        self.net.hops += cycles * flow.hops as u64;
+        let hops = cycles * flow.hops as u64;
+        self.net.hops += hops;
+        match cycles {
+            1 => self.paths.hops_single += hops,
+            _ => self.paths.hops_flow += hops,
+        }
         if segment.flag && segment.first.saturating_add(segment.count) == end {
             r.count_flag(&self.net.positions);
         }

@@ -1,6 +1,7 @@
 //! Cores: the cycle in which one is looked at is executed as the rules say; those in between in one go, when their numbers are needed.
 
 use super::Simulation;
+use super::flow::values;
 use crate::engine::Class;
 use crate::engine::core::{Flows, Head, Ports, Room};
 use crate::program::{Color, Wavelet};
@@ -30,7 +31,12 @@ impl Ports for Simulation<'_, '_> {
         let s = *q.segment(n).expect("only arrived wavelets are taken");
         let index = s.index + (n - s.first);
         let wavelet = if self.supply(s.log, index + 1) > index {
-            self.logs[s.log as usize].values(index, 1)[0]
+            let mut one = std::mem::take(&mut self.popped);
+            one.clear();
+            values(&self.logs, s.log, index, 1, &mut one);
+            let wavelet = one[0];
+            self.popped = one;
+            wavelet
         } else {
             self.fault = true;
             Wavelet::default()
@@ -165,6 +171,22 @@ impl Simulation<'_, '_> {
 
     /// Has the values of a log up to before `index` computed, as far as they can be now. Returns how far they are.
     pub fn supply(&mut self, log: u32, index: u64) -> u64 {
+        if let Some((mut there, part)) = self.logs[log as usize].unsupplied() {
+            let mut part = part;
+            while let Some(p) = part
+                && there < index
+            {
+                let wanted = index.min(p.first.saturating_add(p.count));
+                let got = self.supply(p.log, p.index + (wanted - p.first));
+                there = wanted.min((p.first + got).saturating_sub(p.index)).max(there);
+                self.logs[log as usize].supplied(there);
+                if there < wanted {
+                    break;
+                }
+                part = self.logs[log as usize].unsupplied().and_then(|(_, part)| part);
+            }
+            return there;
+        }
         let l = &self.logs[log as usize];
         if let Some(feed) = &l.feed {
             return feed.len() as u64;
@@ -268,7 +290,7 @@ impl Simulation<'_, '_> {
             let s = *q.segment(number).expect("what is taken was put");
             let part = (n - got).min(s.first.saturating_add(s.count) - number);
             let index = s.index + (number - s.first);
-            to.extend_from_slice(self.logs[s.log as usize].values(index, part));
+            values(&self.logs, s.log, index, part, to);
             got += part;
         }
         let q = &mut self.queues[queue as usize];

@@ -119,6 +119,8 @@ pub(super) struct Queue {
     /// The taker waits for a wavelet, the putter for room.
     pub wants_head: bool,
     pub wants_room: bool,
+    /// Nobody who is to get these wavelets asks which of them are flagged, but for cores, which see the wavelets themselves.
+    pub plain: bool,
     /// Wavelets of which a core has read the values.
     pub read: u64,
     /// Arrivals of the wavelets of forgotten segments, if they are recorded.
@@ -186,6 +188,7 @@ impl Queue {
     /// Puts one wavelet in cycle `t`.
     pub fn put(&mut self, t: u64, log: u32, index: u64, flag: bool, logs: &mut [Log]) {
         let first = self.puts.before(t);
+        let flag = flag && !self.plain;
         self.puts.once(t);
         if self.follows(t, log, index) {
             let last = self.segments.back_mut().expect("it was looked at");
@@ -229,7 +232,7 @@ impl Queue {
         let n = self.puts.before(t);
         let last = self.segments.back_mut().expect("an open segment");
         last.count = n - last.first;
-        last.flag = flag;
+        last.flag = flag && !self.plain;
     }
 
     /// Forgets segments of which all wavelets have numbers below `n`.
@@ -238,12 +241,12 @@ impl Queue {
             && s.count != u64::MAX
             && s.end() <= n
         {
-            logs[s.log as usize].release();
-            if let Some(record) = &mut self.record {
+            let log = s.log;
+            release(logs, log);
+            if let (Some(record), Some(s)) = (&mut self.record, self.segments.pop_front()) {
                 let first = s.at + self.latency;
                 record.extend(first..first + s.count);
             }
-            self.segments.pop_front();
         }
     }
 
@@ -263,8 +266,34 @@ pub(super) struct Log {
     values: Vec<Wavelet>,
     /// The number of the first value.
     base: u64,
-    /// Segments that refer to it.
+    /// Segments, and parts of joined logs, that refer to it.
     held: u32,
+    /// What was sent by several, one after another ([`Joined`]).
+    joined: Option<Joined>,
+}
+
+/// What flows on from a switch to where no other one is: wavelets of one source after those of another, as if they were of one.
+#[derive(Default)]
+struct Joined {
+    parts: VecDeque<JoinedPart>,
+    /// Up to before this number all values are known to be there.
+    supplied: u64,
+}
+
+/// Wavelets that follow each other in a log, numbered from `first` in the joined one.
+#[derive(Clone, Copy)]
+pub(super) struct JoinedPart {
+    pub first: u64,
+    /// `u64::MAX` while more come.
+    pub count: u64,
+    pub log: u32,
+    pub index: u64,
+}
+
+impl JoinedPart {
+    fn end(&self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
 }
 
 impl Log {
@@ -284,6 +313,28 @@ impl Log {
         }
     }
 
+    /// Of what a switch lets by.
+    pub fn of_switch() -> Log {
+        Log {
+            joined: Some(Joined::default()),
+            ..Log::default()
+        }
+    }
+
+    /// The part of a joined log whose values come next, and up to where they are there; `None` if it is another kind of log.
+    pub fn unsupplied(&self) -> Option<(u64, Option<JoinedPart>)> {
+        let j = self.joined.as_ref()?;
+        let i = j.parts.partition_point(|p| p.end() <= j.supplied);
+        Some((j.supplied, j.parts.get(i).copied()))
+    }
+
+    /// Values of a joined log are there up to before `index`.
+    pub fn supplied(&mut self, index: u64) {
+        if let Some(j) = &mut self.joined {
+            j.supplied = index;
+        }
+    }
+
     /// The number of the next value.
     pub fn next(&self) -> u64 {
         self.base + self.values.len() as u64
@@ -297,19 +348,72 @@ impl Log {
         self.values.append(from);
     }
 
-    /// The values from `index` on.
-    pub fn values(&self, index: u64, n: u64) -> &[Wavelet] {
+    /// The values from `index` on, of a log that is not joined.
+    fn values(&self, index: u64, n: u64) -> &[Wavelet] {
         match &self.feed {
             Some(feed) => &feed[index as usize..(index + n) as usize],
             None => &self.values[(index - self.base) as usize..(index - self.base + n) as usize],
         }
     }
+}
 
-    fn release(&mut self) {
-        self.held -= 1;
-        if self.held == 0 {
-            self.base = self.next();
-            self.values.clear();
-        }
+/// Adds `n` values of a log from `index` on.
+pub(super) fn values(logs: &[Log], log: u32, index: u64, n: u64, to: &mut Vec<Wavelet>) {
+    let log = &logs[log as usize];
+    let Some(j) = &log.joined else {
+        to.extend_from_slice(log.values(index, n));
+        return;
+    };
+    let (mut at, end) = (index, index + n);
+    let mut i = j.parts.partition_point(|p| p.end() <= at);
+    while at < end {
+        let p = &j.parts[i];
+        let n = end.min(p.end()) - at;
+        to.extend_from_slice(logs[p.log as usize].values(p.index + (at - p.first), n));
+        at += n;
+        i += 1;
+    }
+}
+
+/// What follows in a joined log comes from another one, from `index` on. Returns its number in the joined one.
+pub(super) fn join(logs: &mut [Log], joined: u32, log: u32, index: u64) -> u64 {
+    logs[log as usize].held += 1;
+    let into = &mut logs[joined as usize];
+    let first = into.base;
+    let j = into.joined.as_mut().expect("a switch's log");
+    j.parts.push_back(JoinedPart {
+        first,
+        count: u64::MAX,
+        log,
+        index,
+    });
+    first
+}
+
+/// What was joined last has come up to before `index` of its own log.
+pub(super) fn end_joined(logs: &mut [Log], joined: u32, index: u64) {
+    let into = &mut logs[joined as usize];
+    let j = into.joined.as_mut().expect("a switch's log");
+    let last = j.parts.back_mut().expect("a part that comes");
+    last.count = index - last.index;
+    into.base = last.end();
+}
+
+/// A segment that refers to a log is forgotten.
+fn release(logs: &mut [Log], log: u32) {
+    let l = &mut logs[log as usize];
+    l.held -= 1;
+    if l.held > 0 {
+        return;
+    }
+    let Some(j) = &mut l.joined else {
+        l.base = l.next();
+        l.values.clear();
+        return;
+    };
+    // a part that still comes has a segment
+    j.supplied = l.base;
+    for part in std::mem::take(&mut j.parts) {
+        release(logs, part.log);
     }
 }

@@ -14,7 +14,7 @@ mod flow;
 mod routers;
 
 use super::core::{Core, Outlook, Rules, Scratch};
-use super::network::{NONE, Network, Target};
+use super::network::{NONE, Network, Routed, Target};
 use super::run::StageRun;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
@@ -55,6 +55,8 @@ struct Simulation<'p, 'm> {
     /// The log of what enters a core's output queue, by queue.
     log_of: Vec<u32>,
     feed_logs: Vec<u32>,
+    /// The log of what a switch lets by, by routed colour, where it is joined.
+    joined: Vec<u32>,
     /// The flagged wavelets of each feed, by number.
     feed_flags: Vec<Vec<u64>>,
     routers: Vec<Router>,
@@ -77,6 +79,7 @@ struct Simulation<'p, 'm> {
     scratch: Scratch,
     sent: Vec<Wavelet>,
     taken: [Vec<Wavelet>; 2],
+    popped: Vec<Wavelet>,
 }
 
 impl StageRun<'_> {
@@ -220,6 +223,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
                     taking: 0,
                     wants_head: true,
                     wants_room: false,
+                    plain: true,
                     read: 0,
                     record: None,
                 })
@@ -227,6 +231,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             logs: Vec::new(),
             log_of: vec![NONE; net.queues.len()],
             feed_logs: Vec::new(),
+            joined: vec![NONE; net.routed.len()],
             feed_flags: Vec::new(),
             routers: (0..pes).map(|pe| Router::new(&net, pe as u32)).collect(),
             channels: vec![Gate::default(); net.channels.len()],
@@ -244,6 +249,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             scratch: Scratch::default(),
             sent: Vec::new(),
             taken: Default::default(),
+            popped: Vec::new(),
             rules: Rules { machine },
             net,
         };
@@ -262,11 +268,15 @@ impl<'p, 'm> Simulation<'p, 'm> {
                 s.logs.push(Log::of_core(pe));
             }
         }
+        s.find_plain();
         for (f, data) in s.net.data.iter().enumerate() {
             s.feed_logs.push(s.logs.len() as u32);
             s.logs.push(Log::of_feed(data.clone()));
             let flags = data.iter().zip(0..).filter(|(w, _)| w.flag).map(|(_, n)| n);
-            s.feed_flags.push(flags.collect());
+            let first = s.net.feed_queue[f];
+            let plain = first != NONE && s.queues[first as usize].plain;
+            s.feed_flags
+                .push(if plain { Vec::new() } else { flags.collect() });
             let feed = &s.net.feeds[f];
             let channel = s
                 .net
@@ -301,6 +311,52 @@ impl<'p, 'm> Simulation<'p, 'm> {
                         queues[queue as usize].putting = i;
                     }
                 }
+            }
+        }
+    }
+
+    /// Finds the queues from which no switch is reached, and the switches after which there is no other: what these let by is joined.
+    fn find_plain(&mut self) {
+        let Simulation {
+            net,
+            queues,
+            joined,
+            logs,
+            ..
+        } = self;
+        let outputs = |r: &Routed| {
+            let outputs = net.positions(r).iter().flat_map(|p| net.outputs(p));
+            outputs.filter_map(|o| match o.target {
+                Target::Queue { queue, .. } if queue != NONE => Some(queue),
+                _ => None,
+            })
+        };
+        // who puts into a queue, and what it takes from
+        let mut before: Vec<Vec<u32>> = vec![Vec::new(); queues.len()];
+        let mut open = Vec::new();
+        for r in &net.routed {
+            let inputs = net.positions(r).iter().map(|p| p.queue);
+            if net.positions(r).len() > 1 {
+                open.extend(inputs);
+            } else {
+                for from in inputs {
+                    outputs(r).for_each(|to| before[to as usize].push(from));
+                }
+            }
+        }
+        for (from, to) in net.ramps.iter().flatten() {
+            before[*to as usize].push(*from);
+        }
+        while let Some(q) = open.pop() {
+            if q != NONE && std::mem::take(&mut queues[q as usize].plain) {
+                open.extend(&before[q as usize]);
+            }
+        }
+        for (i, r) in net.routed.iter().enumerate() {
+            let switch = net.positions(r).len() > 1;
+            if switch && outputs(r).next().is_some() && outputs(r).all(|q| queues[q as usize].plain) {
+                joined[i] = logs.len() as u32;
+                logs.push(Log::of_switch());
             }
         }
     }

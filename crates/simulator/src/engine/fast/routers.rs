@@ -1,7 +1,7 @@
 //! Routers and ramps: which of their streams flow, and until when (rules M3 to M7).
 
 use super::Simulation;
-use super::flow::Segment;
+use super::flow::{Segment, end_joined, join, values};
 use crate::engine::Landed;
 use crate::engine::core::{Head, Room};
 use crate::engine::network::{NONE, Network, Target};
@@ -32,14 +32,21 @@ impl Flow {
         &self.to[..self.outputs as usize]
     }
 
+    /// Whether it puts into queues, and not only out at the edge.
+    fn puts(&self) -> bool {
+        self.to().iter().any(|t| matches!(t, Target::Queue { .. }))
+    }
+
     fn same(&self, other: &Flow) -> bool {
+        self.from == other.from && self.segment == other.segment && self.same_outputs(other)
+    }
+
+    fn same_outputs(&self, other: &Flow) -> bool {
         let queue = |t: &Target| match *t {
             Target::Queue { queue, .. } => (queue, NONE),
             Target::Drain { drain, .. } => (NONE, drain),
         };
-        self.from == other.from
-            && self.segment == other.segment
-            && self.outputs == other.outputs
+        self.outputs == other.outputs
             && self
                 .to()
                 .iter()
@@ -213,7 +220,8 @@ impl Simulation<'_, '_> {
                     }
                 }
             }
-            self.change(&mut stream.flow, found.ok().map(|(_, flow)| flow), t);
+            let joined = routed.map_or(NONE, |i| self.joined[i]);
+            self.change(&mut stream.flow, found.ok().map(|(_, flow)| flow), joined, t);
         }
         // what it told itself is for its next visit
         router.told = self.routers[pe as usize].told;
@@ -324,25 +332,32 @@ impl Simulation<'_, '_> {
         Ok((cycles, flow))
     }
 
-    /// Ends, begins or leaves what a stream does.
-    fn change(&mut self, slot: &mut Option<Flow>, found: Option<Flow>, t: u64) {
+    /// Ends, begins or leaves what a stream does. Where what it lets by is `joined`, others need not know that one source follows another.
+    fn change(&mut self, slot: &mut Option<Flow>, found: Option<Flow>, joined: u32, t: u64) {
         let mut takes = false;
         if let Some(old) = *slot {
             if found.is_some_and(|new| new.same(&old)) {
                 return;
             }
             takes = found.is_some_and(|new| new.from == old.from);
-            self.stop(&old, takes, t);
+            let follows = joined != NONE && found.is_some_and(|new| new.same_outputs(&old));
+            self.stop(&old, takes, follows, joined, t);
             *slot = None;
+            if let (true, Some(new)) = (follows, found) {
+                self.start(&new, takes, true, joined, t);
+                *slot = Some(new);
+                return;
+            }
         }
         if let Some(new) = found {
-            self.start(&new, takes, t);
+            self.start(&new, takes, false, joined, t);
             *slot = Some(new);
         }
     }
 
-    /// A flow begins in cycle `t`; `takes` if its queue was taken from in the cycle before and goes on being so.
-    fn start(&mut self, flow: &Flow, takes: bool, t: u64) {
+    /// A flow begins in cycle `t`; `takes` if its queue was taken from in the cycle before and goes on being so, `puts` if the same of
+    /// all its outputs.
+    fn start(&mut self, flow: &Flow, takes: bool, puts: bool, joined: u32, t: u64) {
         let q = &mut self.queues[flow.from as usize];
         let n = q.takes.before(t);
         let segment = *q.segment(n).expect("it begins with a wavelet");
@@ -350,11 +365,16 @@ impl Simulation<'_, '_> {
             q.takes.open(t);
             self.taken_from(flow.from, t);
         }
+        let (mut log, mut index) = (segment.log, segment.index + (n - segment.first));
+        if joined != NONE && flow.puts() {
+            index = join(&mut self.logs, joined, log, index);
+            log = joined;
+        }
         for to in flow.to() {
             match *to {
+                Target::Queue { .. } if puts => {}
                 Target::Queue { queue, .. } => {
-                    let index = segment.index + (n - segment.first);
-                    self.queues[queue as usize].put_on(t, segment.log, index, &mut self.logs);
+                    self.queues[queue as usize].put_on(t, log, index, &mut self.logs);
                     self.put_into(queue, t);
                 }
                 Target::Drain { channel, .. } => {
@@ -365,21 +385,23 @@ impl Simulation<'_, '_> {
         }
     }
 
-    /// A flow has ended: it moves nothing in cycle `t`. `takes` as for [`Self::start`].
-    fn stop(&mut self, flow: &Flow, takes: bool, t: u64) {
+    /// A flow has ended: it moves nothing in cycle `t`. `takes` and `puts` as for [`Self::start`].
+    fn stop(&mut self, flow: &Flow, takes: bool, puts: bool, joined: u32, t: u64) {
         let q = &mut self.queues[flow.from as usize];
         let n = q.takes.before(t);
-        let flag = q
-            .segments
-            .iter()
-            .any(|s| s.first == flow.segment && s.flag && s.first + s.count == n);
+        let segment = q.segments.iter().find(|s| s.first == flow.segment);
+        let flag = segment.is_some_and(|s| s.flag && s.first + s.count == n);
+        if joined != NONE && flow.puts() {
+            let s = segment.expect("its segment is not forgotten before it ends");
+            end_joined(&mut self.logs, joined, s.index + (n - s.first));
+        }
         if !takes {
             q.takes.close(t);
             self.takes_ended(flow.from, t);
         }
         self.queues[flow.from as usize].forget(n, &mut self.logs);
         for to in flow.to() {
-            if let Target::Queue { queue, .. } = *to {
+            if let (Target::Queue { queue, .. }, false) = (*to, puts) {
                 self.queues[queue as usize].end_puts(t, flag);
                 self.puts_ended(queue, t);
             }
@@ -411,10 +433,13 @@ impl Simulation<'_, '_> {
                         self.fault = true;
                         return;
                     }
-                    let left = self.logs[segment.log as usize].values(index, cycles);
+                    let mut left = std::mem::take(&mut self.popped);
+                    left.clear();
+                    values(&self.logs, segment.log, index, cycles, &mut left);
                     let landed = left.iter().zip(flow.settled + latency..);
                     self.landed[drain as usize]
                         .extend(landed.map(|(w, cycle)| Landed { cycle, wavelet: *w }));
+                    self.popped = left;
                 }
             }
         }

@@ -4,8 +4,9 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use meshloom_compiler::{Compiled, Options, compile};
 use meshloom_models::{Graph, builders, seeded_inputs};
+use meshloom_simulator::Machine;
+use meshloom_simulator::engine::{self, Engine};
 use meshloom_simulator::program::Ty;
-use meshloom_simulator::{Machine, engine};
 use std::hint::black_box;
 
 fn inputs(graph: &Graph, items: usize) -> Vec<(String, Vec<f32>)> {
@@ -32,13 +33,17 @@ fn benches(c: &mut Criterion) {
     // a mesh on which nearly every PE works nearly always
     let busy = builders::mlp(&[256, 256, 256, 10], 32, 0).expect("valid widths");
     let program = compiled(&busy, &machine, 2).program;
-    let cycles = engine::run(&program, &machine, &engine::Options::default())
+    let reference = engine::Options {
+        engine: Engine::Reference,
+        ..engine::Options::default()
+    };
+    let cycles = engine::run(&program, &machine, &reference)
         .expect("it runs")
         .active_pe_cycles;
     let mut group = c.benchmark_group("reference engine");
     group.sample_size(10).throughput(Throughput::Elements(cycles));
     group.bench_function("active PE-cycles, mlp:layers=256-256-256-10", |b| {
-        b.iter(|| black_box(engine::run(&program, &machine, &engine::Options::default())));
+        b.iter(|| black_box(engine::run(&program, &machine, &reference)));
     });
     group.finish();
 }

@@ -23,6 +23,10 @@ impl Default for Host {
 }
 
 impl Host {
+    pub(super) fn level(self) -> Level {
+        self.0
+    }
+
     /// Executes `f` (an inlined closure) with the host's vector instructions.
     #[inline(always)]
     fn with<R>(self, f: impl FnOnce() -> R) -> R {

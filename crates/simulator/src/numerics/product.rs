@@ -1,0 +1,184 @@
+//! Products of matrices in the machine's order: every accumulator takes its features one after another, each by a fused multiply-add, as the
+//! rules say (M19). That order leaves free which accumulators are worked on together: a tile of them stays in the host's
+//! vector registers over all features. Every NaN becomes the one only at the end; in between any NaN stays some NaN.
+
+use super::block::{Host, Word};
+use crate::numerics as num;
+use fearless_simd::prelude::*;
+use fearless_simd::{Simd, f32x16};
+
+/// y\[o]\[p] becomes y\[o]\[p] + a\[f]\[o] * b\[f]\[p] for one feature f after another.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub features: usize,
+    pub outputs: usize,
+    pub positions: usize,
+    /// Words from one output's accumulators to the next one's.
+    pub y_row: usize,
+    /// Compact: `features` rows of `outputs`.
+    pub a: &'a [Word],
+    /// `features` rows, `b_row` words apart.
+    pub b: &'a [Word],
+    pub b_row: usize,
+}
+
+/// Elements of a vector.
+pub(crate) const VECTOR: usize = 16;
+const V: usize = VECTOR;
+
+/// Outputs of a tile.
+const TILE: usize = 6;
+
+impl Product<'_> {
+    /// Adds to the accumulators `y`. `room` is for copies.
+    pub fn add_to(&self, host: Host, y: &mut [Word], room: &mut Vec<Word>) {
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        {
+            if let Some(avx512) = host.level().as_avx512() {
+                avx512.vectorize(
+                    #[inline(always)]
+                    || self.tiles::<_, 2>(avx512, y, room),
+                );
+                return;
+            }
+            if let Some(avx2) = host.level().as_avx2() {
+                avx2.vectorize(
+                    #[inline(always)]
+                    || self.tiles::<_, 1>(avx2, y, room),
+                );
+                return;
+            }
+        }
+        self.plain(y);
+    }
+
+    /// One accumulator after another.
+    fn plain(&self, y: &mut [Word]) {
+        for o in 0..self.outputs {
+            let y = &mut y[o * self.y_row..][..self.positions];
+            for f in 0..self.features {
+                let a = f32::from_le_bytes(self.a[f * self.outputs + o]);
+                for (y, b) in y.iter_mut().zip(&self.b[f * self.b_row..]) {
+                    *y = a
+                        .mul_add(f32::from_le_bytes(*b), f32::from_le_bytes(*y))
+                        .to_le_bytes();
+                }
+            }
+            y.iter_mut()
+                .for_each(|y| *y = num::canonical(f32::from_le_bytes(*y)).to_le_bytes());
+        }
+    }
+
+    /// Tiles of `TILE` outputs and `N` vectors of positions; what is left at the edges in smaller ones.
+    #[inline(always)]
+    fn tiles<S: Simd, const N: usize>(&self, simd: S, y: &mut [Word], room: &mut Vec<Word>) {
+        let full = self.positions - self.positions % V;
+        // the last positions of each feature, filled up to a vector
+        room.clear();
+        if full < self.positions {
+            for f in 0..self.features {
+                let mut last = [[0; 4]; V];
+                let from = &self.b[f * self.b_row + full..][..self.positions - full];
+                last[..from.len()].copy_from_slice(from);
+                room.extend_from_slice(&last);
+            }
+        }
+        let mut o = 0;
+        while o < self.outputs {
+            let rows = &mut y[o * self.y_row..];
+            match self.outputs - o {
+                TILE.. => self.outputs_from::<S, TILE, N>(simd, o, rows, room),
+                4.. => self.outputs_from::<S, 4, N>(simd, o, rows, room),
+                2.. => self.outputs_from::<S, 2, N>(simd, o, rows, room),
+                _ => self.outputs_from::<S, 1, N>(simd, o, rows, room),
+            }
+            o += match self.outputs - o {
+                TILE.. => TILE,
+                4.. => 4,
+                2.. => 2,
+                _ => 1,
+            };
+        }
+    }
+
+    /// All positions of `M` outputs from `o` on.
+    #[inline(always)]
+    fn outputs_from<S: Simd, const M: usize, const N: usize>(
+        &self,
+        simd: S,
+        o: usize,
+        y: &mut [Word],
+        last: &[Word],
+    ) {
+        let (a, mut p) = (&self.a[o..], 0);
+        while p + N * V <= self.positions {
+            self.tile::<S, M, N>(simd, a, &self.b[p..], self.b_row, &mut y[p..], self.y_row);
+            p += N * V;
+        }
+        while p + V <= self.positions {
+            self.tile::<S, M, 1>(simd, a, &self.b[p..], self.b_row, &mut y[p..], self.y_row);
+            p += V;
+        }
+        if p < self.positions {
+            let n = self.positions - p;
+            let mut some = [[[0; 4]; V]; M];
+            for (m, some) in some.iter_mut().enumerate() {
+                some[..n].copy_from_slice(&y[m * self.y_row + p..][..n]);
+            }
+            self.tile::<S, M, 1>(simd, a, last, V, some.as_flattened_mut(), V);
+            for (m, some) in some.iter().enumerate() {
+                y[m * self.y_row + p..][..n].copy_from_slice(&some[..n]);
+            }
+        }
+    }
+
+    /// The accumulators of `M` outputs and `N` vectors, in registers over all features.
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const N: usize>(
+        &self,
+        simd: S,
+        a: &[Word],
+        b: &[Word],
+        b_row: usize,
+        y: &mut [Word],
+        y_row: usize,
+    ) {
+        let mut acc = [[f32x16::splat(simd, 0.0); N]; M];
+        for m in 0..M {
+            let y = &y[m * y_row..][..N * V];
+            for n in 0..N {
+                acc[m][n] = load(simd, &y[n * V..]);
+            }
+        }
+        for f in 0..self.features {
+            let a = &a[f * self.outputs..][..M];
+            let b = &b[f * b_row..][..N * V];
+            let mut x = [f32x16::splat(simd, 0.0); N];
+            for n in 0..N {
+                x[n] = load(simd, &b[n * V..]);
+            }
+            for m in 0..M {
+                let w = f32x16::splat(simd, f32::from_le_bytes(a[m]));
+                for n in 0..N {
+                    acc[m][n] = w.mul_add_precise(x[n], acc[m][n]);
+                }
+            }
+        }
+        for m in 0..M {
+            let y = &mut y[m * y_row..][..N * V];
+            for n in 0..N {
+                let sum = acc[m][n];
+                let nan = f32x16::splat(simd, num::NAN);
+                let sum: [f32; V] = simd.select_f32x16(sum.simd_eq(sum), sum, nan).into();
+                y[n * V..][..V].copy_from_slice(&sum.map(f32::to_le_bytes));
+            }
+        }
+    }
+}
+
+/// The first words as a vector.
+#[inline(always)]
+fn load<S: Simd>(simd: S, words: &[Word]) -> f32x16<S> {
+    let words: &[Word; V] = words.first_chunk().expect("a vector of words");
+    words.map(f32::from_le_bytes).simd_into(simd)
+}

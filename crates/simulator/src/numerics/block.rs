@@ -27,6 +27,11 @@ impl Host {
         self.0
     }
 
+    #[cfg(test)]
+    pub(super) fn of(level: Level) -> Host {
+        Host(level)
+    }
+
     /// Executes `f` (an inlined closure) with the host's vector instructions.
     #[inline(always)]
     fn with<R>(self, f: impl FnOnce() -> R) -> R {

@@ -182,3 +182,88 @@ fn load<S: Simd>(simd: S, words: &[Word]) -> f32x16<S> {
     let words: &[Word; V] = words.first_chunk().expect("a vector of words");
     words.map(f32::from_le_bytes).simd_into(simd)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::Ty;
+    use fearless_simd::Level;
+
+    /// Numbers of all kinds, the same in every run.
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        let special = [
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            0.0,
+            -0.0,
+            f32::MAX,
+            f32::from_bits(1),
+        ];
+        let mut state = seed;
+        let mut draw = || {
+            state = state
+                .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                .wrapping_add(0x1405_7b7e_f767_814f);
+            (state >> 33) as usize
+        };
+        (0..n)
+            .map(|_| match draw() % 256 {
+                0 => special[draw() % special.len()],
+                1..64 => (draw() % 4096) as f32 / 1024.0 - 2.0,
+                _ => f32::from_bits((draw() as u32 & 0x81ff_ffff) + 0x3e00_0000),
+            })
+            .collect()
+    }
+
+    fn words(x: &[f32]) -> Vec<Word> {
+        x.iter().map(|x| x.to_le_bytes()).collect()
+    }
+
+    /// All sizes of tiles and of what is left beside them, on all that the host can do, against one multiply-add after another.
+    #[test]
+    fn every_accumulator_takes_its_features_in_order() {
+        let mut hosts = vec![Host::default(), Host::of(Level::baseline())];
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        hosts.extend(Level::new().as_avx2().map(|avx2| Host::of(Level::Avx2(avx2))));
+        let mut room = Vec::new();
+        for outputs in (1..=14).chain([24, 37]) {
+            for positions in [1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 50, 80] {
+                for (features, gap) in [(1, 0), (2, 3), (5, 0), (13, 1)] {
+                    let seed = (outputs * 1000 + positions * 10 + features) as u64;
+                    let (y_row, b_row) = (positions + gap, positions + 2 * gap);
+                    let y = numbers(outputs * y_row, seed);
+                    let a = numbers(features * outputs, seed + 1);
+                    let b = numbers(features * b_row, seed + 2);
+                    let mut want = y.clone();
+                    for (o, y) in want.chunks_mut(y_row).enumerate() {
+                        for (p, y) in y[..positions].iter_mut().enumerate() {
+                            for f in 0..features {
+                                *y = num::mac(Ty::F32, *y, a[f * outputs + o], b[f * b_row + p]);
+                            }
+                        }
+                    }
+                    let (want, y, a, b) = (words(&want), words(&y), words(&a), words(&b));
+                    let product = Product {
+                        features,
+                        outputs,
+                        positions,
+                        y_row,
+                        a: &a,
+                        b: &b,
+                        b_row,
+                    };
+                    for host in &hosts {
+                        let mut y = y.clone();
+                        product.add_to(*host, &mut y, &mut room);
+                        assert!(
+                            y == want,
+                            "{outputs} x {positions}, {features} features, {:?}",
+                            host.level()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -30,21 +30,27 @@ const V: usize = VECTOR;
 const TILE: usize = 6;
 
 impl Product<'_> {
-    /// Adds to the accumulators `y`. `room` is for copies.
-    pub fn add_to(&self, host: Host, y: &mut [Word], room: &mut Vec<Word>) {
+    /// How many words from the first one on are looked at in a matrix of rows so far apart: the last vector of a row is read, and put back,
+    /// whole.
+    pub fn span(&self, rows: usize, row: usize) -> usize {
+        (rows - 1) * row + self.positions.next_multiple_of(V)
+    }
+
+    /// Adds to the accumulators `y`. Both `y` and `b` have as many words as [`Self::span`] says.
+    pub fn add_to(&self, host: Host, y: &mut [Word]) {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         {
             if let Some(avx512) = host.level().as_avx512() {
                 avx512.vectorize(
                     #[inline(always)]
-                    || self.tiles::<_, 2>(avx512, y, room),
+                    || self.tiles::<_, 2>(avx512, y),
                 );
                 return;
             }
             if let Some(avx2) = host.level().as_avx2() {
                 avx2.vectorize(
                     #[inline(always)]
-                    || self.tiles::<_, 1>(avx2, y, room),
+                    || self.tiles::<_, 1>(avx2, y),
                 );
                 return;
             }
@@ -71,88 +77,58 @@ impl Product<'_> {
 
     /// Tiles of `TILE` outputs and `N` vectors of positions; what is left at the edges in smaller ones.
     #[inline(always)]
-    fn tiles<S: Simd, const N: usize>(&self, simd: S, y: &mut [Word], room: &mut Vec<Word>) {
-        let full = self.positions - self.positions % V;
-        // the last positions of each feature, filled up to a vector
-        room.clear();
-        if full < self.positions {
-            for f in 0..self.features {
-                let mut last = [[0; 4]; V];
-                let from = &self.b[f * self.b_row + full..][..self.positions - full];
-                last[..from.len()].copy_from_slice(from);
-                room.extend_from_slice(&last);
-            }
-        }
+    fn tiles<S: Simd, const N: usize>(&self, simd: S, y: &mut [Word]) {
         let mut o = 0;
         while o < self.outputs {
             let rows = &mut y[o * self.y_row..];
-            match self.outputs - o {
-                TILE.. => self.outputs_from::<S, TILE, N>(simd, o, rows, room),
-                4.. => self.outputs_from::<S, 4, N>(simd, o, rows, room),
-                2.. => self.outputs_from::<S, 2, N>(simd, o, rows, room),
-                _ => self.outputs_from::<S, 1, N>(simd, o, rows, room),
-            }
             o += match self.outputs - o {
-                TILE.. => TILE,
-                4.. => 4,
-                2.. => 2,
-                _ => 1,
+                TILE.. => self.outputs_from::<S, TILE, N>(simd, o, rows),
+                4.. => self.outputs_from::<S, 4, N>(simd, o, rows),
+                2.. => self.outputs_from::<S, 2, N>(simd, o, rows),
+                _ => self.outputs_from::<S, 1, N>(simd, o, rows),
             };
         }
     }
 
-    /// All positions of `M` outputs from `o` on.
+    /// All positions of `M` outputs from `o` on. Returns `M`.
     #[inline(always)]
     fn outputs_from<S: Simd, const M: usize, const N: usize>(
         &self,
         simd: S,
         o: usize,
         y: &mut [Word],
-        last: &[Word],
-    ) {
-        let (a, mut p) = (&self.a[o..], 0);
+    ) -> usize {
+        let mut p = 0;
         while p + N * V <= self.positions {
-            self.tile::<S, M, N>(simd, a, &self.b[p..], self.b_row, &mut y[p..], self.y_row);
+            self.tile::<S, M, N>(simd, [o, p], &mut y[p..], V);
             p += N * V;
         }
-        while p + V <= self.positions {
-            self.tile::<S, M, 1>(simd, a, &self.b[p..], self.b_row, &mut y[p..], self.y_row);
+        while p < self.positions {
+            self.tile::<S, M, 1>(simd, [o, p], &mut y[p..], self.positions - p);
             p += V;
         }
-        if p < self.positions {
-            let n = self.positions - p;
-            let mut some = [[[0; 4]; V]; M];
-            for (m, some) in some.iter_mut().enumerate() {
-                some[..n].copy_from_slice(&y[m * self.y_row + p..][..n]);
-            }
-            self.tile::<S, M, 1>(simd, a, last, V, some.as_flattened_mut(), V);
-            for (m, some) in some.iter().enumerate() {
-                y[m * self.y_row + p..][..n].copy_from_slice(&some[..n]);
-            }
-        }
+        M
     }
 
-    /// The accumulators of `M` outputs and `N` vectors, in registers over all features.
+    /// The accumulators of `M` outputs and `N` vectors, in registers over all features. Of the last vector only `lanes` change.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(
         &self,
         simd: S,
-        a: &[Word],
-        b: &[Word],
-        b_row: usize,
+        [o, p]: [usize; 2],
         y: &mut [Word],
-        y_row: usize,
+        lanes: usize,
     ) {
         let mut acc = [[f32x16::splat(simd, 0.0); N]; M];
         for m in 0..M {
-            let y = &y[m * y_row..][..N * V];
+            let y = &y[m * self.y_row..][..N * V];
             for n in 0..N {
                 acc[m][n] = load(simd, &y[n * V..]);
             }
         }
         for f in 0..self.features {
-            let a = &a[f * self.outputs..][..M];
-            let b = &b[f * b_row..][..N * V];
+            let a = &self.a[f * self.outputs + o..][..M];
+            let b = &self.b[f * self.b_row + p..][..N * V];
             let mut x = [f32x16::splat(simd, 0.0); N];
             for n in 0..N {
                 x[n] = load(simd, &b[n * V..]);
@@ -164,13 +140,21 @@ impl Product<'_> {
                 }
             }
         }
+        let nan = f32x16::splat(simd, num::NAN);
         for m in 0..M {
-            let y = &mut y[m * y_row..][..N * V];
+            let y = &mut y[m * self.y_row..][..N * V];
             for n in 0..N {
-                let sum = acc[m][n];
-                let nan = f32x16::splat(simd, num::NAN);
-                let sum: [f32; V] = simd.select_f32x16(sum.simd_eq(sum), sum, nan).into();
-                y[n * V..][..V].copy_from_slice(&sum.map(f32::to_le_bytes));
+                let mut sum = acc[m][n];
+                sum = simd.select_f32x16(sum.simd_eq(sum), sum, nan);
+                let y = &mut y[n * V..];
+                if N == 1 && lanes < V {
+                    let index: [f32; V] = std::array::from_fn(|i| i as f32);
+                    let index: f32x16<S> = index.simd_into(simd);
+                    let changes = index.simd_lt(f32x16::splat(simd, lanes as f32));
+                    sum = simd.select_f32x16(changes, sum, load(simd, y));
+                }
+                let sum: [f32; V] = sum.into();
+                y[..V].copy_from_slice(&sum.map(f32::to_le_bytes));
             }
         }
     }
@@ -226,7 +210,6 @@ mod tests {
         let mut hosts = vec![Host::default(), Host::of(Level::baseline())];
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         hosts.extend(Level::new().as_avx2().map(|avx2| Host::of(Level::Avx2(avx2))));
-        let mut room = Vec::new();
         for outputs in (1..=14).chain([24, 37]) {
             for positions in [1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 50, 80] {
                 for (features, gap) in [(1, 0), (2, 3), (5, 0), (13, 1)] {
@@ -243,7 +226,10 @@ mod tests {
                             }
                         }
                     }
-                    let (want, y, a, b) = (words(&want), words(&y), words(&a), words(&b));
+                    let (mut want, mut y, a, mut b) = (words(&want), words(&y), words(&a), words(&b));
+                    for x in [&mut want, &mut y, &mut b] {
+                        x.extend([[7; 4]; V]);
+                    }
                     let product = Product {
                         features,
                         outputs,
@@ -255,7 +241,7 @@ mod tests {
                     };
                     for host in &hosts {
                         let mut y = y.clone();
-                        product.add_to(*host, &mut y, &mut room);
+                        product.add_to(*host, &mut y);
                         assert!(
                             y == want,
                             "{outputs} x {positions}, {features} features, {:?}",

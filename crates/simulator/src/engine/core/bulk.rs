@@ -28,7 +28,6 @@ pub(in crate::engine) struct Scratch {
     results: Vec<Word>,
     /// What goes to the fabric.
     sent: Vec<Word>,
-    room: Vec<Word>,
     convert: Convert,
 }
 
@@ -100,17 +99,23 @@ impl Run {
         }
         let [_, b, c, columns] = self.shape;
         let row = (self.index[0] * b + self.index[1]) * c + self.index[2];
-        // a row begins with a step of its own
-        let row_steps = (columns + self.width - 1) / self.width;
-        let step = row * row_steps + self.column / self.width + steps as i64;
         let first = row * columns + self.column;
-        let end = step / row_steps * columns + step % row_steps * self.width;
+        let (steps, rest) = (steps as i64, columns - self.column);
+        let in_row = (steps - 1) * self.width < rest;
+        let n = if in_row {
+            rest.min(steps * self.width)
+        } else {
+            // a row begins with a step of its own
+            let row_steps = (columns + self.width - 1) / self.width;
+            let step = row * row_steps + self.column / self.width + steps;
+            step / row_steps * columns + step % row_steps * self.width - first
+        };
         let mut came = std::mem::take(&mut scratch.came);
         let grid = Grid {
             first: self.column as usize,
             columns: columns as usize,
             width: self.width as usize,
-            n: (end - first) as usize,
+            n: n as usize,
         };
         for ((arg, wavelets), to) in [&self.a, &self.b].into_iter().zip(inputs).zip(&mut came) {
             if let Arg::In { ty, .. } = arg {
@@ -119,24 +124,32 @@ impl Run {
             }
         }
         scratch.sent.clear();
-        let nest = Nest::of(self, first, &came);
-        let mut at = first;
-        while at < end {
-            let (piece, n) = nest.piece(at, end);
-            piece.execute(self.op, memory, scratch);
-            at += n;
+        if in_row {
+            Nest::row(self, n, &came).execute(self.op, memory, scratch);
+            self.advance(n);
+        } else {
+            let (nest, end) = (Nest::of(self, first, &came), first + n);
+            let mut at = first;
+            while at < end {
+                let (piece, n) = nest.piece(at, end);
+                piece.execute(self.op, memory, scratch);
+                at += n;
+            }
+            self.move_to(end - 1);
+            self.advance(1);
         }
         if let Arg::Out { ty, .. } = &self.dst {
             give(&scratch.sent, *ty, grid, out);
         }
         scratch.came = came;
-        self.move_to(end - 1);
-        self.advance(1);
-        let elements = (end - first) as u64;
         if self.count != Count::None {
-            counters.operations[self.count as usize - 1] += elements;
+            counters.operations[self.count as usize - 1] += n as u64;
         }
-        Ok(elements)
+        Ok(n as u64)
+    }
+
+    fn args(&self) -> [&Arg; 3] {
+        [&self.dst, &self.a, &self.b]
     }
 
     /// Moves to an element by its number.
@@ -173,6 +186,36 @@ enum Side<'a> {
     Out,
 }
 
+impl<'a> Side<'a> {
+    /// The operands of an instruction, those in memory so many bytes, told from the strides, before where the row that it is at begins.
+    /// What came from the fabric begins with element `first`.
+    fn of(run: &Run, came: &'a [Vec<Word>; 2], back: impl Fn(&[i64; 4]) -> i64, first: i64) -> [Side<'a>; 3] {
+        let side = |arg: &Arg, words: &'a [Word]| match arg {
+            Arg::Memory { ty, strides, at, .. } => Side::Memory {
+                ty: *ty,
+                at: at - back(strides),
+            },
+            Arg::In { .. } => Side::Came { words, at: -first },
+            Arg::Imm(x) => Side::Imm(x.to_le_bytes()),
+            Arg::Out { .. } => Side::Out,
+        };
+        [
+            side(&run.dst, &[]),
+            side(&run.a, &came[0]),
+            side(&run.b, &came[1]),
+        ]
+    }
+
+    /// So many bytes, or elements, further on.
+    fn moved(self, by: i64) -> Self {
+        match self {
+            Side::Memory { ty, at } => Side::Memory { ty, at: at + by },
+            Side::Came { words, at } => Side::Came { words, at: at + by },
+            other => other,
+        }
+    }
+}
+
 /// Elements as nested loops, outermost first: turns of each loop, and the strides of destination and sources in it. Loops of one turn
 /// are outside all others.
 #[derive(Clone, Copy)]
@@ -187,30 +230,16 @@ impl<'a> Nest<'a> {
     /// joined with the next inner one where all operands go on from its last turn as within it.
     fn of(run: &Run, first: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
         let [_, b, c, d] = run.shape;
-        let args = [&run.dst, &run.a, &run.b];
-        let strides = args.map(|arg| match arg {
+        let strides = run.args().map(|arg| match arg {
             Arg::Memory { strides, .. } => *strides,
             Arg::In { .. } | Arg::Out { .. } => [b * c * d, c * d, d, 1],
             Arg::Imm(_) => [0; 4],
         });
-        let side = |arg: &Arg, words: &'a [Word]| match arg {
-            Arg::Memory { ty, strides, at, .. } => {
-                let from = |d: usize| strides[d] * run.index[d];
-                let at = at - (from(0) + from(1) + from(2));
-                Side::Memory { ty: *ty, at }
-            }
-            Arg::In { .. } => Side::Came { words, at: -first },
-            Arg::Imm(x) => Side::Imm(x.to_le_bytes()),
-            Arg::Out { .. } => Side::Out,
-        };
+        let from = |s: &[i64; 4]| s[0] * run.index[0] + s[1] * run.index[1] + s[2] * run.index[2];
         let mut nest = Nest {
             turns: [1; 4],
             strides: [[0; 4]; 3],
-            sides: [
-                side(&run.dst, &[]),
-                side(&run.a, &came[0]),
-                side(&run.b, &came[1]),
-            ],
+            sides: Side::of(run, came, from, first),
         };
         let mut k = 4;
         for d in (0..4).rev().filter(|d| run.shape[*d] > 1) {
@@ -226,6 +255,20 @@ impl<'a> Nest<'a> {
             }
         }
         nest
+    }
+
+    /// The next `n` elements of a row, for which `came` is what was taken.
+    fn row(run: &Run, n: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
+        let strides = run.args().map(|arg| match arg {
+            Arg::Memory { strides, .. } => [0, 0, 0, strides[3]],
+            Arg::In { .. } | Arg::Out { .. } => [0, 0, 0, 1],
+            Arg::Imm(_) => [0; 4],
+        });
+        Nest {
+            turns: [1, 1, 1, n],
+            strides,
+            sides: Side::of(run, came, |s| -s[3] * run.column, 0),
+        }
     }
 
     /// The piece that begins with an element and ends before another one at the latest, and its number of elements.
@@ -251,9 +294,7 @@ impl<'a> Nest<'a> {
     fn from(&self, index: [i64; 4]) -> Nest<'a> {
         let mut from = *self;
         for (side, strides) in from.sides.iter_mut().zip(&self.strides) {
-            if let Side::Memory { at, .. } | Side::Came { at, .. } = side {
-                *at += (0..4).map(|d| strides[d] * index[d]).sum::<i64>();
-            }
+            *side = side.moved((0..4).map(|d| strides[d] * index[d]).sum());
         }
         from
     }
@@ -433,7 +474,6 @@ impl Matrices {
             gathered,
             results,
             convert,
-            room,
             ..
         } = scratch;
         let Side::Memory { at: y, .. } = nest.sides[0] else {
@@ -450,92 +490,82 @@ impl Matrices {
             to_a,
             convert,
         );
-        // rows of positions by themselves, or all of them as one
-        let in_place = o.n == 1 && c.y == 4 && p.y >= 0 && (r.n == 1 || c.n >= VECTOR as i64);
-        let (turns, row) = if in_place { (r.n, Dim::ONE) } else { (1, r) };
-        let positions = (row.n * c.n) as usize;
+        // rows of positions by themselves, where they lie, or copies of all of them as one: what costs less
+        let vectors = |n: i64| (n as usize).div_ceil(VECTOR);
+        let (alone, joined) = (r.n as usize * vectors(c.n), vectors(r.n * c.n));
+        let by_rows = r.n == 1 || alone * f.n as usize <= joined * f.n as usize + 12 * r.n as usize;
         let product = Product {
             features: f.n as usize,
             outputs: (o.n * p.n) as usize,
-            positions,
-
-            y_row: 0,
+            positions: c.n as usize,
+            y_row: (p.y / 4) as usize,
             a: to_a,
             b: &[],
-            b_row: 0,
+            b_row: (f.by[b] / 4) as usize,
         };
-        for turn in 0..turns {
-            let y = y + r.y * turn;
-            let side = match nest.sides[1 + b] {
-                Side::Memory { ty, at } => Side::Memory {
-                    ty,
-                    at: at + r.by[b] * turn,
-                },
-                Side::Came { words, at } => Side::Came {
-                    words,
-                    at: at + r.by[b] * turn,
-                },
-                side => side,
-            };
-            let direct = match side {
-                Side::Memory { ty: Ty::F32, at } => {
-                    (row.n == 1 && c.by[b] == 4 && f.by[b] >= 0).then_some(at as usize)
+        let span = |rows: i64, row: usize| 4 * product.span(rows as usize, row);
+        let last = y + (r.y * (r.n - 1)).max(0);
+        let by_rows = by_rows && o.n == 1 && c.y == 4 && p.y >= 0;
+        if by_rows && last as usize + span(p.n, product.y_row) <= memory.len() {
+            for turn in 0..r.n {
+                let start = (y + r.y * turn) as usize;
+                let end = start + span(p.n, product.y_row);
+                let side = nest.sides[1 + b].moved(r.by[b] * turn);
+                let direct = match side {
+                    Side::Memory { ty: Ty::F32, at } if c.by[b] == 4 && f.by[b] >= 0 => {
+                        let (at, n) = (at as usize, span(f.n, product.b_row));
+                        (at + n <= start || end <= at && at + n <= memory.len()).then_some(at)
+                    }
+                    _ => None,
+                };
+                if direct.is_none() {
+                    let dims = [f, Dim::ONE, c].map(|d| pick(d, b));
+                    panel(side, dims, memory, to_b, convert);
+                    to_b.resize(to_b.len() + VECTOR, [0; 4]);
                 }
-                _ => None,
-            };
-            if direct.is_none() {
-                panel(side, [f, row, c].map(|d| pick(d, b)), memory, to_b, convert);
-            }
-            let b_row = match direct {
-                Some(_) => (f.by[b] / 4) as usize,
-                None => positions,
-            };
-            if in_place {
-                let (start, end) = (y as usize, (y + p.y * (p.n - 1) + 4 * c.n) as usize);
                 let (low, rest) = memory.split_at_mut(start);
                 let (words, high) = rest.split_at_mut(end - start);
-                let b = match direct {
-                    Some(at) if at < start => low[at..].as_chunks().0,
-                    Some(at) => high[at - end..].as_chunks().0,
-                    None => to_b,
+                let (b, b_row) = match direct {
+                    Some(at) if at < start => (low[at..].as_chunks().0, product.b_row),
+                    Some(at) => (high[at - end..].as_chunks().0, product.b_row),
+                    None => (to_b.as_slice(), product.positions),
                 };
-                let y_row = (p.y / 4) as usize;
-                let product = Product {
-                    b,
-                    b_row,
-                    y_row,
-                    ..product
-                };
-                product.add_to(*host, words.as_chunks_mut().0, room);
-                continue;
+                let product = Product { b, b_row, ..product };
+                product.add_to(*host, words.as_chunks_mut().0);
             }
-            let outputs = (0..o.n).flat_map(|i| (0..p.n).map(move |j| o.y * i + p.y * j));
-            let place = |from: i64| Place {
-                ty: Ty::F32,
-                at: y + from,
-                row: r.y,
-                step: c.y,
-            };
-            let (rows, n) = (r.n as usize, c.n as usize);
-            results.clear();
-            for from in outputs.clone() {
-                gather(memory, place(from), rows, n, results, convert);
-            }
-            let b = match direct {
-                Some(at) => memory[at..].as_chunks().0,
-                None => to_b,
-            };
-            let y_row = positions;
-            Product {
-                b,
-                b_row,
-                y_row,
-                ..product
-            }
-            .add_to(*host, results, room);
-            for (from, words) in outputs.zip(results.chunks_exact(positions)) {
-                scatter(memory, place(from), rows, n, words, convert);
-            }
+            return;
+        }
+        panel(
+            nest.sides[1 + b],
+            [f, r, c].map(|d| pick(d, b)),
+            memory,
+            to_b,
+            convert,
+        );
+        to_b.resize(to_b.len() + VECTOR, [0; 4]);
+        let outputs = (0..o.n).flat_map(|i| (0..p.n).map(move |j| o.y * i + p.y * j));
+        let place = |from: i64| Place {
+            ty: Ty::F32,
+            at: y + from,
+            row: r.y,
+            step: c.y,
+        };
+        let (rows, n) = (r.n as usize, c.n as usize);
+        results.clear();
+        for from in outputs.clone() {
+            gather(memory, place(from), rows, n, results, convert);
+        }
+        results.resize(results.len() + VECTOR, [0; 4]);
+        let product = Product {
+            positions: rows * n,
+            y_row: rows * n,
+            b: to_b,
+            b_row: rows * n,
+            ..product
+        };
+        product.add_to(*host, results);
+        for (from, words) in outputs.zip(results.chunks_exact(rows * n)) {
+            scatter(memory, place(from), rows, n, words, convert);
         }
     }
 }
@@ -836,6 +866,11 @@ fn scatter(memory: &mut [u8], to: Place, rows: usize, n: usize, from: &[Word], c
     match ty {
         Ty::F32 => {
             for (r, words) in (0..rows as i64).zip(from.chunks_exact(n)) {
+                if step == 4 {
+                    let at = (at + row * r) as usize;
+                    memory[at..at + 4 * n].copy_from_slice(words.as_flattened());
+                    continue;
+                }
                 for (i, w) in (0..).zip(words) {
                     let at = (at + row * r + step * i) as usize;
                     memory[at..at + 4].copy_from_slice(w);

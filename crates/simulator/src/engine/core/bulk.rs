@@ -87,8 +87,11 @@ impl Run {
     ) -> Result<u64, ()> {
         counters.slots[self.count as usize] += slots;
         let (paid, cost) = (self.paid as u64, self.cost as u64);
-        let steps = (paid + slots) / cost;
-        self.paid = ((paid + slots) % cost) as u32;
+        let steps = match cost {
+            1 => slots,
+            _ => (paid + slots) / cost,
+        };
+        self.paid = (paid + slots - steps * cost) as u32;
         if steps == 0 {
             return Ok(0);
         }
@@ -300,19 +303,23 @@ impl<'a> Nest<'a> {
     }
 
     fn execute(&self, op: Op, memory: &mut [u8], scratch: &mut Scratch) {
-        if op == Op::Mac && self.multiply(memory, scratch) {
+        // (a single row is none)
+        if op == Op::Mac && self.turns[2] > 1 && self.multiply(memory, scratch) {
             return;
         }
         for i in 0..self.turns[0] {
             for j in 0..self.turns[1] {
-                let at = self.from([i, j, 0, 0]);
+                let moved = |k: usize| {
+                    let [outer, inner, ..] = self.strides[k];
+                    self.sides[k].moved(outer * i + inner * j)
+                };
                 let place = |i: usize, ty: Ty, at: i64| Place {
                     ty,
                     at,
                     row: self.strides[i][2],
                     step: self.strides[i][3],
                 };
-                let source = |i: usize| match at.sides[i] {
+                let source = |i: usize| match moved(i) {
                     Side::Memory { ty, at } => Source::Memory(place(i, ty, at)),
                     Side::Came { words, at } => Source::Came {
                         words: &words[at as usize..],
@@ -327,7 +334,7 @@ impl<'a> Nest<'a> {
                     n: self.turns[3] as usize,
                     sources: [source(1), source(2)],
                 };
-                match at.sides[0] {
+                match moved(0) {
                     Side::Memory { ty, at } => block.store(place(0, ty, at), memory, scratch),
                     _ => {
                         block.send(memory, scratch);
@@ -649,8 +656,8 @@ impl<'a> Block<'a> {
 
     /// Results go to memory.
     fn store(&self, dst: Place, memory: &mut [u8], scratch: &mut Scratch) {
-        let block = *self;
-        let Block { op, rows, n, .. } = block;
+        let block = self;
+        let Block { op, rows, n, .. } = *self;
         let to = dst.range(rows, n);
         let apart = |s: &Source| match s {
             Source::Memory(p) => {

@@ -34,7 +34,9 @@ pub(in crate::engine) struct Scratch {
 /// Room for conversions between f16 and f32.
 #[derive(Default)]
 struct Convert {
+    host: Host,
     half: Vec<f16>,
+    bytes: Vec<[u8; 2]>,
     single: Vec<f32>,
 }
 
@@ -514,6 +516,18 @@ impl Matrices {
         let last = y + (r.y * (r.n - 1)).max(0);
         let by_rows = by_rows && o.n == 1 && c.y == 4 && p.y >= 0;
         if by_rows && last as usize + span(p.n, product.y_row) <= memory.len() {
+            // f16 is widened once, for all rows, with the gaps between them
+            let wide = match nest.sides[1 + b] {
+                Side::Memory { ty: Ty::F16, .. } if c.by[b] == 2 && f.by[b] >= 0 && r.by[b] >= 0 => {
+                    let n = (f.by[b] * (f.n - 1) + r.by[b] * (r.n - 1)) / 2 + c.n;
+                    (n <= 2 * f.n * r.n * c.n).then_some(n)
+                }
+                _ => None,
+            };
+            if let Some(n) = wide {
+                panel(nest.sides[1 + b], [(1, 0), (1, 0), (n, 2)], memory, to_b, convert);
+                to_b.resize(to_b.len() + VECTOR, [0; 4]);
+            }
             for turn in 0..r.n {
                 let start = (y + r.y * turn) as usize;
                 let end = start + span(p.n, product.y_row);
@@ -525,7 +539,7 @@ impl Matrices {
                     }
                     _ => None,
                 };
-                if direct.is_none() {
+                if direct.is_none() && wide.is_none() {
                     let dims = [f, Dim::ONE, c].map(|d| pick(d, b));
                     panel(side, dims, memory, to_b, convert);
                     to_b.resize(to_b.len() + VECTOR, [0; 4]);
@@ -535,6 +549,10 @@ impl Matrices {
                 let (b, b_row) = match direct {
                     Some(at) if at < start => (low[at..].as_chunks().0, product.b_row),
                     Some(at) => (high[at - end..].as_chunks().0, product.b_row),
+                    None if wide.is_some() => {
+                        let row = (r.by[b] / 2 * turn) as usize;
+                        (&to_b[row..], (f.by[b] / 2) as usize)
+                    }
                     None => (to_b.as_slice(), product.positions),
                 };
                 let product = Product { b, b_row, ..product };
@@ -833,6 +851,12 @@ impl<'a> Block<'a> {
 /// Elements from memory, as compact rows of f32.
 fn gather(memory: &[u8], from: Place, rows: usize, n: usize, to: &mut Vec<Word>, convert: &mut Convert) {
     let Place { ty, at, row, step } = from;
+    // rows without a gap are one
+    let (rows, n) = if row == step * n as i64 {
+        (1, rows * n)
+    } else {
+        (rows, n)
+    };
     let starts = (0..rows as i64).map(|r| at + row * r);
     match ty {
         Ty::F32 if step == 4 || n == 1 => {
@@ -849,20 +873,19 @@ fn gather(memory: &[u8], from: Place, rows: usize, n: usize, to: &mut Vec<Word>,
             }
         }
         Ty::F16 => {
-            let half = &mut convert.half;
-            half.clear();
+            let Convert { host, bytes, .. } = convert;
             for at in starts {
                 if step == 2 {
-                    let bytes = memory[at as usize..at as usize + 2 * n].as_chunks().0;
-                    half.extend(bytes.iter().map(|b| f16::from_le_bytes(*b)));
-                } else {
-                    half.extend((0..n as i64).map(|i| {
-                        let at = (at + step * i) as usize;
-                        f16::from_le_bytes([memory[at], memory[at + 1]])
-                    }));
+                    block::widen(*host, memory[at as usize..at as usize + 2 * n].as_chunks().0, to);
+                    continue;
                 }
+                bytes.clear();
+                bytes.extend((0..n as i64).map(|i| {
+                    let at = (at + step * i) as usize;
+                    [memory[at], memory[at + 1]]
+                }));
+                block::widen(*host, bytes, to);
             }
-            block::widen(half, &mut convert.single, to);
         }
     }
 }

@@ -8,6 +8,8 @@ use meshloom_simulator::engine::{self, Engine, Options};
 use meshloom_simulator::program::{Feed, FeedData, Program, Wavelet};
 use meshloom_simulator::text::{DataStore, parse};
 use meshloom_simulator::{Machine, numerics, verify};
+use ndarray::Array2;
+use ndarray::linalg::general_mat_mul;
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -79,6 +81,69 @@ region a at 0, 0 size 1 x 1
         *data = FeedData::Host(Arc::new((0..N * TURNS).map(wavelet).collect()));
     }
     p
+}
+
+/// A product of matrices: accumulators [outputs, rows, columns] that take features, each times weights [features, outputs].
+#[derive(Clone, Copy)]
+struct Shape {
+    features: usize,
+    outputs: usize,
+    rows: usize,
+    columns: usize,
+    /// Elements from row to row.
+    pitch: usize,
+}
+
+impl Shape {
+    fn elements(&self) -> usize {
+        self.features * self.outputs * self.rows * self.columns
+    }
+
+    /// A PE that executes the product in each of its turns, as the compiler writes it.
+    fn program(&self, ty: &str) -> Program {
+        let Shape {
+            features: f,
+            outputs: o,
+            rows: r,
+            columns: c,
+            pitch,
+        } = *self;
+        let plane = r * pitch;
+        let bytes = if ty == "f16" { 2 } else { 4 };
+        let (y, w, x) = (o * plane * 4, f * o * bytes, f * plane * bytes);
+        let at = |n: usize| n.next_multiple_of(16);
+        let (w_at, x_at) = (at(y), at(y) + at(w));
+        let text = format!(
+            "program numbers
+region a at 0, 0 size 1 x 1
+block 0 x 0
+  memory y @0 {y} bytes
+  memory w @{w_at} {w} bytes
+  memory x @{x_at} {x} bytes
+  task main start -> main
+  main:
+    desc d0 = mem f32 @y [{f} {o} {r} {c}] by [0 {plane} {pitch} 1] wide
+    desc d1 = mem {ty} @w [{f} {o} {r} {c}] by [{o} 1 0 0]
+    desc d2 = mem {ty} @x [{f} {o} {r} {c}] by [{plane} 0 {pitch} 1] wide
+    set r0 = 0
+  loop:
+    mac d0 += d1 * d2 #mac
+    add r0 = r0 + 1
+    branch r0 < {TURNS} loop
+    halt
+"
+        );
+        parse(&text, &DataStore::default()).unwrap_or_else(|e| panic!("{e}\n{text}"))
+    }
+
+    /// The same by a native GEMM, positions close together.
+    fn native(&self) -> impl FnMut() + use<> {
+        let positions = self.rows * self.columns;
+        let mut y = Array2::<f32>::zeros((self.outputs, positions));
+        let w = Array2::from_elem((self.features, self.outputs), 0.25f32);
+        let x = Array2::from_elem((self.features, positions), 0.5f32);
+        move || general_mat_mul(1.0, &black_box(&w).t(), black_box(&x), 1.0, black_box(&mut y))
+    }
 }
 
 /// The native loop of a form, on y, x, w, z.
@@ -162,33 +227,61 @@ fn benches(c: &mut Criterion) {
         ("tanh", "tanh d0 = d3 #other", native!(tanh)),
         ("rsqrt", "rsqrt d0 = d3 #other", native!(rsqrt)),
     ];
+    let products = [
+        ("matrix product", "f32", [96, 48, 1, 32, 32]),
+        ("matrix product of f16", "f16", [96, 48, 1, 32, 32]),
+        ("matrix product, 3 features", "f32", [3, 71, 1, 32, 32]),
+        ("matrix product, 1 feature", "f32", [1, 71, 1, 32, 32]),
+        ("matrix product, 1 position", "f32", [96, 96, 1, 1, 1]),
+        ("tap of a convolution", "f32", [24, 32, 8, 14, 16]),
+        ("tap of a convolution, short rows", "f32", [24, 32, 7, 7, 9]),
+    ];
+    for (name, ty, [features, outputs, rows, columns, pitch]) in products {
+        let shape = Shape {
+            features,
+            outputs,
+            rows,
+            columns,
+            pitch,
+        };
+        let p = shape.program(ty);
+        let mut native = shape.native();
+        compare(c, name, &p, &machine, shape.elements(), || native());
+    }
     let x = vec![0.5f32; COLUMNS];
     let w = vec![0.25f32; ROWS];
     let z: Vec<f32> = (0..N).map(|i| i as f32 * 1e-3).collect();
     let mut y = vec![0f32; N];
     for (name, instruction, native) in forms {
         let p = program(instruction);
-        verify::verify(&p, &machine).unwrap_or_else(|e| panic!("{name}: {e:?}"));
-        let options = Options {
-            engine: Engine::Fast,
-            ..Options::default()
-        };
-        let mut group = c.benchmark_group(name);
-        group
-            .sample_size(10)
-            .throughput(Throughput::Elements((N * TURNS) as u64));
-        group.bench_function("engine", |b| {
-            b.iter(|| black_box(engine::run(&p, &machine, &options)).expect("it runs"));
-        });
-        group.bench_function("native", |b| {
-            b.iter(|| {
-                for _ in 0..TURNS {
-                    native(black_box(&mut y), black_box(&x), black_box(&w), black_box(&z));
-                }
-            });
-        });
-        group.finish();
+        let mut native = || native(black_box(&mut y), black_box(&x), black_box(&w), black_box(&z));
+        compare(c, name, &p, &machine, N, &mut native);
     }
+}
+
+/// Both engine and native code, `TURNS` times so many elements.
+fn compare(
+    c: &mut Criterion,
+    name: &str,
+    p: &Program,
+    machine: &Machine,
+    elements: usize,
+    mut native: impl FnMut(),
+) {
+    verify::verify(p, machine).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    let options = Options {
+        engine: Engine::Fast,
+        ..Options::default()
+    };
+    let mut group = c.benchmark_group(name);
+    group
+        .sample_size(10)
+        .throughput(Throughput::Elements((elements * TURNS) as u64));
+    group.bench_function("engine", |b| {
+        b.iter(|| black_box(engine::run(p, machine, &options)).expect("it runs"));
+    });
+    group.bench_function("native", |b| b.iter(|| (0..TURNS).for_each(|_| native())));
+    group.finish();
 }
 
 criterion_group!(all, benches);

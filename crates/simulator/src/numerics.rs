@@ -2,6 +2,7 @@
 //! sequences of f32 operations, so that every engine on every host gives the same bits.
 
 pub(crate) mod block;
+pub(crate) mod product;
 
 use crate::program::{Op, Ty};
 use half::f16;

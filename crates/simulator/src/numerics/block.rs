@@ -23,6 +23,15 @@ impl Default for Host {
 }
 
 impl Host {
+    pub(super) fn level(self) -> Level {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(level: Level) -> Host {
+        Host(level)
+    }
+
     /// Executes `f` (an inlined closure) with the host's vector instructions.
     #[inline(always)]
     fn with<R>(self, f: impl FnOnce() -> R) -> R {
@@ -146,11 +155,23 @@ pub(crate) fn fold(
     )
 }
 
-/// f16 to words of f32, exactly.
-pub(crate) fn widen(from: &[f16], room: &mut Vec<f32>, to: &mut Vec<Word>) {
-    room.resize(from.len(), 0.0);
-    from.convert_to_f32_slice(room);
-    to.extend(room.iter().map(|x| x.to_le_bytes()));
+/// f16, as they lie in SRAM, to words of f32, exactly.
+pub(crate) fn widen(host: Host, from: &[[u8; 2]], to: &mut Vec<Word>) {
+    // in whole numbers, so that it is vectorised: the same digits with another exponent, which a product corrects
+    let single = |half: &[u8; 2]| {
+        let half = u16::from_le_bytes(*half) as u32;
+        let (digits, sign) = ((half & 0x7fff) << 13, (half & 0x8000) << 16);
+        let finite = (f32::from_bits(digits) * 2f32.powi(112)).to_bits();
+        // infinity and NaN, the latter quiet
+        let quiet = if half & 0x3ff == 0 { 0 } else { 1 << 22 };
+        let other = digits | 0x7f80_0000 | quiet;
+        let bits = if half & 0x7c00 == 0x7c00 { other } else { finite };
+        (bits | sign).to_le_bytes()
+    };
+    host.with(
+        #[inline(always)]
+        || to.extend(from.iter().map(single)),
+    );
 }
 
 /// Words of f32 to f16, to nearest even.
@@ -280,7 +301,11 @@ mod tests {
     fn conversions_are_those_of_single_elements() {
         let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
         let (mut room, mut wide, mut back) = (Vec::new(), Vec::new(), Vec::new());
-        widen(&all, &mut room, &mut wide);
+        let bytes: Vec<[u8; 2]> = all.iter().map(|h| h.to_le_bytes()).collect();
+        widen(Host::default(), &bytes, &mut wide);
+        let mut plain = Vec::new();
+        widen(Host(Level::baseline()), &bytes, &mut plain);
+        assert_eq!(wide, plain);
         for (h, w) in all.iter().zip(&wide) {
             assert_eq!(h.to_f32().to_bits(), f32::from_le_bytes(*w).to_bits(), "{h}");
         }

@@ -1,6 +1,8 @@
 //! Many steps of a vector instruction at once: the same numbers, in the same order, as one step after another.
 //!
-//! What is left of the instruction is cut into blocks (rows of the two inner extents; a part of a row first and last). A block's
+//! The instruction is seen as a nest of loops over its elements, as few as say the same. What is left of it is cut into pieces: whole turns of
+//! a loop, as outer a one as possible, from where it is. A piece that is a product of matrices goes to [`Product`]. Any other one
+//! goes block by block, rows of the two inner loops. A block's
 //! sources are read where they lie if they are f32 in place and the destination has none of their bytes, else gathered first; its
 //! results are written in place, or scattered afterwards. Where an element might read what another one wrote, the block is cut
 //! into rows, and these into elements: the order of the step-by-step form, always.
@@ -9,6 +11,7 @@ use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
 use crate::numerics as num;
 use crate::numerics::block::{self, Host, Operand, Target, Word};
+use crate::numerics::product::{Product, VECTOR};
 use crate::program::*;
 use half::f16;
 
@@ -23,13 +26,17 @@ pub(in crate::engine) struct Scratch {
     came: [Vec<Word>; 2],
     gathered: [Vec<Word>; 2],
     results: Vec<Word>,
+    /// What goes to the fabric.
+    sent: Vec<Word>,
     convert: Convert,
 }
 
 /// Room for conversions between f16 and f32.
 #[derive(Default)]
 struct Convert {
+    host: Host,
     half: Vec<f16>,
+    bytes: Vec<[u8; 2]>,
     single: Vec<f32>,
 }
 
@@ -82,8 +89,11 @@ impl Run {
     ) -> Result<u64, ()> {
         counters.slots[self.count as usize] += slots;
         let (paid, cost) = (self.paid as u64, self.cost as u64);
-        let steps = (paid + slots) / cost;
-        self.paid = ((paid + slots) % cost) as u32;
+        let steps = match cost {
+            1 => slots,
+            _ => (paid + slots) / cost,
+        };
+        self.paid = (paid + slots - steps * cost) as u32;
         if steps == 0 {
             return Ok(0);
         }
@@ -92,87 +102,522 @@ impl Run {
         } else {
             counters.last_write = Some(from + steps * cost - paid - 1);
         }
-        let row_steps = self.shape[3].div_euclid(self.width) + (self.shape[3] % self.width != 0) as i64;
-        let (steps, mut done, mut elements) = (steps as i64, 0, 0);
-        while done < steps {
-            let left = steps - done;
-            let (rows, n, here) = if self.column == 0 && left >= row_steps {
-                let rows = (left / row_steps).min(self.shape[2] - self.index[2]);
-                (rows, self.shape[3], rows * row_steps)
-            } else {
-                let rest = self.shape[3] - self.column;
-                let here = left.min((rest + self.width - 1) / self.width);
-                (1, rest.min(here * self.width), here)
-            };
-            let part = inputs.map(|w| w.get(done as usize..(done + here) as usize).unwrap_or_default());
-            self.block(rows as usize, n as usize, memory, part, out, scratch)?;
-            self.advance_rows(rows, n);
-            done += here;
-            elements += (rows * n) as u64;
-        }
-        if self.count != Count::None {
-            counters.operations[self.count as usize - 1] += elements;
-        }
-        Ok(elements)
-    }
-
-    /// Moves past `rows` rows of the second inner extent, or, if it is one, past `n` elements of a row.
-    fn advance_rows(&mut self, rows: i64, n: i64) {
-        self.index[2] += rows - 1;
-        for arg in [&mut self.dst, &mut self.a, &mut self.b] {
-            if let Arg::Memory { strides, at, .. } = arg {
-                *at += strides[2] * (rows - 1);
-            }
-        }
-        self.advance(n);
-    }
-
-    /// `rows` rows of `n` elements from where it is.
-    fn block(
-        &self,
-        rows: usize,
-        n: usize,
-        memory: &mut [u8],
-        inputs: [&[Wavelet]; 2],
-        out: &mut Vec<Wavelet>,
-        scratch: &mut Scratch,
-    ) -> Result<(), ()> {
-        let place = |ty: Ty, at: i64, strides: &[i64; 4]| Place {
-            ty,
-            at: at + strides[3] * self.column,
-            row: strides[2],
-            step: strides[3],
+        let [_, b, c, columns] = self.shape;
+        let row = (self.index[0] * b + self.index[1]) * c + self.index[2];
+        let first = row * columns + self.column;
+        let (steps, rest) = (steps as i64, columns - self.column);
+        let in_row = (steps - 1) * self.width < rest;
+        let n = if in_row {
+            rest.min(steps * self.width)
+        } else {
+            // a row begins with a step of its own
+            let row_steps = (columns + self.width - 1) / self.width;
+            let step = row * row_steps + self.column / self.width + steps;
+            step / row_steps * columns + step % row_steps * self.width - first
         };
-        let width = self.width as usize;
         let mut came = std::mem::take(&mut scratch.came);
+        let grid = Grid {
+            first: self.column as usize,
+            columns: columns as usize,
+            width: self.width as usize,
+            n: n as usize,
+        };
         for ((arg, wavelets), to) in [&self.a, &self.b].into_iter().zip(inputs).zip(&mut came) {
             if let Arg::In { ty, .. } = arg {
                 to.clear();
-                take(wavelets, *ty, width, rows, n, to)?;
+                take(wavelets, *ty, grid, to)?;
             }
         }
-        let source = |arg: &Arg, words| match arg {
-            Arg::Memory { ty, strides, at, .. } => Source::Memory(place(*ty, *at, strides)),
-            Arg::In { .. } => Source::Came { words, row: n },
-            Arg::Imm(x) => Source::Imm(x.to_le_bytes()),
-            Arg::Out { .. } => unreachable!("never a source"),
-        };
-        let block = Block {
-            op: self.op,
-            rows,
-            n,
-            sources: [source(&self.a, &came[0]), source(&self.b, &came[1])],
-        };
-        match &self.dst {
-            Arg::Memory { ty, strides, at, .. } => block.store(place(*ty, *at, strides), memory, scratch),
-            Arg::Out { ty, .. } => {
-                block.send(memory, scratch);
-                give(&scratch.results, *ty, width, n, out);
+        scratch.sent.clear();
+        if in_row {
+            Nest::row(self, n, &came).execute(self.op, memory, scratch);
+            self.advance(n);
+        } else {
+            let (nest, end) = (Nest::of(self, first, &came), first + n);
+            let mut at = first;
+            while at < end {
+                let (piece, n) = nest.piece(at, end);
+                piece.execute(self.op, memory, scratch);
+                at += n;
             }
-            _ => unreachable!("never a destination"),
+            self.move_to(end - 1);
+            self.advance(1);
+        }
+        if let Arg::Out { ty, .. } = &self.dst {
+            give(&scratch.sent, *ty, grid, out);
         }
         scratch.came = came;
-        Ok(())
+        if self.count != Count::None {
+            counters.operations[self.count as usize - 1] += n as u64;
+        }
+        Ok(n as u64)
+    }
+
+    fn args(&self) -> [&Arg; 3] {
+        [&self.dst, &self.a, &self.b]
+    }
+
+    /// Moves to an element by its number.
+    fn move_to(&mut self, element: i64) {
+        let [_, b, c, columns] = self.shape;
+        let row = element / columns;
+        let index = [row / (b * c), row / c % b, row % c];
+        for arg in [&mut self.dst, &mut self.a, &mut self.b] {
+            if let Arg::Memory { strides, at, .. } = arg {
+                for d in 0..3 {
+                    *at += strides[d] * (index[d] - self.index[d]);
+                }
+            }
+        }
+        (self.index, self.column) = (index, element % columns);
+    }
+}
+
+/// What an operand of a nest is.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    /// The first element's address; strides are bytes.
+    Memory {
+        ty: Ty,
+        at: i64,
+    },
+    /// Elements that came from the fabric, and the place of the first one; strides are elements.
+    Came {
+        words: &'a [Word],
+        at: i64,
+    },
+    Imm(Word),
+    /// Goes to the fabric.
+    Out,
+}
+
+impl<'a> Side<'a> {
+    /// The operands of an instruction, those in memory so many bytes, told from the strides, before where the row that it is at begins.
+    /// What came from the fabric begins with element `first`.
+    fn of(run: &Run, came: &'a [Vec<Word>; 2], back: impl Fn(&[i64; 4]) -> i64, first: i64) -> [Side<'a>; 3] {
+        let side = |arg: &Arg, words: &'a [Word]| match arg {
+            Arg::Memory { ty, strides, at, .. } => Side::Memory {
+                ty: *ty,
+                at: at - back(strides),
+            },
+            Arg::In { .. } => Side::Came { words, at: -first },
+            Arg::Imm(x) => Side::Imm(x.to_le_bytes()),
+            Arg::Out { .. } => Side::Out,
+        };
+        [
+            side(&run.dst, &[]),
+            side(&run.a, &came[0]),
+            side(&run.b, &came[1]),
+        ]
+    }
+
+    /// So many bytes, or elements, further on.
+    fn moved(self, by: i64) -> Self {
+        match self {
+            Side::Memory { ty, at } => Side::Memory { ty, at: at + by },
+            Side::Came { words, at } => Side::Came { words, at: at + by },
+            other => other,
+        }
+    }
+}
+
+/// Elements as nested loops, outermost first: turns of each loop, and the strides of destination and sources in it. Loops of one turn
+/// are outside all others.
+#[derive(Clone, Copy)]
+struct Nest<'a> {
+    turns: [i64; 4],
+    strides: [[i64; 4]; 3],
+    sides: [Side<'a>; 3],
+}
+
+impl<'a> Nest<'a> {
+    /// All elements of an instruction; what it takes from the fabric begins with the element `first`. A loop is
+    /// joined with the next inner one where all operands go on from its last turn as within it.
+    fn of(run: &Run, first: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
+        let [_, b, c, d] = run.shape;
+        let strides = run.args().map(|arg| match arg {
+            Arg::Memory { strides, .. } => *strides,
+            Arg::In { .. } | Arg::Out { .. } => [b * c * d, c * d, d, 1],
+            Arg::Imm(_) => [0; 4],
+        });
+        let from = |s: &[i64; 4]| s[0] * run.index[0] + s[1] * run.index[1] + s[2] * run.index[2];
+        let mut nest = Nest {
+            turns: [1; 4],
+            strides: [[0; 4]; 3],
+            sides: Side::of(run, came, from, first),
+        };
+        let mut k = 4;
+        for d in (0..4).rev().filter(|d| run.shape[*d] > 1) {
+            let joins = |i: usize| strides[i][d] == nest.strides[i][k] * nest.turns[k];
+            if k < 4 && (0..3).all(joins) {
+                nest.turns[k] *= run.shape[d];
+                continue;
+            }
+            k -= 1;
+            nest.turns[k] = run.shape[d];
+            for (to, from) in nest.strides.iter_mut().zip(&strides) {
+                to[k] = from[d];
+            }
+        }
+        nest
+    }
+
+    /// The next `n` elements of a row, for which `came` is what was taken.
+    fn row(run: &Run, n: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
+        let strides = run.args().map(|arg| match arg {
+            Arg::Memory { strides, .. } => [0, 0, 0, strides[3]],
+            Arg::In { .. } | Arg::Out { .. } => [0, 0, 0, 1],
+            Arg::Imm(_) => [0; 4],
+        });
+        Nest {
+            turns: [1, 1, 1, n],
+            strides,
+            sides: Side::of(run, came, |s| -s[3] * run.column, 0),
+        }
+    }
+
+    /// The piece that begins with an element and ends before another one at the latest, and its number of elements.
+    fn piece(&self, element: i64, end: i64) -> (Nest<'a>, i64) {
+        let mut index = [0; 4];
+        let mut rest = element;
+        for d in (0..4).rev().take_while(|d| self.turns[*d] > 1) {
+            (index[d], rest) = (rest % self.turns[d], rest / self.turns[d]);
+        }
+        let (mut level, mut size) = (3, 1);
+        while level > 0 && index[level] == 0 && size * self.turns[level] <= end - element {
+            size *= self.turns[level];
+            level -= 1;
+        }
+        let turns = ((end - element) / size).min(self.turns[level] - index[level]);
+        let mut piece = self.from(index);
+        piece.turns[..level].fill(1);
+        piece.turns[level] = turns;
+        (piece, turns * size)
+    }
+
+    /// The same loops from other elements on.
+    fn from(&self, index: [i64; 4]) -> Nest<'a> {
+        let mut from = *self;
+        for (side, strides) in from.sides.iter_mut().zip(&self.strides) {
+            *side = side.moved((0..4).map(|d| strides[d] * index[d]).sum());
+        }
+        from
+    }
+
+    fn execute(&self, op: Op, memory: &mut [u8], scratch: &mut Scratch) {
+        // (a single row is none)
+        if op == Op::Mac && self.turns[2] > 1 && self.multiply(memory, scratch) {
+            return;
+        }
+        for i in 0..self.turns[0] {
+            for j in 0..self.turns[1] {
+                let moved = |k: usize| {
+                    let [outer, inner, ..] = self.strides[k];
+                    self.sides[k].moved(outer * i + inner * j)
+                };
+                let place = |i: usize, ty: Ty, at: i64| Place {
+                    ty,
+                    at,
+                    row: self.strides[i][2],
+                    step: self.strides[i][3],
+                };
+                let source = |i: usize| match moved(i) {
+                    Side::Memory { ty, at } => Source::Memory(place(i, ty, at)),
+                    Side::Came { words, at } => Source::Came {
+                        words: &words[at as usize..],
+                        row: self.strides[i][2] as usize,
+                    },
+                    Side::Imm(x) => Source::Imm(x),
+                    Side::Out => unreachable!("never a source"),
+                };
+                let block = Block {
+                    op,
+                    rows: self.turns[2] as usize,
+                    n: self.turns[3] as usize,
+                    sources: [source(1), source(2)],
+                };
+                match moved(0) {
+                    Side::Memory { ty, at } => block.store(place(0, ty, at), memory, scratch),
+                    _ => {
+                        block.send(memory, scratch);
+                        scratch.sent.extend_from_slice(&scratch.results);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Multiply-adds that are a product of matrices: positions innermost, along which one factor stays; then outputs, along which the
+    /// other one does; then features, along which the accumulators do. `false` if they are none, or if order might matter.
+    fn multiply(&self, memory: &mut [u8], scratch: &mut Scratch) -> bool {
+        let Side::Memory { ty: Ty::F32, .. } = self.sides[0] else {
+            return false;
+        };
+        let dim = |d: usize| Dim {
+            n: self.turns[d],
+            y: self.strides[0][d],
+            by: [self.strides[1][d], self.strides[2][d]],
+        };
+        for stays in [0, 1] {
+            let moves = 1 - stays;
+            let positions = |d: usize| dim(d).n > 1 && dim(d).y != 0 && dim(d).by[stays] == 0;
+            if !positions(3) {
+                continue;
+            }
+            let mut d = if positions(2) && dim(2).by[moves] != 0 {
+                2
+            } else {
+                3
+            };
+            let (row, column) = (if d == 2 { dim(2) } else { Dim::ONE }, dim(3));
+            let mut next = |is: fn(&Dim, usize) -> bool| {
+                if d > 0 && dim(d - 1).n > 1 && is(&dim(d - 1), moves) {
+                    d -= 1;
+                    dim(d)
+                } else {
+                    Dim::ONE
+                }
+            };
+            let output = next(|d, moves| d.y != 0 && d.by[moves] == 0);
+            let feature = next(|d, _| d.y == 0);
+            if output.n == 1 && feature.n == 1 {
+                continue;
+            }
+            let few = row.n * column.n < 8 && output.n > 2 * row.n * column.n;
+            let matrices = match few {
+                false => Matrices {
+                    feature,
+                    outputs: [Dim::ONE, output],
+                    positions: [row, column],
+                    a: stays,
+                },
+                true => Matrices {
+                    feature,
+                    outputs: [row, column],
+                    positions: [Dim::ONE, output],
+                    a: moves,
+                },
+            };
+            if !(matrices.distinct() && matrices.apart(self)) {
+                return false;
+            }
+            // loops outside of these
+            let turns = |k: usize| if k < d { self.turns[k] } else { 1 };
+            for i in 0..turns(0) {
+                for j in 0..turns(1) {
+                    for k in 0..turns(2) {
+                        matrices.multiply(&self.from([i, j, k, 0]), memory, scratch);
+                    }
+                }
+            }
+            return true;
+        }
+        false
+    }
+}
+
+/// A loop of a product: its turns, and strides of the accumulators and of both factors.
+#[derive(Clone, Copy)]
+struct Dim {
+    n: i64,
+    y: i64,
+    by: [i64; 2],
+}
+
+impl Dim {
+    const ONE: Dim = Dim {
+        n: 1,
+        y: 0,
+        by: [0; 2],
+    };
+}
+
+/// The loops of a product y\[o]\[p] += a\[f]\[o] * b\[f]\[p], and which of the two factors is a.
+#[derive(Clone, Copy)]
+struct Matrices {
+    feature: Dim,
+    outputs: [Dim; 2],
+    positions: [Dim; 2],
+    a: usize,
+}
+
+impl Matrices {
+    fn dims(&self) -> [Dim; 5] {
+        let ([o, p], [r, c]) = (self.outputs, self.positions);
+        [self.feature, o, p, r, c]
+    }
+
+    /// Whether no two accumulators share bytes.
+    fn distinct(&self) -> bool {
+        let mut dims = self.dims();
+        dims.sort_unstable_by_key(|d| d.y.abs());
+        let mut reach = 0;
+        dims.iter().skip_while(|d| d.y == 0).all(|d| {
+            let apart = d.n == 1 || d.y.abs() > reach;
+            reach += d.y.abs() * (d.n - 1);
+            apart
+        })
+    }
+
+    /// Whether no factor shares bytes with an accumulator, in all turns of the loops outside.
+    fn apart(&self, nest: &Nest) -> bool {
+        let range = |i: usize| {
+            let Side::Memory { ty, at } = nest.sides[i] else {
+                return None;
+            };
+            let reach = |d: usize| nest.strides[i][d] * (nest.turns[d] - 1);
+            let low = (0..4).map(|d| reach(d).min(0)).sum::<i64>();
+            let high = (0..4).map(|d| reach(d).max(0)).sum::<i64>();
+            Some((at + low, at + high + ty.bytes() as i64))
+        };
+        let y = range(0);
+        [1, 2].into_iter().all(|i| match (y, range(i)) {
+            (Some(y), Some(x)) => x.1 <= y.0 || y.1 <= x.0,
+            _ => true,
+        })
+    }
+
+    fn multiply(&self, nest: &Nest, memory: &mut [u8], scratch: &mut Scratch) {
+        let Scratch {
+            host,
+            gathered,
+            results,
+            convert,
+            ..
+        } = scratch;
+        let Side::Memory { at: y, .. } = nest.sides[0] else {
+            unreachable!("accumulators are in memory")
+        };
+        let (f, [o, p], [r, c]) = (self.feature, self.outputs, self.positions);
+        let (a, b) = (self.a, 1 - self.a);
+        let [to_a, to_b] = gathered;
+        let pick = |d: Dim, i: usize| (d.n, d.by[i]);
+        panel(
+            nest.sides[1 + a],
+            [f, o, p].map(|d| pick(d, a)),
+            memory,
+            to_a,
+            convert,
+        );
+        // rows of positions by themselves, where they lie, or copies of all of them as one: what costs less
+        let vectors = |n: i64| (n as usize).div_ceil(VECTOR);
+        let (alone, joined) = (r.n as usize * vectors(c.n), vectors(r.n * c.n));
+        let by_rows = r.n == 1 || alone * f.n as usize <= joined * f.n as usize + 12 * r.n as usize;
+        let product = Product {
+            features: f.n as usize,
+            outputs: (o.n * p.n) as usize,
+            positions: c.n as usize,
+            y_row: (p.y / 4) as usize,
+            a: to_a,
+            b: &[],
+            b_row: (f.by[b] / 4) as usize,
+        };
+        let span = |rows: i64, row: usize| 4 * product.span(rows as usize, row);
+        let last = y + (r.y * (r.n - 1)).max(0);
+        let by_rows = by_rows && o.n == 1 && c.y == 4 && p.y >= 0;
+        if by_rows && last as usize + span(p.n, product.y_row) <= memory.len() {
+            // f16 is widened once, for all rows, with the gaps between them
+            let wide = match nest.sides[1 + b] {
+                Side::Memory { ty: Ty::F16, .. } if c.by[b] == 2 && f.by[b] >= 0 && r.by[b] >= 0 => {
+                    let n = (f.by[b] * (f.n - 1) + r.by[b] * (r.n - 1)) / 2 + c.n;
+                    (n <= 2 * f.n * r.n * c.n).then_some(n)
+                }
+                _ => None,
+            };
+            if let Some(n) = wide {
+                panel(nest.sides[1 + b], [(1, 0), (1, 0), (n, 2)], memory, to_b, convert);
+                to_b.resize(to_b.len() + VECTOR, [0; 4]);
+            }
+            for turn in 0..r.n {
+                let start = (y + r.y * turn) as usize;
+                let end = start + span(p.n, product.y_row);
+                let side = nest.sides[1 + b].moved(r.by[b] * turn);
+                let direct = match side {
+                    Side::Memory { ty: Ty::F32, at } if c.by[b] == 4 && f.by[b] >= 0 => {
+                        let (at, n) = (at as usize, span(f.n, product.b_row));
+                        (at + n <= start || end <= at && at + n <= memory.len()).then_some(at)
+                    }
+                    _ => None,
+                };
+                if direct.is_none() && wide.is_none() {
+                    let dims = [f, Dim::ONE, c].map(|d| pick(d, b));
+                    panel(side, dims, memory, to_b, convert);
+                    to_b.resize(to_b.len() + VECTOR, [0; 4]);
+                }
+                let (low, rest) = memory.split_at_mut(start);
+                let (words, high) = rest.split_at_mut(end - start);
+                let (b, b_row) = match direct {
+                    Some(at) if at < start => (low[at..].as_chunks().0, product.b_row),
+                    Some(at) => (high[at - end..].as_chunks().0, product.b_row),
+                    None if wide.is_some() => {
+                        let row = (r.by[b] / 2 * turn) as usize;
+                        (&to_b[row..], (f.by[b] / 2) as usize)
+                    }
+                    None => (to_b.as_slice(), product.positions),
+                };
+                let product = Product { b, b_row, ..product };
+                product.add_to(*host, words.as_chunks_mut().0);
+            }
+            return;
+        }
+        panel(
+            nest.sides[1 + b],
+            [f, r, c].map(|d| pick(d, b)),
+            memory,
+            to_b,
+            convert,
+        );
+        to_b.resize(to_b.len() + VECTOR, [0; 4]);
+        let outputs = (0..o.n).flat_map(|i| (0..p.n).map(move |j| o.y * i + p.y * j));
+        let place = |from: i64| Place {
+            ty: Ty::F32,
+            at: y + from,
+            row: r.y,
+            step: c.y,
+        };
+        let (rows, n) = (r.n as usize, c.n as usize);
+        results.clear();
+        for from in outputs.clone() {
+            gather(memory, place(from), rows, n, results, convert);
+        }
+        results.resize(results.len() + VECTOR, [0; 4]);
+        let product = Product {
+            positions: rows * n,
+            y_row: rows * n,
+            b: to_b,
+            b_row: rows * n,
+            ..product
+        };
+        product.add_to(*host, results);
+        for (from, words) in outputs.zip(results.chunks_exact(rows * n)) {
+            scatter(memory, place(from), rows, n, words, convert);
+        }
+    }
+}
+
+/// A factor's compact rows, three loops of turns and strides.
+fn panel(side: Side, dims: [(i64, i64); 3], memory: &[u8], to: &mut Vec<Word>, convert: &mut Convert) {
+    let [(n, s), (rows, row), (columns, step)] = dims;
+    to.clear();
+    match side {
+        Side::Memory { ty, at } if rows == 1 => {
+            let from = Place { ty, at, row: s, step };
+            gather(memory, from, n as usize, columns as usize, to, convert);
+        }
+        Side::Memory { ty, at } => {
+            for i in 0..n {
+                let at = at + s * i;
+                let from = Place { ty, at, row, step };
+                gather(memory, from, rows as usize, columns as usize, to, convert);
+            }
+        }
+        Side::Came { words, at } => {
+            for at in (0..n).flat_map(|i| (0..rows).map(move |j| at + s * i + row * j)) {
+                to.extend((0..columns).map(|k| words[(at + step * k) as usize]));
+            }
+        }
+        Side::Imm(x) => to.resize((n * rows * columns) as usize, x),
+        Side::Out => unreachable!("never a source"),
     }
 }
 
@@ -227,41 +672,10 @@ impl<'a> Block<'a> {
         (block, moved(dst))
     }
 
-    /// A column is a row as well, and rows that follow each other without a gap are one.
-    fn flat(&self, dst: Place) -> (Block<'a>, Place) {
-        let (rows, n) = (self.rows, self.n);
-        let swap = n == 1;
-        let joins = |p: &Place| p.row == p.step * n as i64;
-        let all = self.sources.iter().all(|s| match s {
-            Source::Memory(p) => joins(p),
-            Source::Came { row, .. } => *row == n,
-            Source::Imm(_) => true,
-        });
-        if rows == 1 || !(swap || all && joins(&dst)) {
-            return (*self, dst);
-        }
-        let flat = |p: Place| Place {
-            step: if swap { p.row } else { p.step },
-            row: 0,
-            ..p
-        };
-        let sources = self.sources.map(|s| match s {
-            Source::Memory(p) => Source::Memory(flat(p)),
-            other => other,
-        });
-        let block = Block {
-            rows: 1,
-            n: rows * n,
-            sources,
-            ..*self
-        };
-        (block, flat(dst))
-    }
-
     /// Results go to memory.
     fn store(&self, dst: Place, memory: &mut [u8], scratch: &mut Scratch) {
-        let (block, dst) = self.flat(dst);
-        let Block { op, rows, n, .. } = block;
+        let block = self;
+        let Block { op, rows, n, .. } = *self;
         let to = dst.range(rows, n);
         let apart = |s: &Source| match s {
             Source::Memory(p) => {
@@ -437,6 +851,12 @@ impl<'a> Block<'a> {
 /// Elements from memory, as compact rows of f32.
 fn gather(memory: &[u8], from: Place, rows: usize, n: usize, to: &mut Vec<Word>, convert: &mut Convert) {
     let Place { ty, at, row, step } = from;
+    // rows without a gap are one
+    let (rows, n) = if row == step * n as i64 {
+        (1, rows * n)
+    } else {
+        (rows, n)
+    };
     let starts = (0..rows as i64).map(|r| at + row * r);
     match ty {
         Ty::F32 if step == 4 || n == 1 => {
@@ -453,20 +873,19 @@ fn gather(memory: &[u8], from: Place, rows: usize, n: usize, to: &mut Vec<Word>,
             }
         }
         Ty::F16 => {
-            let half = &mut convert.half;
-            half.clear();
+            let Convert { host, bytes, .. } = convert;
             for at in starts {
                 if step == 2 {
-                    let bytes = memory[at as usize..at as usize + 2 * n].as_chunks().0;
-                    half.extend(bytes.iter().map(|b| f16::from_le_bytes(*b)));
-                } else {
-                    half.extend((0..n as i64).map(|i| {
-                        let at = (at + step * i) as usize;
-                        f16::from_le_bytes([memory[at], memory[at + 1]])
-                    }));
+                    block::widen(*host, memory[at as usize..at as usize + 2 * n].as_chunks().0, to);
+                    continue;
                 }
+                bytes.clear();
+                bytes.extend((0..n as i64).map(|i| {
+                    let at = (at + step * i) as usize;
+                    [memory[at], memory[at + 1]]
+                }));
+                block::widen(*host, bytes, to);
             }
-            block::widen(half, &mut convert.single, to);
         }
     }
 }
@@ -477,6 +896,11 @@ fn scatter(memory: &mut [u8], to: Place, rows: usize, n: usize, from: &[Word], c
     match ty {
         Ty::F32 => {
             for (r, words) in (0..rows as i64).zip(from.chunks_exact(n)) {
+                if step == 4 {
+                    let at = (at + row * r) as usize;
+                    memory[at..at + 4 * n].copy_from_slice(words.as_flattened());
+                    continue;
+                }
                 for (i, w) in (0..).zip(words) {
                     let at = (at + row * r + step * i) as usize;
                     memory[at..at + 4].copy_from_slice(w);
@@ -503,22 +927,33 @@ fn scatter(memory: &mut [u8], to: Place, rows: usize, n: usize, from: &[Word], c
     }
 }
 
-/// The elements that wavelets carry, `width` each, for `rows` rows of `n` elements, each of which begins with a wavelet.
-fn take(
-    wavelets: &[Wavelet],
-    ty: Ty,
+/// Elements as steps move them: `n` of them in rows of `columns`, from the column `first` on, `width` a step; each row begins
+/// with a step.
+#[derive(Clone, Copy)]
+struct Grid {
+    first: usize,
+    columns: usize,
     width: usize,
-    rows: usize,
     n: usize,
-    to: &mut Vec<Word>,
-) -> Result<(), ()> {
-    if wavelets.len() != rows * n.div_ceil(width) {
-        return Err(());
+}
+
+impl Grid {
+    /// The elements of each step.
+    fn steps(self) -> impl Iterator<Item = usize> {
+        let (mut column, mut left) = (self.first, self.n);
+        std::iter::from_fn(move || {
+            let lanes = self.width.min(self.columns - column).min(left);
+            left -= lanes;
+            column = (column + lanes) % self.columns;
+            (lanes > 0).then_some(lanes)
+        })
     }
-    if width == 1 {
-        if wavelets.iter().fold(false, |other, w| other | (w.elements != 1)) {
-            return Err(());
-        }
+}
+
+/// The elements that wavelets carry, a wavelet a step.
+fn take(wavelets: &[Wavelet], ty: Ty, grid: Grid, to: &mut Vec<Word>) -> Result<(), ()> {
+    if grid.width == 1 {
+        let one = wavelets.iter().fold(true, |one, w| one & (w.elements == 1));
         match ty {
             Ty::F32 => to.extend(wavelets.iter().map(|w| (w.bits as u32).to_le_bytes())),
             Ty::F16 => to.extend(
@@ -527,34 +962,31 @@ fn take(
                     .map(|w| num::from_bits(ty, w.bits, 0).to_le_bytes()),
             ),
         }
-        return Ok(());
+        return if one && to.len() == grid.n {
+            Ok(())
+        } else {
+            Err(())
+        };
     }
-    for row in wavelets.chunks_exact(n.div_ceil(width)) {
-        for (i, w) in row.iter().enumerate() {
-            let lanes = width.min(n - i * width);
-            if w.elements as usize != lanes {
-                return Err(());
+    let mut wavelets = wavelets.iter();
+    for lanes in grid.steps() {
+        match wavelets.next() {
+            Some(w) if w.elements as usize == lanes => {
+                to.extend((0..lanes as u32).map(|lane| num::from_bits(ty, w.bits, lane).to_le_bytes()));
             }
-            to.extend((0..lanes as u32).map(|lane| num::from_bits(ty, w.bits, lane).to_le_bytes()));
+            _ => return Err(()),
         }
     }
-    Ok(())
+    if wavelets.next().is_none() {
+        Ok(())
+    } else {
+        Err(())
+    }
 }
 
-/// Results as wavelets of `width` elements; each row of `n` begins with a new one.
-fn give(results: &[Word], ty: Ty, width: usize, n: usize, out: &mut Vec<Wavelet>) {
-    let wavelet = |words: &[Word]| {
-        let mut bits = 0;
-        for (i, w) in words.iter().enumerate() {
-            bits |= num::to_bits(ty, f32::from_le_bytes(*w)) << (ty.bits() as usize * i);
-        }
-        Wavelet {
-            bits,
-            elements: words.len() as u8,
-            flag: false,
-        }
-    };
-    if width == 1 {
+/// Results as wavelets, one a step.
+fn give(results: &[Word], ty: Ty, grid: Grid, out: &mut Vec<Wavelet>) {
+    if grid.width == 1 {
         let one = |bits| Wavelet {
             bits,
             elements: 1,
@@ -567,7 +999,18 @@ fn give(results: &[Word], ty: Ty, width: usize, n: usize, out: &mut Vec<Wavelet>
         }
         return;
     }
-    for row in results.chunks_exact(n) {
-        out.extend(row.chunks(width).map(wavelet));
+    let mut left = results;
+    for lanes in grid.steps() {
+        let (words, rest) = left.split_at(lanes);
+        left = rest;
+        let mut bits = 0;
+        for (i, w) in words.iter().enumerate() {
+            bits |= num::to_bits(ty, f32::from_le_bytes(*w)) << (ty.bits() as usize * i);
+        }
+        out.push(Wavelet {
+            bits,
+            elements: lanes as u8,
+            flag: false,
+        });
     }
 }

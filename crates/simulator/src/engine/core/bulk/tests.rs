@@ -31,7 +31,7 @@ impl Ports for Arrived {
     }
 }
 
-const SIZE: i64 = 2048;
+const SIZE: i64 = 1 << 15;
 
 /// Numbers of all kinds; memory is made of them.
 fn number() -> impl Strategy<Value = f32> {
@@ -143,7 +143,7 @@ fn case() -> impl Strategy<Value = Case> {
             prop::sample::select(vec![1u32, 1, 1, 2, 5]),
             dst,
             [source(shape), source(shape)],
-            prop::collection::vec(number(), SIZE as usize / 4),
+            prop::collection::vec(number(), 512),
             prop::collection::vec(1u64..80, 1..6),
             prop::collection::vec(number(), 32),
         )
@@ -167,6 +167,94 @@ fn case() -> impl Strategy<Value = Case> {
                     payload,
                 }
             })
+    })
+}
+
+/// Products of matrices with all that they may meet: few and many of everything, gaps, windows that overlap, factors that share bytes
+/// with accumulators, f16, factors from the fabric, long leaps.
+fn product() -> impl Strategy<Value = Case> {
+    let few = || prop_oneof![2 => Just(1i64), 3 => 2i64..4, 1 => 4i64..12];
+    let many = prop_oneof![2 => Just(1i64), 3 => 2i64..20, 3 => 20i64..70, 1 => prop::sample::select(vec![16i64, 32, 64])];
+    let shape = (few(), prop_oneof![3 => 1i64..16, 1 => 16i64..40], few(), many);
+    let fits = shape.prop_filter("it fits", |(f, o, r, c)| {
+        f * o * r * c <= 6000 && (o * r).max(f * r) * (c + 3) <= 1200
+    });
+    let layouts = fits.prop_flat_map(|(f, o, r, c)| {
+        let gap = prop_oneof![3 => Just(0i64), 1 => 1i64..4];
+        let y = (gap.clone(), gap.clone()).prop_map(move |(g, h)| [0, r * (c + g) + h, c + g, 1]);
+        let y = prop_oneof![
+            6 => y,
+            1 => Just([0, 1, c * o, o]),
+            1 => Just([0, r * c, -c, -1]),
+            1 => Just([0, r * c, c, 0]),
+            1 => Just([r * c, 0, c, 1]),
+            1 => Just([1, r * c, c, 1]),
+        ];
+        let a = prop_oneof![5 => Just([o, 1, 0, 0]), 1 => Just([1, f, 0, 0]), 1 => Just([0, -1, 0, 0]), 1 => Just([0, 0, 0, 0])];
+        let b = gap.prop_map(move |g| [r * (c + g), 0, c + g, 1]);
+        let b = prop_oneof![
+            6 => b,
+            1 => Just([1, 0, c, 1]),
+            1 => Just([2 * r * c, 0, 2 * c, 2]),
+            1 => Just([-1, 0, -1, 1]),
+            1 => Just([r * c, 0, c, 0]),
+            1 => Just([o * r * c, r * c, c, 1]),
+            1 => Just([0, 0, c, 1]),
+        ];
+        // a loop of one turn may be anywhere
+        (Just([f, o, r, c]), y, a, b, 0..4usize)
+    });
+    layouts.prop_flat_map(|(shape, y, a, b, swap)| {
+        let turned = |mut x: [i64; 4]| {
+            if let (0..3, true) = (swap, shape[swap.min(3)] == 1) {
+                x[..=swap].rotate_right(1);
+            }
+            x
+        };
+        let (y_end, a_end) = (
+            4 * shape[1] * shape[2] * (shape[3] + 3) + 64,
+            4 * shape[0] * shape[1] + 64,
+        );
+        let (shape, y, a, b) = (turned(shape), turned(y), turned(a), turned(b));
+        let memory = |strides: [i64; 4], base: i64| {
+            let base = prop_oneof![9 => Just(base), 1 => 0i64..64];
+            (ty(), base).prop_map(move |(ty, base)| Kind::Memory { ty, strides, base })
+        };
+        let source = |strides: [i64; 4], base: i64| {
+            prop_oneof![
+                12 => memory(strides, base),
+                1 => ty().prop_map(Kind::Fabric),
+                1 => number().prop_map(Kind::Imm),
+            ]
+        };
+        let dst = prop_oneof![12 => Just(Ty::F32), 1 => Just(Ty::F16)];
+        let sources = (source(a, y_end), source(b, y_end + a_end), any::<bool>());
+        (
+            prop::sample::select(vec![1i64, 1, 2, 4, 8]),
+            prop::sample::select(vec![1u32, 1, 2]),
+            (dst, prop_oneof![3 => Just(0i64), 1 => 0..8i64]),
+            sources,
+            prop::collection::vec(number(), 512),
+            prop::collection::vec(prop_oneof![1u64..80, 1u64..5000], 1..4),
+            prop::collection::vec(number(), 32),
+        )
+            .prop_map(
+                move |(width, cost, (ty, base), (a, b, swap), memory, leaps, payload)| Case {
+                    op: Op::Mac,
+                    shape,
+                    width,
+                    cost,
+                    dst: Kind::Memory {
+                        ty,
+                        strides: y,
+                        base: 4 * base,
+                    },
+                    sources: if swap { [b, a] } else { [a, b] },
+                    memory,
+                    leaps,
+                    payload,
+                },
+            )
     })
 }
 
@@ -275,49 +363,77 @@ proptest! {
 
     #[test]
     fn many_steps_are_one_after_another(case in case()) {
-        let small = include_str!("../../../../../../machines/small.toml");
-        let machine = Machine::parse("small", small, &[]).expect("a machine of ours");
-        let rules = Rules { machine: &machine };
-        let fresh = case.run();
-        let inputs = [&fresh.a, &fresh.b].map(|arg| case.wavelets(&fresh, arg));
-        let before: Vec<u8> = case.memory.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let last = fresh.slots_left() - 1;
-
-        // one after another
-        let (mut run, mut memory) = (fresh.clone(), before.clone());
-        let mut net = Arrived(inputs.iter().map(|w| w.iter().copied().collect()).collect());
-        let (mut counters, mut want, mut elements) = (PeCounters::default(), Vec::new(), 0);
-        for now in 0..last {
-            let mut sent = None;
-            elements += run.slot(&mut memory, &mut net, &rules, now, &mut counters, &mut sent).expect("equal widths");
-            want.extend(sent.map(|(_, w)| w));
-        }
-
-        // many at once
-        let (mut other, mut bulk) = (fresh, before);
-        let (mut counted, mut got, mut handled) = (PeCounters::default(), Vec::new(), 0);
-        let mut scratch = Scratch::default();
-        let (mut now, mut taken) = (0, 0);
-        for slots in case.leaps.iter().cycle() {
-            let slots = (last - now).min(*slots);
-            let steps = ((other.paid as u64 + slots) / other.cost as u64) as usize;
-            let part = [&inputs[0], &inputs[1]].map(|w| w.get(taken..taken + steps).unwrap_or_default());
-            handled += other.leap(now, slots, &mut bulk, part, &mut got, &mut counted, &mut scratch).expect("equal widths");
-            taken += steps;
-            now += slots;
-            if now == last {
-                break;
-            }
-        }
-        counted.last_busy = counters.last_busy; // the caller's
-        prop_assert_eq!(want, got);
-        prop_assert_eq!(elements as u64, handled);
-        prop_assert_eq!(format!("{counters:?}"), format!("{counted:?}"));
-        let state = |r: &Run| (r.index, r.column, r.paid, [r.dst, r.a, r.b].map(|arg| match arg {
-            Arg::Memory { at, .. } => at,
-            _ => 0,
-        }));
-        prop_assert_eq!(state(&run), state(&other));
-        prop_assert_eq!(memory, bulk);
+        compare(&case)?;
     }
+
+    #[test]
+    fn products_are_one_step_after_another(case in product()) {
+        compare(&case)?;
+    }
+}
+
+/// Executes a case step by step, and in its leaps.
+fn compare(case: &Case) -> Result<(), TestCaseError> {
+    let small = include_str!("../../../../../../machines/small.toml");
+    let machine = Machine::parse("small", small, &[]).expect("a machine of ours");
+    let rules = Rules { machine: &machine };
+    let fresh = case.run();
+    let inputs = [&fresh.a, &fresh.b].map(|arg| case.wavelets(&fresh, arg));
+    let before: Vec<u8> = case
+        .memory
+        .iter()
+        .cycle()
+        .take(SIZE as usize / 4)
+        .flat_map(|x| x.to_le_bytes())
+        .collect();
+    let last = fresh.slots_left() - 1;
+
+    // one after another
+    let (mut run, mut memory) = (fresh.clone(), before.clone());
+    let mut net = Arrived(inputs.iter().map(|w| w.iter().copied().collect()).collect());
+    let (mut counters, mut want, mut elements) = (PeCounters::default(), Vec::new(), 0);
+    for now in 0..last {
+        let mut sent = None;
+        elements += run
+            .slot(&mut memory, &mut net, &rules, now, &mut counters, &mut sent)
+            .expect("equal widths");
+        want.extend(sent.map(|(_, w)| w));
+    }
+
+    // many at once
+    let (mut other, mut bulk) = (fresh, before);
+    let (mut counted, mut got, mut handled) = (PeCounters::default(), Vec::new(), 0);
+    let mut scratch = Scratch::default();
+    let (mut now, mut taken) = (0, 0);
+    for slots in case.leaps.iter().cycle() {
+        let slots = (last - now).min(*slots);
+        let steps = ((other.paid as u64 + slots) / other.cost as u64) as usize;
+        let part = [&inputs[0], &inputs[1]].map(|w| w.get(taken..taken + steps).unwrap_or_default());
+        handled += other
+            .leap(now, slots, &mut bulk, part, &mut got, &mut counted, &mut scratch)
+            .expect("equal widths");
+        taken += steps;
+        now += slots;
+        if now == last {
+            break;
+        }
+    }
+    counted.last_busy = counters.last_busy; // the caller's
+    prop_assert_eq!(want, got);
+    prop_assert_eq!(elements as u64, handled);
+    prop_assert_eq!(format!("{counters:?}"), format!("{counted:?}"));
+    let state = |r: &Run| {
+        (
+            r.index,
+            r.column,
+            r.paid,
+            [r.dst, r.a, r.b].map(|arg| match arg {
+                Arg::Memory { at, .. } => at,
+                _ => 0,
+            }),
+        )
+    };
+    prop_assert_eq!(state(&run), state(&other));
+    prop_assert_eq!(memory, bulk);
+    Ok(())
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 const RING: usize = 4;
 
 /// Groups of an item, as long as they are not small: fewer would make the first block's arrival and the last sums' way long beside the work.
-const GROUPS: usize = 8;
+const GROUPS: usize = 16;
 /// Output features of a small group, whose instructions and header are dear beside the work.
 const SMALL: usize = 16;
 /// Groups above this many output features are multiples of it.
@@ -953,9 +953,9 @@ impl StreamedKernel<'_> {
     }
 }
 
-/// The microthread that hands partial sums on comes first: the columns after this one wait for it.
-const SUMS: u8 = 1;
-/// The microthread that takes in the next block of weights.
-const FETCH: u8 = 2;
+/// The microthread that takes in the next block of weights comes first: all rows of the column take a block in step, without a pause.
+const FETCH: u8 = 1;
+/// The microthread that hands partial sums on: the columns after this one wait for it.
+const SUMS: u8 = 2;
 /// The microthread that takes in the next item.
 const TAKE: u8 = 3;

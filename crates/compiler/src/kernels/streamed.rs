@@ -5,7 +5,8 @@
 //! microthread takes it in while the block before is multiplied, by one instruction. Where zeros are skipped a block is a list of
 //! (index, value), each of which does an AXPY; dense weights come without indices. A group's partial sums are then added along the row
 //! from west to east by a microthread, out of one of several accumulators, so that columns with more to do in one group may make up for
-//! it in the next. The last column has no weights: it finishes the sums and sends them, each feature as one flagged block a row.
+//! it in the next. The last column has no weights: it takes in a group's sums without a pause, so that the columns before it do not feel how
+//! results leave; finishes them, and sends each feature as one flagged block a row.
 //!
 //! Columns that share an edge channel get their blocks in turn, and none waits for another in a circle: what a column may wait for before
 //! it takes a block in, by the time that the channel offers it, are sums of groups whose blocks all columns have got before.
@@ -34,7 +35,7 @@ const INDICES: usize = 0x7f80;
 
 /// Instructions of a column with weights, and of the last one with so many lanes.
 const CODE: usize = 90;
-const LAST: usize = 24;
+const LAST: usize = 36;
 
 pub(super) struct StreamedKernel<'a> {
     mix: &'a Arc<Mix>,
@@ -299,7 +300,8 @@ impl<'a> StreamedKernel<'a> {
         } else {
             0
         };
-        let last = y + bias + (LAST + 8 * c.output.lanes) as u64 * instruction + 64;
+        let last =
+            2 * y * self.taken(c, cut) as u64 + bias + (LAST + 8 * c.output.lanes) as u64 * instruction + 64;
         if last > working {
             (last, (cut.columns.len() as u32, 0))
         } else {
@@ -459,8 +461,9 @@ impl Implementation for StreamedKernel<'_> {
             (4 * cost.descriptor + 3 * cost.issue + 4 * cost.load + 8 * cost.branch + 20 * cost.add) as u64;
         let working = most * product + sums + groups * group;
         // the last column: each feature comes, and goes
-        let steps = if self.direct(c) { 1 } else { 2 };
-        let last = m * (steps * (positions as u64 + cost.issue as u64) + (cost.load + cost.add) as u64);
+        let steps = 1 + (self.mix.bias.is_some() && self.mix.relu) as u64;
+        let finish = steps * (positions as u64 + cost.issue as u64);
+        let last = m * (positions as u64 + finish + (cost.load + 2 * cost.add) as u64);
         // the edge
         let channels = c.machine.channels();
         let gap = channels.first().map_or(1, |channel| channel.gap as u64);
@@ -614,9 +617,9 @@ fn gather(region: &mut Region, stream: &str, color: Color, exit: u32) -> Exit {
 }
 
 impl StreamedKernel<'_> {
-    /// The last column sends what arrives in one step.
-    fn direct(&self, c: &Context) -> bool {
-        c.ty == Ty::F32 && !(self.mix.bias.is_some() && self.mix.relu)
+    /// Output features whose sums the last column takes in at once: about a group, and as many for all lanes.
+    fn taken(&self, c: &Context, cut: &Cut) -> usize {
+        cut.group.next_multiple_of(c.output.lanes).min(self.linear().m)
     }
 
     /// The code of columns with weights that take one lane, which enters in row `entry`.
@@ -886,9 +889,12 @@ impl StreamedKernel<'_> {
     /// The code of the last column.
     fn last(&self, name: &str, c: &Context, cut: &Cut, at: Lattice) -> Block {
         let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
-        let m = self.linear().m;
+        let (m, lanes, most) = (self.linear().m, c.output.lanes, self.taken(c, cut));
+        let pitch = Context::pitch(Ty::F32, cut.positions(0));
         let mut a = c.assembler();
-        let sum = a.buffer("sum", Context::pitch(Ty::F32, cut.positions(0)) as u32, 0);
+        let bytes = (most as i64 * pitch) as u32;
+        let sums = a.buffer("sums", bytes, 0);
+        let both = sums + a.buffer("sums.next", bytes, 0);
         let bias = self
             .mix
             .bias
@@ -897,55 +903,78 @@ impl StreamedKernel<'_> {
         let lengths = table(&format!("{name}.last.positions"), at, |_, y| {
             cut.positions(y as usize) as i64
         });
-        let length = [a.param("positions", lengths)];
+        let length = a.param("positions", lengths);
         a.task("main", Trigger::Start);
         if let Some(bias) = bias {
             load_weights(&mut a, imm(m), bias);
         }
         let parity = (cut.columns.len() - 1) % 2;
-        a.input(0, colors::REDUCE[parity], Ty::F32, &length);
-        a.memory(1, Ty::F32, Val::Imm(sum), &length, &[1], true);
-        for lane in 0..c.output.lanes {
-            a.output(2 + lane as u8, c.output_colors[lane], c.ty, &length, true);
+        // begins to take in sums of r15 outputs; r14 elements that came, when all that were asked for are there
+        let take = |a: &mut Assembler, to: Val| {
+            let shape = [reg(15), length];
+            a.memory(0, Ty::F32, to, &shape, &[pitch / 4, 1], true);
+            a.input(1, colors::REDUCE[parity], Ty::F32, &shape);
+            a.start(SUMS, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            a.emit(Instr::Mul(6, reg(15), length));
+            a.emit(Instr::Add(14, reg(14), reg(6)));
+        };
+        a.memory(2, Ty::F32, Val::Imm(sums), &[length], &[1], true);
+        for lane in 0..lanes {
+            a.output(3 + lane as u8, c.output_colors[lane], c.ty, &[length], true);
         }
         a.emit(Instr::Set(0, imm(c.items)));
+        // r3 sums
+        a.emit(Instr::Set(3, Val::Imm(sums)));
+        a.emit(Instr::Set(15, imm(most)));
+        take(&mut a, reg(3));
         let item = a.here("item");
-        a.emit(Instr::Set(1, imm(m / c.output.lanes)));
         a.emit(Instr::Set(2, Val::Imm(bias.unwrap_or(0))));
+        // r4 outputs left, r1 of those at hand
+        a.emit(Instr::Set(4, imm(m)));
+        let part = a.here("part");
+        let (all, more, none) = (a.label("all"), a.label("more"), a.label("none"));
+        a.emit(Instr::Wait(SUMS, Some(reg(14))));
+        a.emit(Instr::Set(1, reg(15)));
+        a.emit(Instr::Sub(7, Val::Imm(both), reg(3)));
+        // r12 outputs after them, of this item or the next
+        a.emit(Instr::Sub(12, reg(4), reg(1)));
+        a.branch(Cond::Ne, reg(12), imm(0), more);
+        a.branch(Cond::Eq, reg(0), imm(1), none);
+        a.emit(Instr::Set(12, imm(m)));
+        a.bind(more);
+        a.emit(Instr::Set(15, imm(most)));
+        a.branch(Cond::Ge, reg(12), reg(15), all);
+        a.emit(Instr::Set(15, reg(12)));
+        a.bind(all);
+        take(&mut a, reg(7));
+        a.bind(none);
+        a.emit(Instr::Base(2, reg(3)));
+        a.emit(Instr::Set(3, reg(7)));
+        a.emit(Instr::Sub(4, reg(4), reg(1)));
         let feature = a.here("feature");
-        // r3 bias
-        let biased = |dst: u8, a: &mut Assembler| match bias {
-            Some(_) => a.map(
-                Op::Add,
-                dst,
-                Operand::Desc(0),
-                Some(Operand::Reg(3)),
-                Count::Other,
-            ),
-            None => a.map(Op::Mov, dst, Operand::Desc(0), None, Count::None),
-        };
-        let zero = Some(Operand::Imm(0.0));
-        for lane in 0..c.output.lanes {
-            let out = 2 + lane as u8;
+        for lane in 0..lanes {
+            let out = 3 + lane as u8;
+            let sum = Operand::Desc(2);
             if bias.is_some() {
-                a.emit(Instr::Load(Word::I32, 3, reg(2), imm(0)));
+                a.emit(Instr::Load(Word::I32, 5, reg(2), imm(0)));
                 a.emit(Instr::Add(2, reg(2), imm(4)));
             }
-            match (self.direct(c), self.mix.relu) {
-                (true, true) => a.map(Op::Max, out, Operand::Desc(0), zero, Count::Other),
-                (true, false) => biased(out, &mut a),
-                (false, relu) => {
-                    biased(1, &mut a);
-                    let (op, b, count) = match relu {
-                        true => (Op::Max, zero, Count::Other),
-                        false => (Op::Mov, None, Count::None),
-                    };
-                    a.map(op, out, Operand::Desc(1), b, count);
+            let added = Some(Operand::Reg(5));
+            let zero = Some(Operand::Imm(0.0));
+            match (bias.is_some(), self.mix.relu) {
+                (false, false) => a.map(Op::Mov, out, sum, None, Count::None),
+                (true, false) => a.map(Op::Add, out, sum, added, Count::Other),
+                (false, true) => a.map(Op::Max, out, sum, zero, Count::Other),
+                (true, true) => {
+                    a.map(Op::Add, 2, sum, added, Count::Other);
+                    a.map(Op::Max, out, sum, zero, Count::Other);
                 }
             }
+            a.emit(Instr::Advance(2, Val::Imm(pitch)));
         }
-        a.emit(Instr::Sub(1, reg(1), imm(1)));
+        a.emit(Instr::Sub(1, reg(1), imm(lanes)));
         a.branch(Cond::Ne, reg(1), imm(0), feature);
+        a.branch(Cond::Ne, reg(4), imm(0), part);
         a.emit(Instr::Sub(0, reg(0), imm(1)));
         a.branch(Cond::Ne, reg(0), imm(0), item);
         a.emit(Instr::Halt);

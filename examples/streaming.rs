@@ -2,15 +2,25 @@
 //!
 //!     cargo run --release --example streaming -- utilisation     (a minute or two)
 //!     cargo run --release --example streaming -- sparsity        (a minute or two)
+//!     cargo run --release --example streaming -- scale           (some minutes)
+//!
+//! `scale TOKENS K M` takes another product, and `scale TOKENS K M SIDE SPARSITY` measures a single mesh of SIDE x SIDE PEs. `ENGINE=reference`
+//! in the environment asks for the other engine.
 
 use meshloom_compiler::{Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Mask, Op, seeded_inputs, sparsify};
-use meshloom_simulator::engine;
+use meshloom_simulator::engine::{self, Engine};
+use std::time::Instant;
 
 /// Cycles and multiply-adds of a product of \[tokens, k\] and \[k, m\].
 struct Measured {
     cycles: u64,
     multiply_adds: u64,
+    /// Additions of partial sums.
+    reductions: u64,
+    /// Seconds to compile, the verifier included, and to simulate.
+    compile: f64,
+    simulate: f64,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -59,33 +69,53 @@ fn measure(
         weights: Weights::Streamed,
         ..Options::default()
     };
+    let began = Instant::now();
     let compiled = compile(&graph, &machine, &options, &inputs)?;
-    let outcome = engine::run(&compiled.program, &machine, &engine::Options::default())?;
+    let compile = began.elapsed().as_secs_f64();
+    let options = engine::Options {
+        engine: match std::env::var("ENGINE").as_deref() {
+            Ok("reference") => Engine::Reference,
+            _ => Engine::Fast,
+        },
+        ..engine::Options::default()
+    };
+    let began = Instant::now();
+    let outcome = engine::run(&compiled.program, &machine, &options)?;
+    let operations = |class: usize| outcome.pes.iter().map(|pe| pe.operations[class]).sum();
     Ok(Measured {
         cycles: outcome.cycles,
-        multiply_adds: outcome.pes.iter().map(|pe| pe.operations[0]).sum(),
+        multiply_adds: operations(0),
+        reductions: operations(2),
+        compile,
+        simulate: began.elapsed().as_secs_f64(),
     })
 }
 
 /// Share of the multiply-adds that all PEs of the mesh could do.
 fn utilisation() -> Result<(), Failure> {
     let (tokens, k, pes) = (1024, 2048, 1024);
-    println!("| Output features | Cycles | Multiply-adds | Of the peak |\n|---|---|---|---|");
-    let row = |name: String, cycles: u64, multiply_adds: u64| {
+    println!(
+        "| Output features | Cycles | Multiply-adds | Of the peak | Simulated in s |\n|---|---|---|---|---|"
+    );
+    let row = |name: String, cycles: u64, multiply_adds: u64, seconds: f64| {
         let share = multiply_adds as f64 / (pes * cycles) as f64;
-        println!("| {name} | {cycles} | {multiply_adds} | {:.1} % |", share * 100.0);
+        println!(
+            "| {name} | {cycles} | {multiply_adds} | {:.1} % | {seconds:.1} |",
+            share * 100.0
+        );
     };
     let sizes = [128, 1024];
     let mut all = Vec::new();
     for m in sizes {
         let one = measure(tokens, k, m, &[], None)?;
-        row(m.to_string(), one.cycles, one.multiply_adds);
+        row(m.to_string(), one.cycles, one.multiply_adds, one.simulate);
         all.push(one);
     }
     row(
         format!("from {} to {}", sizes[0], sizes[1]),
         all[1].cycles - all[0].cycles,
         all[1].multiply_adds - all[0].multiply_adds,
+        all[1].simulate - all[0].simulate,
     );
     Ok(())
 }
@@ -96,7 +126,7 @@ fn sparsity() -> Result<(), Failure> {
     let (tokens, k, sets) = (256, 1792, ["mesh.height=9"]);
     let sizes = [256, 768];
     println!(
-        "| Sparsity | Cycles, {} outputs | Cycles, {} outputs | A further output | Over lists at 0 % | Of theoretical | Over dense |\n|---|---|---|---|---|---|---|",
+        "| Sparsity | Cycles, {} outputs | Cycles, {} outputs | A further output | Over lists at 0 % | Of theoretical | Over dense | Simulated in s |\n|---|---|---|---|---|---|---|---|",
         sizes[0], sizes[1]
     );
     let mut base: Vec<(f64, f64)> = Vec::new();
@@ -126,19 +156,75 @@ fn sparsity() -> Result<(), Failure> {
             None => ("-".into(), "-".into()),
         };
         println!(
-            "| {name} | {} | {} | {steady:.0} | {over} | {share} | {dense} |",
-            a.cycles, b.cycles
+            "| {name} | {} | {} | {steady:.0} | {over} | {share} | {dense} | {:.1} |",
+            a.cycles,
+            b.cycles,
+            a.simulate + b.simulate
         );
     }
     Ok(())
 }
 
+/// Most bytes of memory that this process has had, in MiB.
+fn peak_memory() -> Result<f64, Failure> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.split_whitespace().next());
+    Ok(kib.ok_or("/proc/self/status has no VmHWM")?.parse::<f64>()? / 1024.0)
+}
+
+/// One product on meshes of more and more PEs, each in a process of its own, since a process's peak of memory never falls.
+fn scale(arguments: &[String]) -> Result<(), Failure> {
+    let sizes = match arguments {
+        [] => ["512", "2048", "2048"].map(String::from).to_vec(),
+        [sizes @ ..] => sizes[..3.min(sizes.len())].to_vec(),
+    };
+    let numbers: Vec<usize> = sizes.iter().map(|s| s.parse()).collect::<Result<_, _>>()?;
+    let [tokens, k, m] = numbers[..] else {
+        return Err("expected TOKENS K M".into());
+    };
+    if let [_, _, _, side, sparsity] = arguments {
+        let sets = [format!("mesh.width={side}"), format!("mesh.height={side}")];
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        let one = measure(tokens, k, m, &sets, Some(sparsity.parse()?).filter(|s| *s > 0.0))?;
+        println!(
+            "| {side} x {side} | {sparsity} | {} | {} | {} | {:.1} | {:.1} | {:.0} |",
+            one.cycles,
+            one.multiply_adds,
+            one.reductions,
+            one.compile,
+            one.simulate,
+            peak_memory()?
+        );
+        return Ok(());
+    }
+    println!(
+        "| Mesh | Sparsity | Cycles | Multiply-adds | Reductions | Compiled in s | Simulated in s | Peak MiB |\n|---|---|---|---|---|---|---|---|"
+    );
+    for sparsity in ["0", "0.75"] {
+        for side in ["64", "128", "256", "512"] {
+            let mut command = std::process::Command::new(std::env::current_exe()?);
+            let done = command
+                .arg("scale")
+                .args(&sizes)
+                .args([side, sparsity])
+                .status()?;
+            if !done.success() {
+                return Err(format!("{side} x {side}: {done}").into());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Failure> {
-    match std::env::args().nth(1).as_deref() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
         Some("utilisation") => utilisation(),
         Some("sparsity") => sparsity(),
+        Some("scale") => scale(&arguments[1..]),
         other => Err(format!(
-            "{}: expected `utilisation` or `sparsity`",
+            "{}: expected `utilisation`, `sparsity` or `scale`",
             other.unwrap_or("no table")
         ))
         .map_err(Into::into),

@@ -471,18 +471,14 @@ pub struct Emitted {
 
 /// Weights that enter as a kernel computes, again for every item: each column of its region has a stream of its own, which goes to all rows.
 ///
-/// Several columns may share an edge channel. Then their streams are interleaved wavelet by wavelet, and shorter ones are filled up.
+/// Several columns may share an edge channel. Then they get their blocks in turn, so a column must take a block whole before it waits
+/// for anything that needs a later block of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Streamed {
-    /// For each column its groups, in order; all columns that have any have equally many.
+    /// For each column its blocks, in order. The first columns have equally many, each of at least one wavelet, and the others none.
     pub columns: Vec<Vec<Vec<Wavelet>>>,
-    /// Wavelets of a stream that follow one another directly; each group is a multiple of it.
-    pub unit: usize,
-    /// The second wavelet of a group says how many wavelets come between it and the next one. If there is no such wavelet, groups of
-    /// all columns have equal lengths.
-    pub headed: bool,
-    /// Groups by which a column may be ahead of the others before it waits for them.
-    pub slack: usize,
+    /// The blocks are lists of nonzero weights.
+    pub lists: bool,
 }
 
 /// The way of streamed weights from an edge channel to columns of a kernel.
@@ -494,7 +490,7 @@ pub struct WeightWay {
     pub color: Color,
     /// The channel by which they enter: its side and row.
     pub enters: (Side, u32),
-    /// Columns of the kernel's region, in the order in which their wavelets take turns.
+    /// Columns of the kernel's region, in the order in which they get blocks.
     pub columns: Vec<u32>,
     /// The way, in places of the mesh.
     pub routes: Vec<Route>,

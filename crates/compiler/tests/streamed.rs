@@ -2,7 +2,7 @@
 //! multiplied once for each position and nothing else is, and no weight enters before the computation.
 
 use meshloom_compiler::passes::memory;
-use meshloom_compiler::plan::Kind;
+use meshloom_compiler::plan::{Kind, WeightWay};
 use meshloom_compiler::{CompileError, Compiled, Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Op, evaluate::evaluate, seeded_inputs};
 use meshloom_simulator::Machine;
@@ -261,7 +261,7 @@ fn products() {
         failure_persistence: None,
         ..ProptestConfig::with_cases(cases_n)
     });
-    // what was met: all that ran, dense blocks, lists, several lanes in, out, columns that share a channel, wavelets for nobody
+    // what was met: all that ran, dense blocks, lists, several lanes in, out, columns that share a channel, with unequal blocks
     let met: RefCell<[usize; 7]> = Default::default();
     let result = runner.run(&cases(), |case| {
         let done = run(&case, Weights::Streamed).map_err(TestCaseError::fail)?;
@@ -273,19 +273,16 @@ fn products() {
                     let Some(streamed) = &region.streamed else {
                         continue;
                     };
-                    met[1] += !streamed.headed as usize;
-                    met[2] += streamed.headed as usize;
+                    met[1] += !streamed.lists as usize;
+                    met[2] += streamed.lists as usize;
                     met[3] += (plan.edges[kernel.inputs[0].edge].layout.lanes > 1) as usize;
                     met[4] += (plan.edges[kernel.output].layout.lanes > 1) as usize;
-                    let own: usize = streamed.columns.iter().flatten().map(Vec::len).sum();
-                    let enter: usize = plan
-                        .weights
-                        .iter()
-                        .filter(|w| w.kernel == 0)
-                        .map(|w| w.data.len())
-                        .sum();
-                    met[5] += plan.weights.iter().any(|w| w.columns.len() > 1) as usize;
-                    met[6] += (plan.kernels.len() == 1 && enter > own) as usize;
+                    let ways = plan.weights.iter().filter(|w| w.columns.len() > 1);
+                    met[5] += (ways.clone().count() > 0) as usize;
+                    let lengths = |column: &u32| streamed.columns[*column as usize].iter().map(Vec::len);
+                    let uneven =
+                        |w: &WeightWay| w.columns.windows(2).any(|c| !lengths(&c[0]).eq(lengths(&c[1])));
+                    met[6] += (plan.kernels.len() == 1 && ways.clone().any(uneven)) as usize;
                 }
             }
         }

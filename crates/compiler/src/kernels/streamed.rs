@@ -1,11 +1,15 @@
 //! Matrix products whose weights enter as they compute: the activations stay, the weights come by. Input features over the columns of the
 //! rectangle, positions over its rows: a PE has some positions of some features, for as long as an item is worked on.
 //!
-//! Output features are worked on in groups. For each group a column gets its features' weights, broadcast to all its rows. Where zeros
-//! are skipped these are lists of (index, value), and each element does an AXPY as it arrives; dense weights come without indices, a
-//! block ahead, and a group's block is one instruction. A group's partial sums are then added along the row from west to east by a
-//! microthread, out of one of several accumulators, so that columns with more to do in one group may make up for it in the next. The
-//! last column has no weights: it finishes the sums and sends them, each feature as one flagged block a row.
+//! Output features are worked on in groups. For each group a column gets a block, its features' weights, broadcast to all its rows: a
+//! microthread takes it in while the block before is multiplied, by one instruction. Where zeros are skipped a block is a list of
+//! (index, value), each of which does an AXPY; dense weights come without indices. A group's partial sums are then added along the row
+//! from west to east by a microthread, out of one of several accumulators, so that columns with more to do in one group may make up for
+//! it in the next. The last column has no weights: it takes in a group's sums without a pause, so that the columns before it do not feel how
+//! results leave; finishes them, and sends each feature as one flagged block a row.
+//!
+//! Columns that share an edge channel get their blocks in turn, and none waits for another in a circle: what a column may wait for before
+//! it takes a block in, by the time that the channel offers it, are sums of groups whose blocks all columns have got before.
 //!
 //! Columns take as many neighbouring features as make their weights equally many.
 
@@ -17,17 +21,47 @@ use std::sync::Arc;
 /// Groups whose partial sums a PE can hold at once.
 const RING: usize = 4;
 
-/// Most output features of a group: of lists, whose header is dear for small ones; and of dense weights, whose blocks take SRAM.
-const LISTED: usize = 16;
-const DENSE: usize = 16;
+/// Groups of an item, as long as they are not small: fewer would make the first block's arrival and the last sums' way long beside the work.
+const GROUPS: usize = 16;
+/// Output features of a small group, whose instructions and header are dear beside the work.
+const SMALL: usize = 16;
+/// Groups above this many output features are multiples of it.
+const CHUNK: usize = 8;
+
+/// Words that a list begins with: its length, and the words of the block after it.
+const HEADER: usize = 2;
+/// Indices of a list stay below this: words that hold two of them, moved as f32, are never a NaN, whose bits would not be kept (M19).
+const INDICES: usize = 0x7f80;
 
 /// Instructions of a column with weights, and of the last one with so many lanes.
 const CODE: usize = 90;
-const LAST: usize = 24;
+const LAST: usize = 36;
 
 pub(super) struct StreamedKernel<'a> {
     mix: &'a Arc<Mix>,
-    stored: OnceCell<Vec<u64>>,
+    stored: OnceCell<Stored>,
+}
+
+/// Weights that enter: sums over the places of the input's stream and over chunks of output features, in the order of the groups.
+struct Stored {
+    chunks: usize,
+    /// Entry `k * (chunks + 1) + i`: weights of inputs before `k` for outputs of chunks before `i`.
+    sums: Vec<u32>,
+}
+
+impl Stored {
+    /// Of the inputs `k` for the chunks `outputs`.
+    fn of(&self, k: std::ops::Range<usize>, outputs: std::ops::Range<usize>) -> u64 {
+        let sum = |k: usize, i: usize| self.sums[k * (self.chunks + 1) + i] as u64;
+        sum(k.end, outputs.end) + sum(k.start, outputs.start)
+            - sum(k.end, outputs.start)
+            - sum(k.start, outputs.end)
+    }
+
+    /// Of the inputs `k` for all outputs.
+    fn inputs(&self, k: std::ops::Range<usize>) -> u64 {
+        self.of(k, 0..self.chunks)
+    }
 }
 
 /// A column with weights: its lane of the input, and which features of it.
@@ -118,36 +152,32 @@ impl<'a> StreamedKernel<'a> {
         self.linear().sparse
     }
 
-    /// Weights that enter for each input feature, in the order of its stream.
-    fn stored(&self, c: &Context) -> &[u64] {
+    fn stored(&self, c: &Context) -> &Stored {
         self.stored.get_or_init(|| {
             let linear = self.linear();
-            let order = c.inputs[0].order.as_deref();
-            let of = |k: usize| {
-                (0..linear.m)
-                    .filter(|m| linear.stored(*m, k, 0).is_some())
-                    .count()
-            };
-            (0..linear.k)
-                .map(|k| of(order.map_or(k, |o| o[k])) as u64)
-                .collect()
+            let inputs = c.inputs[0].order.as_deref();
+            let order = Self::outputs(c);
+            let chunks = order.len().div_ceil(CHUNK);
+            let mut sums = vec![0u32; (linear.k + 1) * (chunks + 1)];
+            for k in 0..linear.k {
+                let feature = inputs.map_or(k, |i| i[k]);
+                let (before, own) = sums[k * (chunks + 1)..(k + 2) * (chunks + 1)].split_at_mut(chunks + 1);
+                let mut sum = 0;
+                for (i, chunk) in order.chunks(CHUNK).enumerate() {
+                    let stored = chunk.iter().filter(|m| linear.stored(**m, feature, 0).is_some());
+                    sum += stored.count() as u32;
+                    own[i + 1] = before[i + 1] + sum;
+                }
+            }
+            Stored { chunks, sums }
         })
-    }
-
-    /// Wavelets of a list's element (rule M13).
-    fn unit(c: &Context) -> usize {
-        if c.ty == Ty::F32 && c.machine.link.bits == 32 {
-            2
-        } else {
-            1
-        }
     }
 
     /// Cycles that a weight takes with so many positions.
     fn product(&self, c: &Context, positions: usize) -> u64 {
         let steps = (positions as u64).div_ceil(c.multiply_lanes());
         if self.lists() {
-            steps + Self::unit(c) as u64 + c.machine.pe.cost.issue as u64
+            steps + c.machine.pe.cost.issue as u64
         } else {
             steps + 1
         }
@@ -180,9 +210,9 @@ impl<'a> StreamedKernel<'a> {
             let (first, last) = c.inputs[0].lane(lane);
             let parts = (width as usize - 1) / lanes;
             let shares = if self.lists() {
-                let costs: Vec<u64> = self.stored(c)[first..last]
-                    .iter()
-                    .map(|n| n * product + rows[1] as u64)
+                let stored = self.stored(c);
+                let costs: Vec<u64> = (first..last)
+                    .map(|k| stored.inputs(k..k + 1) * product + rows[1] as u64)
                     .collect();
                 even(&costs, parts)
             } else {
@@ -200,16 +230,20 @@ impl<'a> StreamedKernel<'a> {
             group: 1,
             ahead: c.items > 1,
         };
-        let most = if self.lists() { LISTED } else { DENSE };
         // several groups, so that their sums are added while others are worked on
-        let most = most
-            .min(self.linear().m.div_ceil(RING))
-            .min(65535 / cut.widest().max(1))
+        let m = self.linear().m;
+        let indices = if self.lists() { INDICES } else { 65536 };
+        let most = (m.div_ceil(RING).min(SMALL))
+            .max(m.div_ceil(GROUPS))
+            .min(indices / cut.widest().max(1))
             .max(1);
+        let sizes = (1..=most)
+            .rev()
+            .filter(|n| *n <= SMALL || n.is_multiple_of(CHUNK));
         let sram = c.machine.pe.sram_bytes as u64;
         for ahead in [c.items > 1, false] {
             cut.ahead = ahead;
-            for group in (1..=most).rev() {
+            for group in sizes.clone() {
                 cut.group = group;
                 if self.fullest(c, &cut).0 <= sram {
                     return Some(cut);
@@ -219,7 +253,27 @@ impl<'a> StreamedKernel<'a> {
         Some(cut)
     }
 
-    /// Elements of a group's block of dense weights: as many for all columns.
+    /// Bytes of the buffer for a group's block, as many for all columns.
+    fn block_bytes(&self, c: &Context, cut: &Cut) -> u64 {
+        let bytes = if self.lists() {
+            let stored = self.stored(c);
+            // of the chunks that a group has a part of
+            let m = self.linear().m;
+            let groups = (0..m).step_by(cut.group);
+            let chunks = groups.map(|from| from / CHUNK..(from + cut.group).min(m).div_ceil(CHUNK));
+            let most = cut.columns.iter().flat_map(|column| {
+                let all = (column.features() * cut.group) as u64;
+                let of = move |chunks| stored.of(column.from..column.to, chunks).min(all);
+                chunks.clone().map(of)
+            });
+            list_words(c.ty, most.max().unwrap_or(0)) * 4
+        } else {
+            self.block(cut) as u64 * c.ty.bytes() as u64
+        };
+        bytes.next_multiple_of(32)
+    }
+
+    /// Elements of a block of dense weights: as many for all columns.
     fn block(&self, cut: &Cut) -> usize {
         cut.widest() * cut.group
     }
@@ -234,11 +288,7 @@ impl<'a> StreamedKernel<'a> {
             .map(|(i, column)| (i, column.features() as u64))
             .max_by_key(|(i, n)| (*n, u32::MAX - i))
             .unwrap_or((0, 0));
-        let weights = if self.lists() {
-            32
-        } else {
-            2 * (self.block(cut) as u64 * c.ty.bytes() as u64).next_multiple_of(32)
-        };
+        let weights = 2 * self.block_bytes(c, cut);
         // features, and one that is not its own
         let working = x * (widest * (1 + cut.ahead as u64) + 1)
             + y * (RING * cut.group) as u64
@@ -250,7 +300,8 @@ impl<'a> StreamedKernel<'a> {
         } else {
             0
         };
-        let last = y + bias + (LAST + 8 * c.output.lanes) as u64 * instruction + 64;
+        let last =
+            2 * y * self.taken(c, cut) as u64 + bias + (LAST + 8 * c.output.lanes) as u64 * instruction + 64;
         if last > working {
             (last, (cut.columns.len() as u32, 0))
         } else {
@@ -258,7 +309,14 @@ impl<'a> StreamedKernel<'a> {
         }
     }
 
-    /// The output features in the order in which they are worked on, as places of the output's stream: lanes take turns.
+    /// The output features in the order in which they are worked on.
+    fn outputs(c: &Context) -> Vec<usize> {
+        let order = c.output.order.as_deref();
+        let places = Self::order(c).into_iter();
+        places.map(|m| order.map_or(m, |o| o[m])).collect()
+    }
+
+    /// The same as places of the output's stream: lanes take turns.
     fn order(c: &Context) -> Vec<usize> {
         let (lanes, each) = (c.output.lanes, c.output.features / c.output.lanes);
         (0..c.output.features)
@@ -266,81 +324,109 @@ impl<'a> StreamedKernel<'a> {
             .collect()
     }
 
-    /// The groups of each column.
+    /// The blocks of each column.
     fn streams(&self, c: &Context, cut: &Cut) -> Streamed {
         let linear = self.linear();
-        let (outputs, inputs) = (c.output.order.as_deref(), c.inputs[0].order.as_deref());
-        let order: Vec<usize> = Self::order(c)
-            .into_iter()
-            .map(|m| outputs.map_or(m, |o| o[m]))
-            .collect();
+        let inputs = c.inputs[0].order.as_deref();
+        let order = Self::outputs(c);
         let bits = |w: f32| match c.ty {
-            Ty::F32 => w.to_bits() as u64,
-            Ty::F16 => half::f16::from_f32(w).to_bits() as u64,
+            Ty::F32 => w.to_bits(),
+            Ty::F16 => half::f16::from_f32(w).to_bits() as u32,
         };
-        let one = |bits: u64, flag: bool| Wavelet {
-            bits,
-            elements: 1,
-            flag,
-        };
-        let unit = Self::unit(c);
-        let list = |column: &Column, group: &[usize]| {
-            let mut all = vec![one(0, false), one(0, false)];
-            for k in column.from..column.to {
-                for (o, &m) in group.iter().enumerate() {
-                    let Some(w) = linear.stored(m, inputs.map_or(k, |i| i[k]), 0) else {
-                        continue;
-                    };
-                    let index = ((k - column.from) * cut.group + o) as u64;
-                    match (c.ty, unit) {
-                        (Ty::F16, _) => all.push(one(index << 16 | bits(w), false)),
-                        (Ty::F32, 1) => all.push(one(index << 32 | bits(w), false)),
-                        (Ty::F32, _) => all.extend([one(index, false), one(bits(w), false)]),
-                    }
-                }
-            }
-            all[0].bits = ((all.len() - 2) / unit) as u64;
-            if all.len() > 2 {
-                all.last_mut().expect("it has elements").flag = true;
-            }
-            all
-        };
-        let widest = cut.widest();
-        let per = c.per_wavelet() as usize;
-        let dense = |column: &Column, group: &[usize]| {
-            let mut values: Vec<u64> = (column.from..column.to)
-                .flat_map(|k| group.iter().map(move |m| (k, *m)))
-                .map(|(k, m)| bits(linear.weight(m, inputs.map_or(k, |i| i[k]), 0).unwrap_or(0.0)))
-                .collect();
-            values.resize(widest * group.len(), 0);
-            let wavelet = |chunk: &[u64]| Wavelet {
-                bits: chunk.iter().rev().fold(0, |all, b| all << c.ty.bits() | b),
+        let wavelets = |values: &[u32], ty: Ty| -> Vec<Wavelet> {
+            let wavelet = |chunk: &[u32]| Wavelet {
+                bits: chunk.iter().rev().fold(0, |all, b| all << ty.bits() | *b as u64),
                 elements: chunk.len() as u8,
                 flag: false,
             };
+            let per = per_wavelet(c.machine, ty) as usize;
             values.chunks(per).map(wavelet).collect()
         };
-        let of = |column: &Column| {
-            let groups = order.chunks(cut.group);
-            groups
-                .map(|group| {
-                    if self.lists() {
-                        list(column, group)
-                    } else {
-                        dense(column, group)
+        let halves = |all: &[u32]| -> Vec<u32> {
+            let pair = |pair: &[u32]| pair[0] | pair.get(1).map_or(0, |high| high << 16);
+            all.chunks(2).map(pair).collect()
+        };
+        // a list's words but for what its header says of the next one
+        let list = |column: &Column, group: &[usize]| {
+            let (mut indices, mut values) = (Vec::new(), Vec::new());
+            for k in column.from..column.to {
+                for (o, &m) in group.iter().enumerate() {
+                    if let Some(w) = linear.stored(m, inputs.map_or(k, |i| i[k]), 0) {
+                        indices.push(((k - column.from) * cut.group + o) as u32);
+                        values.push(bits(w));
                     }
-                })
-                .collect()
+                }
+            }
+            let mut words = vec![values.len() as u32, 0];
+            match c.ty {
+                Ty::F32 => {
+                    words.append(&mut values);
+                    words.extend(halves(&indices));
+                }
+                Ty::F16 => {
+                    values.append(&mut indices);
+                    words.extend(halves(&values));
+                }
+            }
+            words
+        };
+        let dense = |column: &Column, group: &[usize]| {
+            let mut values: Vec<u32> = (column.from..column.to)
+                .flat_map(|k| group.iter().map(move |m| (k, *m)))
+                .map(|(k, m)| bits(linear.weight(m, inputs.map_or(k, |i| i[k]), 0).unwrap_or(0.0)))
+                .collect();
+            values.resize(cut.widest() * group.len(), 0);
+            wavelets(&values, c.ty)
+        };
+        let of = |column: &Column| -> Vec<Vec<Wavelet>> {
+            let groups = order.chunks(cut.group);
+            if !self.lists() {
+                return groups.map(|group| dense(column, group)).collect();
+            }
+            let mut all: Vec<Vec<u32>> = groups.map(|group| list(column, group)).collect();
+            // behind the last one comes the first of the next item
+            for i in 0..all.len() {
+                all[i][1] = all[(i + 1) % all.len()].len() as u32;
+            }
+            all.iter().map(|words| wavelets(words, Ty::F32)).collect()
         };
         let mut columns: Vec<Vec<Vec<Wavelet>>> = cut.columns.iter().map(of).collect();
         columns.push(Vec::new());
         Streamed {
             columns,
-            unit: if self.lists() { unit } else { 1 },
-            headed: self.lists(),
-            slack: RING - 1,
+            lists: self.lists(),
         }
     }
+
+    /// Elements of each column's first block, as they are counted when it is taken in.
+    fn first_block(&self, c: &Context, cut: &Cut) -> Vec<i64> {
+        let group = cut.group.min(self.linear().m);
+        let order = Self::outputs(c);
+        let inputs = c.inputs[0].order.as_deref();
+        let of = |column: &Column| {
+            if !self.lists() {
+                return (group * cut.widest()) as i64;
+            }
+            let stored = (column.from..column.to)
+                .flat_map(|k| order[..group].iter().map(move |m| (k, *m)))
+                .filter(|(k, m)| {
+                    self.linear()
+                        .stored(*m, inputs.map_or(*k, |i| i[*k]), 0)
+                        .is_some()
+                });
+            list_words(c.ty, stored.count() as u64) as i64
+        };
+        cut.columns.iter().map(of).collect()
+    }
+}
+
+/// Words of a list of so many elements: its header, values, and indices of 16 bits.
+fn list_words(ty: Ty, elements: u64) -> u64 {
+    HEADER as u64
+        + match ty {
+            Ty::F32 => elements + elements.div_ceil(2),
+            Ty::F16 => elements,
+        }
 }
 
 impl Implementation for StreamedKernel<'_> {
@@ -364,7 +450,7 @@ impl Implementation for StreamedKernel<'_> {
         let m = self.linear().m as u64;
         let product = self.product(c, positions);
         let most = cut.columns.iter().map(|column| match self.lists() {
-            true => self.stored(c)[column.from..column.to].iter().sum::<u64>(),
+            true => self.stored(c).inputs(column.from..column.to),
             false => column.features() as u64 * m,
         });
         let most = most.max().unwrap_or(0);
@@ -375,15 +461,16 @@ impl Implementation for StreamedKernel<'_> {
             (4 * cost.descriptor + 3 * cost.issue + 4 * cost.load + 8 * cost.branch + 20 * cost.add) as u64;
         let working = most * product + sums + groups * group;
         // the last column: each feature comes, and goes
-        let steps = if self.direct(c) { 1 } else { 2 };
-        let last = m * (steps * (positions as u64 + cost.issue as u64) + (cost.load + cost.add) as u64);
+        let steps = 1 + (self.mix.bias.is_some() && self.mix.relu) as u64;
+        let finish = steps * (positions as u64 + cost.issue as u64);
+        let last = m * (positions as u64 + finish + (cost.load + 2 * cost.add) as u64);
         // the edge
         let channels = c.machine.channels();
         let gap = channels.first().map_or(1, |channel| channel.gap as u64);
         let ways = channels.len().saturating_sub(c.inputs[0].lanes).max(1);
         let shared = cut.columns.len().div_ceil(ways.min(cut.columns.len()).max(1)) as u64;
         let wavelets = match self.lists() {
-            true => most * Self::unit(c) as u64 + groups * 2,
+            true => list_words(c.ty, most).div_ceil(per_wavelet(c.machine, Ty::F32)) + groups * HEADER as u64,
             false => most.div_ceil(c.per_wavelet()),
         };
         let output = c.move_slots(c.output.features / c.output.lanes, c.output.length());
@@ -455,11 +542,7 @@ impl Implementation for StreamedKernel<'_> {
             .blocks
             .push(self.last(name, c, &cut, Lattice::rect(width - 1, 0, 1, height)));
         let bias: Vec<u32> = match &self.mix.bias {
-            Some(bias) => {
-                let outputs = c.output.order.as_deref();
-                let order = Self::order(c).into_iter().map(|m| outputs.map_or(m, |o| o[m]));
-                order.map(|m| bias[m].to_bits()).collect()
-            }
+            Some(bias) => Self::outputs(c).into_iter().map(|m| bias[m].to_bits()).collect(),
             None => Vec::new(),
         };
         let weights = (0..width * height)
@@ -534,9 +617,9 @@ fn gather(region: &mut Region, stream: &str, color: Color, exit: u32) -> Exit {
 }
 
 impl StreamedKernel<'_> {
-    /// The last column sends what arrives in one step.
-    fn direct(&self, c: &Context) -> bool {
-        c.ty == Ty::F32 && !(self.mix.bias.is_some() && self.mix.relu)
+    /// Output features whose sums the last column takes in at once: about a group, and as many for all lanes.
+    fn taken(&self, c: &Context, cut: &Cut) -> usize {
+        cut.group.next_multiple_of(c.output.lanes).min(self.linear().m)
     }
 
     /// The code of columns with weights that take one lane, which enters in row `entry`.
@@ -573,16 +656,9 @@ impl StreamedKernel<'_> {
         let other = a.buffer("others", pitch_x as u32, 0);
         let group_bytes = cut.group as i64 * pitch_y;
         let y = a.buffer("y", (RING as i64 * group_bytes) as u32, 16);
-        let block_bytes = (self.block(cut) as u32 * c.ty.bytes()).next_multiple_of(32);
-        let (header, weights, weights_next) = if self.lists() {
-            (a.buffer("header", 8, 0), 0, 0)
-        } else {
-            (
-                0,
-                a.buffer("weights", block_bytes, 0),
-                a.buffer("weights.next", block_bytes, 0),
-            )
-        };
+        let block_bytes = self.block_bytes(c, cut) as u32;
+        let weights = a.buffer("weights", block_bytes, 0);
+        let weights_next = a.buffer("weights.next", block_bytes, 0);
         let number = |what: &str, f: &dyn Fn(&Column, usize) -> i64| {
             let label = format!("{name}.{}.{what}", at.x);
             table(&label, at, |x, y| f(&cut.columns[x as usize], y as usize))
@@ -610,6 +686,9 @@ impl StreamedKernel<'_> {
                 (k.features() as i64 + passing(row, start.1 - start.0 - k.features())) * positions(row)
             }),
         );
+        let blocks = self.first_block(c, cut);
+        let first_block = table(&format!("{name}.{}.block", at.x), at, |x, _| blocks[x as usize]);
+        let first_block = a.param("block", first_block);
         let (ex, ey) = (pitch_x / element, pitch_y / 4);
 
         a.task("main", Trigger::Start);
@@ -626,10 +705,6 @@ impl StreamedKernel<'_> {
             }
         };
         if self.lists() {
-            // one wavelet a row
-            let shape = [imm(2), imm(1)];
-            a.memory(6, Ty::F32, Val::Imm(header), &shape, &[1, 1], false);
-            a.input(7, colors::WEIGHTS, Ty::F32, &shape);
             a.memory(11, Ty::F32, Val::Imm(y), &[length], &[1], true);
             a.memory(12, c.ty, Val::Imm(x), &[length], &[1], true);
         }
@@ -640,11 +715,9 @@ impl StreamedKernel<'_> {
         a.emit(Instr::Set(13, Val::Imm(x)));
         a.emit(Instr::Set(3, Val::Imm(weights)));
         receive(&mut a);
+        a.emit(Instr::Set(15, first_block));
+        self.fetch(&mut a, c, reg(3));
         let item = a.here("item");
-        if !self.lists() {
-            a.emit(Instr::Set(15, imm(cut.group.min(m) * cut.widest())));
-            self.fetch(&mut a, c, reg(3));
-        }
         a.emit(Instr::Wait(TAKE, Some(reg(1))));
         a.emit(Instr::Add(1, reg(1), all));
         if cut.ahead {
@@ -677,22 +750,17 @@ impl StreamedKernel<'_> {
         a.emit(Instr::Set(5, reg(4)));
         describe(&mut a);
         a.bind(full);
+        self.fetch_next(&mut a, c, cut, weights + weights_next);
         // r2 sums handed on so far, r8 to r11 up to the groups before
         a.emit(Instr::Wait(SUMS, Some(reg(8 + RING as u8 - 1))));
         a.emit(Instr::Base(9, reg(6)));
         a.map(Op::Mov, 9, Operand::Imm(0.0), None, Count::None);
         if self.lists() {
-            self.list(&mut a, c, cut, header, other, (pitch_x, pitch_y));
+            self.list(&mut a, c, cut, (pitch_x, pitch_y));
         } else {
-            self.dense(
-                &mut a,
-                c,
-                cut,
-                (features, length),
-                (ex, ey),
-                weights + weights_next,
-            );
+            self.dense(&mut a, c, (features, length), (ex, ey));
         }
+        a.emit(Instr::Set(3, reg(7)));
         if first {
             a.start(SUMS, Op::Mov, 15, of(9), None, Count::None);
         } else {
@@ -725,27 +793,62 @@ impl StreamedKernel<'_> {
         a.finish(at)
     }
 
-    /// The products of a group's list.
-    fn list(
-        &self,
-        a: &mut Assembler,
-        c: &Context,
-        cut: &Cut,
-        header: i64,
-        other: i64,
-        (pitch_x, pitch_y): (i64, i64),
-    ) {
+    /// Begins to take in a block of r15 elements: dense weights, or a list's words.
+    fn fetch(&self, a: &mut Assembler, c: &Context, to: Val) {
+        let (ty, wide) = if self.lists() {
+            (Ty::F32, true)
+        } else {
+            (c.ty, c.wide())
+        };
+        a.memory(18, ty, to, &[Val::Reg(15)], &[1], wide);
+        a.input(19, colors::WEIGHTS, ty, &[Val::Reg(15)]);
+        a.start(FETCH, Op::Mov, 18, Operand::Desc(19), None, Count::None);
+        // r14 elements that came, when all that were asked for are there
+        a.emit(Instr::Add(14, Val::Reg(14), Val::Reg(15)));
+    }
+
+    /// Waits for the block at r3, and begins to take in the next one, at r7. `both` is the sum of the two blocks' addresses.
+    fn fetch_next(&self, a: &mut Assembler, c: &Context, cut: &Cut, both: i64) {
         let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
-        let (empty, follows) = (a.label("empty"), a.label("follows"));
-        a.map(Op::Mov, 6, Operand::Desc(7), None, Count::None);
+        let (none, more) = (a.label("none"), a.label("more"));
+        a.emit(Instr::Wait(FETCH, Some(reg(14))));
+        a.emit(Instr::Sub(7, Val::Imm(both), reg(3)));
+        // r12 outputs after this group, of this item or the next
+        a.emit(Instr::Sub(12, reg(4), reg(5)));
+        a.branch(Cond::Ne, reg(12), imm(0), more);
+        a.branch(Cond::Eq, reg(0), imm(1), none);
+        a.emit(Instr::Set(12, imm(self.linear().m)));
+        a.bind(more);
+        if self.lists() {
+            a.emit(Instr::Load(Word::I32, 15, reg(3), imm(4)));
+        } else {
+            let full = a.label("full");
+            a.emit(Instr::Set(15, imm(cut.group)));
+            a.branch(Cond::Ge, reg(12), reg(15), full);
+            a.emit(Instr::Set(15, reg(12)));
+            a.bind(full);
+            a.emit(Instr::Mul(15, reg(15), imm(cut.widest())));
+        }
+        self.fetch(a, c, reg(7));
+        a.bind(none);
+    }
+
+    /// The products of the list at r3.
+    fn list(&self, a: &mut Assembler, c: &Context, cut: &Cut, (pitch_x, pitch_y): (i64, i64)) {
+        let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
         a.emit(Instr::Base(11, reg(6)));
-        a.emit(Instr::Load(Word::I32, 7, Val::Imm(header), imm(0)));
-        a.branch(Cond::Eq, reg(7), imm(0), empty);
+        // r12 elements, r3 values, r15 indices
+        a.emit(Instr::Load(Word::I32, 12, reg(3), imm(0)));
+        a.emit(Instr::Add(3, reg(3), imm(4 * HEADER)));
+        a.emit(Instr::Mul(15, reg(12), imm(c.ty.bytes() as usize)));
+        a.emit(Instr::Add(15, reg(15), reg(3)));
         a.emit(Instr::Vector(Vector::Axpy {
             y: 11,
             x: 12,
-            list: List::Fabric {
-                color: colors::WEIGHTS,
+            list: List::Memory {
+                index: reg(15),
+                value: reg(3),
+                count: reg(12),
                 ty: c.ty,
             },
             modulo: imm(cut.group),
@@ -754,48 +857,11 @@ impl StreamedKernel<'_> {
             x_step: Val::Imm(pitch_x),
             count: Count::Mac,
         }));
-        a.bind(empty);
-        // other columns have more: so many wavelets are for nobody
-        a.emit(Instr::Load(Word::I32, 7, Val::Imm(header), imm(4)));
-        a.branch(Cond::Eq, reg(7), imm(0), follows);
-        a.memory(16, Ty::F32, Val::Imm(other), &[reg(7), imm(1)], &[0, 1], false);
-        a.input(17, colors::WEIGHTS, Ty::F32, &[reg(7), imm(1)]);
-        a.map(Op::Mov, 16, Operand::Desc(17), None, Count::None);
-        a.bind(follows);
     }
 
-    /// Begins to take in a block of r15 dense weights.
-    fn fetch(&self, a: &mut Assembler, c: &Context, to: Val) {
-        a.memory(18, c.ty, to, &[Val::Reg(15)], &[1], c.wide());
-        a.input(19, colors::WEIGHTS, c.ty, &[Val::Reg(15)]);
-        a.start(FETCH, Op::Mov, 18, Operand::Desc(19), None, Count::None);
-        // r14 weights that came, when all that were asked for are there
-        a.emit(Instr::Add(14, Val::Reg(14), Val::Reg(15)));
-    }
-
-    /// The products of a group's block; the next one is on its way meanwhile. `both` is the sum of the two blocks' addresses.
-    fn dense(
-        &self,
-        a: &mut Assembler,
-        c: &Context,
-        cut: &Cut,
-        (features, length): (Val, Val),
-        (ex, ey): (i64, i64),
-        both: i64,
-    ) {
-        let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
-        let (none, full) = (a.label("none"), a.label("full"));
-        a.emit(Instr::Wait(FETCH, Some(reg(14))));
-        a.emit(Instr::Sub(7, Val::Imm(both), reg(3)));
-        a.emit(Instr::Sub(12, reg(4), reg(5)));
-        a.branch(Cond::Eq, reg(12), imm(0), none);
-        a.emit(Instr::Set(15, imm(cut.group)));
-        a.branch(Cond::Ge, reg(12), reg(15), full);
-        a.emit(Instr::Add(15, reg(12), imm(0)));
-        a.bind(full);
-        a.emit(Instr::Mul(15, reg(15), imm(cut.widest())));
-        self.fetch(a, c, reg(7));
-        a.bind(none);
+    /// The products of the dense block at r3.
+    fn dense(&self, a: &mut Assembler, c: &Context, (features, length): (Val, Val), (ex, ey): (i64, i64)) {
+        let reg = Val::Reg;
         let shape = [features, reg(5), length];
         a.memory(11, Ty::F32, reg(6), &shape, &[0, ey, 1], true);
         a.memory(12, c.ty, reg(13), &shape, &[ex, 0, 1], true);
@@ -806,7 +872,7 @@ impl StreamedKernel<'_> {
                 shape: shape.to_vec(),
                 place: Place::Memory {
                     base: reg(3),
-                    strides: vec![reg(5), imm(1), imm(0)],
+                    strides: vec![reg(5), Val::Imm(1), Val::Imm(0)],
                     wide: true,
                 },
             },
@@ -818,15 +884,17 @@ impl StreamedKernel<'_> {
             Some(Operand::Desc(12)),
             Count::Mac,
         );
-        a.emit(Instr::Set(3, reg(7)));
     }
 
     /// The code of the last column.
     fn last(&self, name: &str, c: &Context, cut: &Cut, at: Lattice) -> Block {
         let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
-        let m = self.linear().m;
+        let (m, lanes, most) = (self.linear().m, c.output.lanes, self.taken(c, cut));
+        let pitch = Context::pitch(Ty::F32, cut.positions(0));
         let mut a = c.assembler();
-        let sum = a.buffer("sum", Context::pitch(Ty::F32, cut.positions(0)) as u32, 0);
+        let bytes = (most as i64 * pitch) as u32;
+        let sums = a.buffer("sums", bytes, 0);
+        let both = sums + a.buffer("sums.next", bytes, 0);
         let bias = self
             .mix
             .bias
@@ -835,55 +903,78 @@ impl StreamedKernel<'_> {
         let lengths = table(&format!("{name}.last.positions"), at, |_, y| {
             cut.positions(y as usize) as i64
         });
-        let length = [a.param("positions", lengths)];
+        let length = a.param("positions", lengths);
         a.task("main", Trigger::Start);
         if let Some(bias) = bias {
             load_weights(&mut a, imm(m), bias);
         }
         let parity = (cut.columns.len() - 1) % 2;
-        a.input(0, colors::REDUCE[parity], Ty::F32, &length);
-        a.memory(1, Ty::F32, Val::Imm(sum), &length, &[1], true);
-        for lane in 0..c.output.lanes {
-            a.output(2 + lane as u8, c.output_colors[lane], c.ty, &length, true);
+        // begins to take in sums of r15 outputs; r14 elements that came, when all that were asked for are there
+        let take = |a: &mut Assembler, to: Val| {
+            let shape = [reg(15), length];
+            a.memory(0, Ty::F32, to, &shape, &[pitch / 4, 1], true);
+            a.input(1, colors::REDUCE[parity], Ty::F32, &shape);
+            a.start(SUMS, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            a.emit(Instr::Mul(6, reg(15), length));
+            a.emit(Instr::Add(14, reg(14), reg(6)));
+        };
+        a.memory(2, Ty::F32, Val::Imm(sums), &[length], &[1], true);
+        for lane in 0..lanes {
+            a.output(3 + lane as u8, c.output_colors[lane], c.ty, &[length], true);
         }
         a.emit(Instr::Set(0, imm(c.items)));
+        // r3 sums
+        a.emit(Instr::Set(3, Val::Imm(sums)));
+        a.emit(Instr::Set(15, imm(most)));
+        take(&mut a, reg(3));
         let item = a.here("item");
-        a.emit(Instr::Set(1, imm(m / c.output.lanes)));
         a.emit(Instr::Set(2, Val::Imm(bias.unwrap_or(0))));
+        // r4 outputs left, r1 of those at hand
+        a.emit(Instr::Set(4, imm(m)));
+        let part = a.here("part");
+        let (all, more, none) = (a.label("all"), a.label("more"), a.label("none"));
+        a.emit(Instr::Wait(SUMS, Some(reg(14))));
+        a.emit(Instr::Set(1, reg(15)));
+        a.emit(Instr::Sub(7, Val::Imm(both), reg(3)));
+        // r12 outputs after them, of this item or the next
+        a.emit(Instr::Sub(12, reg(4), reg(1)));
+        a.branch(Cond::Ne, reg(12), imm(0), more);
+        a.branch(Cond::Eq, reg(0), imm(1), none);
+        a.emit(Instr::Set(12, imm(m)));
+        a.bind(more);
+        a.emit(Instr::Set(15, imm(most)));
+        a.branch(Cond::Ge, reg(12), reg(15), all);
+        a.emit(Instr::Set(15, reg(12)));
+        a.bind(all);
+        take(&mut a, reg(7));
+        a.bind(none);
+        a.emit(Instr::Base(2, reg(3)));
+        a.emit(Instr::Set(3, reg(7)));
+        a.emit(Instr::Sub(4, reg(4), reg(1)));
         let feature = a.here("feature");
-        // r3 bias
-        let biased = |dst: u8, a: &mut Assembler| match bias {
-            Some(_) => a.map(
-                Op::Add,
-                dst,
-                Operand::Desc(0),
-                Some(Operand::Reg(3)),
-                Count::Other,
-            ),
-            None => a.map(Op::Mov, dst, Operand::Desc(0), None, Count::None),
-        };
-        let zero = Some(Operand::Imm(0.0));
-        for lane in 0..c.output.lanes {
-            let out = 2 + lane as u8;
+        for lane in 0..lanes {
+            let out = 3 + lane as u8;
+            let sum = Operand::Desc(2);
             if bias.is_some() {
-                a.emit(Instr::Load(Word::I32, 3, reg(2), imm(0)));
+                a.emit(Instr::Load(Word::I32, 5, reg(2), imm(0)));
                 a.emit(Instr::Add(2, reg(2), imm(4)));
             }
-            match (self.direct(c), self.mix.relu) {
-                (true, true) => a.map(Op::Max, out, Operand::Desc(0), zero, Count::Other),
-                (true, false) => biased(out, &mut a),
-                (false, relu) => {
-                    biased(1, &mut a);
-                    let (op, b, count) = match relu {
-                        true => (Op::Max, zero, Count::Other),
-                        false => (Op::Mov, None, Count::None),
-                    };
-                    a.map(op, out, Operand::Desc(1), b, count);
+            let added = Some(Operand::Reg(5));
+            let zero = Some(Operand::Imm(0.0));
+            match (bias.is_some(), self.mix.relu) {
+                (false, false) => a.map(Op::Mov, out, sum, None, Count::None),
+                (true, false) => a.map(Op::Add, out, sum, added, Count::Other),
+                (false, true) => a.map(Op::Max, out, sum, zero, Count::Other),
+                (true, true) => {
+                    a.map(Op::Add, 2, sum, added, Count::Other);
+                    a.map(Op::Max, out, sum, zero, Count::Other);
                 }
             }
+            a.emit(Instr::Advance(2, Val::Imm(pitch)));
         }
-        a.emit(Instr::Sub(1, reg(1), imm(1)));
+        a.emit(Instr::Sub(1, reg(1), imm(lanes)));
         a.branch(Cond::Ne, reg(1), imm(0), feature);
+        a.branch(Cond::Ne, reg(4), imm(0), part);
         a.emit(Instr::Sub(0, reg(0), imm(1)));
         a.branch(Cond::Ne, reg(0), imm(0), item);
         a.emit(Instr::Halt);
@@ -891,9 +982,9 @@ impl StreamedKernel<'_> {
     }
 }
 
-/// The microthread that hands partial sums on comes first: the columns after this one wait for it.
-const SUMS: u8 = 1;
-/// The microthread that takes in the next block of dense weights.
-const FETCH: u8 = 2;
+/// The microthread that takes in the next block of weights comes first: all rows of the column take a block in step, without a pause.
+const FETCH: u8 = 1;
+/// The microthread that hands partial sums on: the columns after this one wait for it.
+const SUMS: u8 = 2;
 /// The microthread that takes in the next item.
 const TAKE: u8 = 3;

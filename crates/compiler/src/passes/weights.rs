@@ -1,6 +1,7 @@
 //! The ways of streamed weights: from edge channels to the columns of kernels. A channel's stream runs along a row, past all columns that
-//! it serves, and up and down in each of them; where it serves several, filters let each take its turns. Channels in the west serve the
-//! columns in the west. Graph inputs keep channels of their own as long as there are enough.
+//! it serves, and up and down in each of them. Where it serves several, they get whole blocks in turn: a switch lets a column's own block
+//! turn off, then those of the columns behind it pass. Channels in the west serve the columns in the west. Graph inputs keep channels of
+//! their own as long as there are enough.
 
 use crate::CompileError;
 use crate::plan::*;
@@ -14,172 +15,112 @@ fn shares(total: usize, parts: usize) -> Vec<std::ops::Range<usize>> {
     starts.windows(2).map(|s| s[0]..s[1]).collect()
 }
 
-/// Interleaves the streams of columns that share a channel: unit by unit, in turn. A column whose stream would get too many groups ahead
-/// of another's waits, so that no column ever waits for weights behind those of one that waits for it: in its turns, and after its end,
-/// come wavelets that its header says to drop.
-fn interleave(streamed: &Streamed, columns: &[u32]) -> Vec<Wavelet> {
+/// The stream of columns that share a channel: a block for each in turn, in this order, flagged at its end.
+fn in_turn(streamed: &Streamed, columns: &[u32]) -> Vec<Wavelet> {
     let all: Vec<&Vec<Vec<Wavelet>>> = columns.iter().map(|c| &streamed.columns[*c as usize]).collect();
-    let groups = all.first().map_or(0, |c| c.len());
-    let unit = streamed.unit;
-    let mut out: Vec<Wavelet> = Vec::new();
-    // of each column: group, wavelets of it that are on their way, and the place of the last header's second word
-    let mut at: Vec<(usize, usize, usize)> = vec![(0, 0, 0); all.len()];
-    while let Some(behind) = at.iter().map(|a| a.0).min().filter(|g| *g < groups) {
-        for ((group, done, word), column) in at.iter_mut().zip(&all) {
-            if *group == groups || (*done == 0 && *group > behind + streamed.slack) {
-                let pad = Wavelet {
-                    elements: 1,
-                    ..Default::default()
-                };
-                out.extend(std::iter::repeat_n(pad, unit));
-                out[*word].bits += unit as u64;
-                continue;
-            }
-            let wavelets = &column[*group];
-            if *done <= 1 && *done + unit > 1 {
-                *word = out.len() + 1 - *done;
-            }
-            out.extend(&wavelets[*done..*done + unit]);
-            *done += unit;
-            if *done == wavelets.len() {
-                (*group, *done) = (*group + 1, 0);
+    let wavelets = all.iter().flat_map(|column| column.iter().map(Vec::len)).sum();
+    let mut out = Vec::with_capacity(wavelets);
+    for block in 0..all.first().map_or(0, |column| column.len()) {
+        for column in &all {
+            out.extend_from_slice(&column[block]);
+            if let Some(last) = out.last_mut() {
+                last.flag = true;
             }
         }
     }
     out
 }
 
-/// What a way needs to know of its kernel's place.
-struct Target<'p> {
+/// The routers of the way from a channel to neighbouring columns of the mesh that a kernel in `rect` has.
+fn routes(
     rect: Rect,
-    /// Filters that are left in each router.
-    filters: &'p [u32],
-    unit: u64,
-    width: u32,
-    height: u32,
-}
-
-/// The routers of the way from a channel to columns of the mesh.
-fn routes(t: &Target, channel: Channel, columns: &[u32], color: Color, stream: &str) -> Option<Vec<Route>> {
-    let (border, onwards, last) = match channel.side {
-        Side::West => (0, Port::East, *columns.iter().max()?),
-        Side::East => (t.width - 1, Port::West, *columns.iter().min()?),
-    };
-    let from = onwards.opposite();
-    let (top, bottom) = (t.rect.y, t.rect.y + t.rect.height);
-    // where it goes in a column: up, down, and to the PE there
-    let turns = |row: u32| {
-        let all = [
-            (Port::North, row > top),
-            (Port::South, row + 1 < bottom),
-            (Port::Ramp, (top..bottom).contains(&row)),
-        ];
-        all.into_iter()
-            .filter(|(_, there)| *there)
-            .map(|(port, _)| port)
-            .collect::<Vec<_>>()
-    };
-    // the row along which it runs: the nearest in which there are filters for its columns to take turns
-    let mut rows: Vec<u32> = (0..t.height).collect();
-    rows.sort_by_key(|row| row.abs_diff(channel.row));
-    let row = rows.into_iter().find(|row| {
-        let needed = if columns.len() > 1 {
-            turns(*row).len() as u32
-        } else {
-            0
-        };
-        let enough = columns
-            .iter()
-            .all(|x| t.filters[(row * t.width + x) as usize] >= needed);
-        enough && (*row == channel.row || !columns.contains(&border))
-    })?;
+    mesh_width: u32,
+    channel: Channel,
+    columns: std::ops::Range<u32>,
+    color: Color,
+    stream: &str,
+) -> Vec<Route> {
+    let (row, n) = (channel.row, columns.len() as u32);
+    let (top, bottom) = (rect.y, rect.y + rect.height);
     let mut all = Vec::new();
-    let mut add = |at: Lattice, input: Port, outputs: Vec<Port>, filters: Vec<Filter>| {
-        if at.nx * at.ny > 0 {
+    let mut add = |x: std::ops::Range<u32>, y: std::ops::Range<u32>, positions: Vec<Position>| {
+        if !x.is_empty() && !y.is_empty() {
             all.push(Route {
                 color,
                 stream: stream.into(),
-                at,
-                positions: vec![Position {
-                    input,
-                    outputs,
-                    hold: Expr::Const(1),
-                }],
-                filters,
+                at: Lattice::rect(x.start, y.start, x.len() as u32, y.len() as u32),
+                positions,
+                filters: Vec::new(),
             });
         }
     };
-    let mut enters = from;
-    if row != channel.row {
-        let (down, n) = (row > channel.row, row.abs_diff(channel.row));
-        let port = if down { Port::South } else { Port::North };
-        add(
-            Lattice::rect(border, channel.row, 1, 1),
-            from,
-            vec![port],
-            Vec::new(),
-        );
-        let between = if down { channel.row + 1 } else { row + 1 };
-        add(
-            Lattice::rect(border, between, 1, n - 1),
-            port.opposite(),
-            vec![port],
-            Vec::new(),
-        );
-        enters = port.opposite();
+    let position = |input: Port, outputs: Vec<Port>, hold: Expr| Position { input, outputs, hold };
+    let once = |input: Port, outputs: Vec<Port>| vec![position(input, outputs, Expr::Const(1))];
+    // along the row: past others, and where the columns are, of which the farthest is the last
+    let (onwards, before, near, far) = match channel.side {
+        Side::West => (Port::East, 0..columns.start, 0..n - 1, n - 1..n),
+        Side::East => (Port::West, columns.end..mesh_width, 1..n, 0..1),
+    };
+    let from = onwards.opposite();
+    add(before, row..row + 1, once(from, vec![onwards]));
+    let turns = [
+        (Port::North, row > top),
+        (Port::South, row + 1 < bottom),
+        (Port::Ramp, (top..bottom).contains(&row)),
+    ];
+    let turns: Vec<Port> = turns
+        .into_iter()
+        .filter(|(_, there)| *there)
+        .map(|(port, _)| port)
+        .collect();
+    let x = |places: std::ops::Range<u32>| columns.start + places.start..columns.start + places.end;
+    // its own block, then those of the columns behind it
+    let behind = match channel.side {
+        Side::West => Expr::Sub(Box::new(Expr::Const(columns.end as i64 - 1)), Box::new(Expr::X)),
+        Side::East => Expr::Sub(Box::new(Expr::X), Box::new(Expr::Const(columns.start as i64))),
+    };
+    add(
+        x(near),
+        row..row + 1,
+        vec![
+            position(from, turns.clone(), Expr::Const(1)),
+            position(from, vec![onwards], behind),
+        ],
+    );
+    add(x(far), row..row + 1, once(from, turns));
+    // up: what lies below the rectangle, what lies in it, its end; and down
+    let end = top..top + 1;
+    add(
+        columns.clone(),
+        bottom.max(top + 1)..row,
+        once(Port::South, vec![Port::North]),
+    );
+    add(
+        columns.clone(),
+        top + 1..row.min(bottom),
+        once(Port::South, vec![Port::Ramp, Port::North]),
+    );
+    if row > top {
+        add(columns.clone(), end, once(Port::South, vec![Port::Ramp]));
     }
-    let mut x = border;
-    loop {
-        let input = if x == border { enters } else { from };
-        match columns.iter().position(|c| *c == x) {
-            Some(turn) => {
-                let mut outputs = turns(row);
-                let filter = |output: &Port| Filter {
-                    output: *output,
-                    first: Expr::Const(turn as i64 * t.unit as i64),
-                    count: Expr::Const(t.unit as i64),
-                    period: Expr::Const((columns.len() as u64 * t.unit) as i64),
-                };
-                let filters = match columns.len() {
-                    1 => Vec::new(),
-                    _ => outputs.iter().map(filter).collect(),
-                };
-                outputs.extend((x != last).then_some(onwards));
-                add(Lattice::rect(x, row, 1, 1), input, outputs, filters);
-                // up, then down: first what lies outside of the rectangle
-                for (port, near, end) in [(Port::North, row, top), (Port::South, row + 1, bottom)] {
-                    let up = port == Port::North;
-                    let rows = if up { top..near } else { near..bottom };
-                    if rows.is_empty() {
-                        continue;
-                    }
-                    let far = if up { end } else { end - 1 };
-                    let outer = if up { bottom.max(top)..near } else { near..top };
-                    let inner = if up {
-                        top..near.min(bottom)
-                    } else {
-                        near.max(top)..bottom
-                    };
-                    let pass = if up {
-                        inner.start + 1..inner.end
-                    } else {
-                        inner.start..inner.end - 1
-                    };
-                    let part =
-                        |r: std::ops::Range<u32>| Lattice::rect(x, r.start, 1, r.end.saturating_sub(r.start));
-                    add(part(outer), port.opposite(), vec![port], Vec::new());
-                    add(part(pass), port.opposite(), vec![Port::Ramp, port], Vec::new());
-                    add(part(far..far + 1), port.opposite(), vec![Port::Ramp], Vec::new());
-                }
-            }
-            None => add(Lattice::rect(x, row, 1, 1), input, vec![onwards], Vec::new()),
-        }
-        if x == last {
-            break;
-        }
-        x = if onwards == Port::East { x + 1 } else { x - 1 };
+    add(
+        columns.clone(),
+        row + 1..top,
+        once(Port::North, vec![Port::South]),
+    );
+    add(
+        columns.clone(),
+        top.max(row + 1)..bottom - 1,
+        once(Port::North, vec![Port::Ramp, Port::South]),
+    );
+    if row + 1 < bottom {
+        add(
+            columns.clone(),
+            bottom - 1..bottom,
+            once(Port::North, vec![Port::Ramp]),
+        );
     }
-    Some(all)
+    all
 }
 
 /// Finds the weights' ways, before those of streams.
@@ -189,15 +130,6 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
         return Ok(());
     }
     let mut used = vec![0u32; (width * height) as usize];
-    let mut filters = vec![machine.router.filters; used.len()];
-    for (rect, region) in plan.places.iter().zip(&plan.regions) {
-        for route in region.region.routes.iter().filter(|r| !r.filters.is_empty()) {
-            for (x, y) in route.at.places() {
-                let left = &mut filters[((rect.y + y) * width + rect.x + x) as usize];
-                *left = left.saturating_sub(route.filters.len() as u32);
-            }
-        }
-    }
     // the channels in the west that inputs need, evenly spread
     let inputs = plan
         .edges
@@ -221,33 +153,28 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             continue;
         };
         let rect = plan.places[k];
-        let served: Vec<u32> = (0..rect.width)
-            .filter(|c| !streamed.columns[*c as usize].is_empty())
-            .collect();
+        let served = streamed
+            .columns
+            .iter()
+            .filter(|blocks| !blocks.is_empty())
+            .count();
         let stream = format!("{}: weights", plan.kernels[k].name);
-        let most = (west.len() + east.len()).min(served.len());
-        let attempt = |n: usize, used: &mut [u32], filters: &mut [u32]| -> Option<Vec<WeightWay>> {
+        let most = (west.len() + east.len()).min(served);
+        let attempt = |n: usize, used: &mut [u32]| -> Option<Vec<WeightWay>> {
             // columns in the west by channels in the west
             let by_west = (n * west.len()).div_ceil(west.len() + east.len()).min(west.len());
             let by_east = (n - by_west).min(east.len());
             let mut ways = Vec::new();
-            for (i, share) in shares(served.len(), by_west + by_east).into_iter().enumerate() {
+            for (i, share) in shares(served, by_west + by_east).into_iter().enumerate() {
                 let (all, of, i) = if i < by_west {
                     (&west, by_west, i)
                 } else {
                     (&east, by_east, i - by_west)
                 };
                 let channel = all[i * all.len() / of];
-                let columns = served[share].to_vec();
-                let places: Vec<u32> = columns.iter().map(|c| rect.x + c).collect();
-                let target = Target {
-                    rect,
-                    filters,
-                    unit: streamed.unit as u64,
-                    width,
-                    height,
-                };
-                let mut routes = routes(&target, channel, &places, 0, &stream)?;
+                let columns = share.start as u32..share.end as u32;
+                let places = rect.x + columns.start..rect.x + columns.end;
+                let mut routes = routes(rect, width, channel, places, 0, &stream);
                 let at: Vec<usize> = routes
                     .iter()
                     .flat_map(|r| r.at.places())
@@ -258,16 +185,15 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                 let color = colors.find(|c| taken >> c & 1 == 0)?;
                 at.iter().for_each(|pe| used[*pe] |= 1 << color);
                 routes.iter_mut().for_each(|r| r.color = color);
-                for route in &routes {
-                    let taken = route.filters.len() as u32;
-                    let pes = route.at.places().map(|(x, y)| (y * width + x) as usize);
-                    pes.for_each(|pe| filters[pe] -= taken);
+                let mut columns: Vec<u32> = columns.collect();
+                if channel.side == Side::East {
+                    columns.reverse();
                 }
                 ways.push(WeightWay {
                     kernel: k,
                     color,
                     enters: (channel.side, channel.row),
-                    data: Arc::new(interleave(streamed, &columns)),
+                    data: Arc::new(in_turn(streamed, &columns)),
                     columns,
                     routes,
                 });
@@ -281,10 +207,10 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
             .saturating_sub(crate::kernels::colors::STREAMS as u32) as usize
             / 2;
         let found = (1..=most.min(few.max(1) * 2)).rev().find_map(|n| {
-            let (mut colors, mut left) = (used.clone(), filters.clone());
-            attempt(n, &mut colors, &mut left).map(|ways| (ways, colors, left))
+            let mut colors = used.clone();
+            attempt(n, &mut colors).map(|ways| (ways, colors))
         });
-        let Some((ways, colors, left)) = found else {
+        let Some((ways, colors)) = found else {
             return Err(CompileError::DoesNotFit {
                 what: format!("the streamed weights of kernel {}", plan.kernels[k].name),
                 needs:
@@ -302,7 +228,7 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), CompileError> {
                 ),
             });
         };
-        (used, filters) = (colors, left);
+        used = colors;
         plan.weights.extend(ways);
     }
     Ok(())

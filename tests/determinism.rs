@@ -676,6 +676,7 @@ fn the_same_run_gives_the_same_report() {
             r.validate().unwrap_or_else(|e| panic!("{}: {e}", model.name));
             for run in &mut r.runs {
                 (run.wall_seconds, run.pe_cycles_per_second) = (0.0, 0.0);
+                run.cycles.stages.iter_mut().for_each(|s| s.wall_seconds = 0.0);
             }
             r.to_json()
         };
@@ -721,6 +722,7 @@ fn a_miscount_of_one_is_found() {
             peak_pe_bytes: 0,
             outputs: None,
             wall_seconds: 0.0,
+            stage_seconds: &[],
         };
         count_run(o, input)
     };

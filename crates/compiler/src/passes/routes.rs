@@ -192,7 +192,8 @@ impl Mesh<'_> {
                         && own.is_none_or(|(_, outputs)| !outputs.contains(&port))
                         && (first != Some(pe) || !forbidden.contains(&port))
                 };
-                if leaves && missing.is_empty() {
+                let column = pe % self.width;
+                if leaves && missing.is_empty() && (column == 0 || column + 1 == self.width) {
                     let side = channels.iter().find(|c| {
                         let (x, port) = match c.side {
                             Side::West => (0, Port::West),

@@ -10,9 +10,9 @@ use meshloom_simulator::{Machine, edge};
 use meshloom_traces::count::{KernelRegion, RunInput, count_run, multiply_add_lanes};
 use meshloom_traces::report::{Operations, Outputs, Rect, Run, RunName};
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What to run.
 pub struct Job<'a> {
@@ -164,11 +164,13 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
     } else {
         Vec::new()
     };
+    let times = Arc::new(Mutex::new(Vec::new()));
     let engine_options = engine::Options {
         probes,
         progress: job.progress.clone(),
         max_cycles: job.max_cycles,
         engine: job.engine,
+        times: Some(times.clone()),
         ..Default::default()
     };
     refuse_long(job, &compiled)?;
@@ -184,6 +186,8 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
         e => e.into(),
     })?;
     let wall_seconds = start.elapsed().as_secs_f64();
+    let times = times.lock().unwrap_or_else(PoisonError::into_inner);
+    let stage_seconds: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
 
     let outputs: Vec<_> = compiled
         .outputs
@@ -198,7 +202,13 @@ pub fn simulate(job: &Job, compiled: Compiled) -> Result<Finished, Error> {
     let comparison = job
         .expected
         .map(|expected| compare(job, &compiled, &outcome, expected, &outputs, &mut errors));
-    let run = figures(job, &compiled, &outcome, comparison, wall_seconds)?;
+    let run = figures(
+        job,
+        &compiled,
+        &outcome,
+        comparison,
+        (wall_seconds, &stage_seconds),
+    )?;
     let multiply_adds = outcome
         .pes
         .iter()
@@ -327,7 +337,7 @@ fn figures(
     compiled: &Compiled,
     outcome: &Outcome,
     outputs: Option<Outputs>,
-    wall_seconds: f64,
+    (wall_seconds, stage_seconds): (f64, &[f64]),
 ) -> Result<Run, Error> {
     let placed = compiled.plans.iter().enumerate().flat_map(|(stage, plan)| {
         let kernels = plan.kernels.iter().zip(&plan.places).zip(&plan.estimates);
@@ -396,6 +406,7 @@ fn figures(
         outputs,
         wall_seconds,
         peak_memory_bytes: memory::peak(),
+        stage_seconds,
     };
     count_run(outcome, input).map_err(|e| Error::Internal(e.to_string()))
 }

@@ -237,7 +237,7 @@ pub fn compile_alone(
         next: None,
     };
     let size = (whole.places[kernel].width, whole.places[kernel].height);
-    let placed = passes::stages::place(&plan, machine, options, Some(size))?;
+    let placed = passes::stages::place(&plan, machine, &mut Default::default(), options, Some(size))?;
     finish(vec![placed], &plan.outputs, &plan, machine, &named)
 }
 

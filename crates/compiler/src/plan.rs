@@ -171,6 +171,55 @@ pub enum Kind {
     Flatten,
 }
 
+impl Kind {
+    /// Whether kernels of both cost the same wherever they see the same: the values of constants do not matter, but for which weights of
+    /// lists are zero.
+    pub fn costs_alike(&self, other: &Kind) -> bool {
+        match (self, other) {
+            (Kind::Mix(a), Kind::Mix(b)) | (Kind::Streamed(a), Kind::Streamed(b)) => {
+                (a.terms.len(), a.bias.is_some(), a.relu) == (b.terms.len(), b.bias.is_some(), b.relu)
+                    && a.terms.iter().zip(&b.terms).all(|(a, b)| a.costs_alike(b))
+            }
+            (Kind::Depthwise(a), Kind::Depthwise(b)) => a.costs_alike(b),
+            (Kind::Pool(a), Kind::Pool(b)) => a == b,
+            (
+                Kind::Binary { multiply, relu },
+                Kind::Binary {
+                    multiply: other,
+                    relu: fused,
+                },
+            ) => (multiply, relu) == (other, fused),
+            (Kind::Pointwise(a), Kind::Pointwise(b)) => a.costs_alike(b),
+            (Kind::Attention(a), Kind::Attention(b)) => a == b,
+            (Kind::Embedding(a), Kind::Embedding(b)) => {
+                (a.rows, a.width, a.start.is_some()) == (b.rows, b.width, b.start.is_some())
+            }
+            (Kind::LayerNorm(_), Kind::LayerNorm(_)) => true,
+            (Kind::Softmax, Kind::Softmax) | (Kind::Flatten, Kind::Flatten) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Function {
+    /// See [`Kind::costs_alike`].
+    fn costs_alike(&self, other: &Function) -> bool {
+        match (self, other) {
+            (Function::Relu, Function::Relu) => true,
+            (
+                Function::Clip { least, most },
+                Function::Clip {
+                    least: low,
+                    most: high,
+                },
+            ) => (least, most) == (low, high),
+            (Function::Gelu { tanh }, Function::Gelu { tanh: other }) => tanh == other,
+            (Function::Affine { relu, .. }, Function::Affine { relu: other, .. }) => relu == other,
+            _ => false,
+        }
+    }
+}
+
 /// A function of each element; constants are of the element's feature.
 #[derive(Clone, Debug)]
 pub enum Function {
@@ -319,6 +368,16 @@ impl Linear {
     #[inline]
     pub fn stored(&self, m: usize, k: usize, window: usize) -> Option<f32> {
         self.weight(m, k, window).filter(|w| !self.sparse || *w != 0.0)
+    }
+
+    /// See [`Kind::costs_alike`].
+    fn costs_alike(&self, other: &Linear) -> bool {
+        let sizes = |l: &Linear| (l.k, l.m, l.groups, l.window, l.input, l.output, l.samples);
+        let flags = |l: &Linear| (l.bias.is_some(), l.relu, l.sparse);
+        sizes(self) == sizes(other)
+            && flags(self) == flags(other)
+            && self.taps == other.taps
+            && (!self.lists() || Arc::ptr_eq(&self.weights, &other.weights))
     }
 
     /// Whether weights are kept as lists of (index, value): some are not stored, or groups leave holes.

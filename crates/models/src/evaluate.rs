@@ -1,10 +1,12 @@
-//! The reference evaluator: every operator as the ONNX standard defines it, in f64, with plain loops. What everything else is
-//! compared with; it shares no code with the compiler.
+//! The reference evaluator: every operator as the ONNX standard defines it, in f64: products of matrices by a library, all else with plain
+//! loops. What everything else is compared with; it shares no code with the compiler.
 
+mod product;
 mod sequence;
 
 use crate::graph::{Graph, NodeId, Op, TensorId};
 use crate::shapes::{Window, windows};
+use product::{add_product, matrix};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use thiserror::Error;
@@ -315,7 +317,7 @@ fn mat_mul(inputs: &[&[f64]], shapes: &[&[usize]], out: &[usize]) -> Vec<f64> {
     walk(&out[..before], &[&a, &b], |at| {
         if let Some(y) = products.next() {
             let (a, b) = (&inputs[0][at[0] * m * k..], &inputs[1][at[1] * k * n..]);
-            sequence::mat_mul(&a[..m * k], &b[..k * n], y, k, n);
+            add_product(matrix(&a[..m * k], k), matrix(&b[..k * n], n), y);
         }
     });
     y
@@ -365,43 +367,45 @@ fn conv(
     let (features, plane_out) = (out[1], out[2] * out[3]);
     let (group_in, group_out, taps) = (channels / groups, features / groups, rows.kernel * columns.kernel);
     let mut y = vec![0.0; out.iter().product()];
-    for (at, y) in y.chunks_exact_mut(plane_out).enumerate() {
-        let (n, m) = (at / features, at % features);
-        y.fill(inputs.get(2).map_or(0.0, |bias| bias[m]));
-        for c in 0..group_in {
-            let channel = n * channels + m / group_out * group_in + c;
-            let x = &x[channel * plane_in..][..plane_in];
-            let w = &w[(m * group_in + c) * taps..][..taps];
-            for (tap, w) in w.iter().enumerate() {
+    // the element that each tap of each channel of a group hits at each position; 0 where it hits none
+    let mut hit = vec![0.0; group_in * taps * plane_out];
+    for (at, y) in y.chunks_exact_mut(group_out * plane_out).enumerate() {
+        let (n, group) = (at / groups, at % groups);
+        for (m, y) in (group * group_out..).zip(y.chunks_exact_mut(plane_out)) {
+            y.fill(inputs.get(2).map_or(0.0, |bias| bias[m]));
+        }
+        let first = n * channels + group * group_in;
+        let planes = x[first * plane_in..].chunks_exact(plane_in);
+        for (x, hit) in planes.zip(hit.chunks_exact_mut(taps * plane_out)) {
+            for (tap, hit) in hit.chunks_exact_mut(plane_out).enumerate() {
                 let (ky, kx) = (tap / columns.kernel, tap % columns.kernel);
-                let hit = columns.hits(kx, out[3]);
-                if hit.is_empty() {
+                let (across, down) = (columns.hits(kx, out[3]), rows.hits(ky, out[2]));
+                if across.is_empty() {
                     continue;
                 }
-                let first = columns.element(kx, hit.start);
-                for oy in rows.hits(ky, out[2]) {
-                    let line =
-                        &x[rows.element(ky, oy) * input[3] + first..(rows.element(ky, oy) + 1) * input[3]];
-                    let y = &mut y[oy * out[3]..][hit.clone()];
-                    for (y, x) in y.iter_mut().zip(line.iter().step_by(columns.stride)) {
-                        *y += w * x;
+                for oy in down {
+                    let row = rows.element(ky, oy) * input[3];
+                    let line = &x[row + columns.element(kx, across.start)..row + input[3]];
+                    let hit = &mut hit[oy * out[3]..][across.clone()];
+                    for (hit, x) in hit.iter_mut().zip(line.iter().step_by(columns.stride)) {
+                        *hit = *x;
                     }
                 }
             }
         }
+        let w = &w[group * group_out * group_in * taps..][..group_out * group_in * taps];
+        add_product(matrix(w, group_in * taps), matrix(&hit, plane_out), y);
     }
     y
 }
 
 /// y[n, m] = bias[m] + sum over k: w[m, k] * x[n, k], where n counts the rows of all axes but the last.
 fn linear(inputs: &[&[f64]], k: usize, out: &[usize]) -> Vec<f64> {
-    let mut y = Vec::with_capacity(out.iter().product());
-    for x in inputs[0].chunks_exact(k) {
-        for (m, w) in inputs[1].chunks_exact(k).enumerate() {
-            let bias = inputs.get(2).map_or(0.0, |bias| bias[m]);
-            y.push(w.iter().zip(x).fold(bias, |sum, (w, x)| sum + w * x));
-        }
+    let mut y = vec![0.0; out.iter().product()];
+    if let (Some(bias), Some(m)) = (inputs.get(2), out.last()) {
+        y.chunks_exact_mut(*m).for_each(|y| y.copy_from_slice(bias));
     }
+    add_product(matrix(inputs[0], k), matrix(inputs[1], k).reversed_axes(), &mut y);
     y
 }
 

@@ -58,6 +58,8 @@ pub struct RunInput<'a> {
     pub wall_seconds: f64,
     /// Most memory of the process so far, if it is known.
     pub peak_memory_bytes: Option<u64>,
+    /// The same of each stage; may be left out, then they are 0.
+    pub stage_seconds: &'a [f64],
 }
 
 /// An outcome that does not fit what was said about it, or whose counters contradict each other.
@@ -172,11 +174,17 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
     check_stages(outcome, mesh.width)?;
     let load = outcome.load_before(outcome.cycles);
     let total = outcome.cycles - load;
-    let stages = outcome.stages.iter().map(|s| StageCycles {
-        change: s.change.cycles(),
-        load: s.load_end - s.begin,
-        total: s.end - s.load_end,
-    });
+    let seconds = input.stage_seconds.iter().copied().chain(std::iter::repeat(0.0));
+    let stages = outcome
+        .stages
+        .iter()
+        .zip(seconds)
+        .map(|(s, wall_seconds)| StageCycles {
+            change: s.change.cycles(),
+            load: s.load_end - s.begin,
+            total: s.end - s.load_end,
+            wall_seconds,
+        });
 
     let kernels: Vec<Kernel> = input
         .kernels

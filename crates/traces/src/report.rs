@@ -167,7 +167,7 @@ impl Cycles {
 }
 
 /// Cycles of one stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageCycles {
     /// The change before it: barrier, code, route words.
     pub change: u64,
@@ -175,6 +175,9 @@ pub struct StageCycles {
     pub load: u64,
     /// From its epoch 1 to its end.
     pub total: u64,
+    /// Seconds that its simulation took; 0 in files written before that was kept.
+    #[serde(default)]
+    pub wall_seconds: f64,
 }
 
 /// Operations by class: multiply-adds for `mac` and `mac_act`, single operations for the others.

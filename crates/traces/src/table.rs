@@ -52,6 +52,33 @@ pub fn simulation(report: &Report) -> String {
             run.engine,
             quantity(run.pe_cycles_per_second.max(0.0) as u64),
         );
+        out += &stages(run);
+    }
+    out
+}
+
+/// Stages of which each took at least this share of the simulation are shown, and only of simulations that took some seconds.
+const SHOWN: (f64, f64) = (0.02, 5.0);
+
+/// Where the time of a long simulation of several stages went, one line a stage.
+fn stages(run: &Run) -> String {
+    let stages = &run.cycles.stages;
+    if stages.len() < 2 || run.wall_seconds < SHOWN.1 {
+        return String::new();
+    }
+    let mut out = String::new();
+    for (number, s) in stages.iter().enumerate() {
+        if s.wall_seconds < SHOWN.0 * run.wall_seconds {
+            continue;
+        }
+        let kernels = run.kernels.iter().filter(|k| k.stage as usize == number);
+        let kernels: Vec<&str> = kernels.map(|k| k.name.as_str()).collect();
+        out += &format!(
+            "  stage {number}: {} for {} cycles of {}\n",
+            si(s.wall_seconds, "s"),
+            grouped(s.change + s.load + s.total),
+            kernels.join(", ")
+        );
     }
     out
 }

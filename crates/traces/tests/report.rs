@@ -28,6 +28,7 @@ fn input<'a>(
         peak_pe_bytes: 100,
         outputs: None,
         wall_seconds: 0.5,
+        stage_seconds: &[0.5],
     }
 }
 
@@ -150,6 +151,7 @@ fn times_and_energy_by_hand() {
                 change: 0,
                 load: 100,
                 total: 1000,
+                wall_seconds: 0.5,
             }],
         }
     );
@@ -247,7 +249,12 @@ fn stages_by_hand() {
         count_run(&two_stages(), input)
     };
     let run = of(&kernels, &[1]).unwrap();
-    let stage = |change, load, total| StageCycles { change, load, total };
+    let stage = |change, load, total| StageCycles {
+        change,
+        load,
+        total,
+        wall_seconds: 0.0,
+    };
     assert_eq!(
         run.cycles,
         Cycles {

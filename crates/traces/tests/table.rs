@@ -22,7 +22,12 @@ fn several_stages() {
     let mut one = run(RunName::Dense, 0.0, &m, &mlp(), &dense());
     let (load, total) = (one.cycles.load, one.cycles.total);
     one.kernels.clear();
-    let stage = |change, load, total| StageCycles { change, load, total };
+    let stage = |change, load, total| StageCycles {
+        change,
+        load,
+        total,
+        wall_seconds: 0.0,
+    };
     one.cycles.stages = vec![stage(0, load - 1500, 1000), stage(1234, 266, total - 1000)];
     let report = report(1, vec![one]);
     report.validate().unwrap();

@@ -20,8 +20,16 @@
 
 use super::*;
 use crate::passes::memory::bytes;
+use std::cell::RefCell;
+use std::collections::HashMap;
 
-pub(super) struct AttentionKernel<'a>(pub &'a Attention);
+pub(super) struct AttentionKernel<'a> {
+    all: &'a Attention,
+    /// Expected cycles by columns, rows, and parts of a block; none where there is no such division.
+    cycles: RefCell<HashMap<(u32, u32, usize), Option<u64>>>,
+    /// The best part of a rectangle by columns of a head, and rows of a lane.
+    best: RefCell<HashMap<(u32, u32), (u32, u32)>>,
+}
 
 impl Attention {
     /// The attention of one group of heads.
@@ -239,10 +247,15 @@ impl Division {
         Lattice::rect(0, top, self.columns as u32, self.pes as u32)
     }
 
+    /// Which share the PE in a column and row of the rectangle has.
+    fn index(&self, x: u32, y: u32) -> usize {
+        let row = ((y % self.rows_of_lane()) as usize).saturating_sub(self.header);
+        x as usize % self.of_head * self.pes + row
+    }
+
     /// The share of the PE in a column and row of the rectangle.
     fn share(&self, x: u32, y: u32) -> Share {
-        let row = ((y % self.rows_of_lane()) as usize).saturating_sub(self.header);
-        self.shares[x as usize % self.of_head * self.pes + row]
+        self.shares[self.index(x, y)]
     }
 
     /// Blocks of rows of a share; the same number for all PEs, some may be empty.
@@ -297,7 +310,15 @@ fn least(a: &Attention, pes: usize) -> usize {
     if a.causal { 2 * pes - 1 } else { pes }
 }
 
-impl AttentionKernel<'_> {
+impl<'a> AttentionKernel<'a> {
+    pub(super) fn new(all: &'a Attention) -> AttentionKernel<'a> {
+        AttentionKernel {
+            all,
+            cycles: RefCell::default(),
+            best: RefCell::default(),
+        }
+    }
+
     /// Expected cycles of an item: of the slower of the busiest PE and the stream, phase by phase.
     fn cycles(&self, c: &Context, d: &Division) -> u64 {
         let (m, a) = (c.machine, &d.a);
@@ -338,22 +359,31 @@ impl AttentionKernel<'_> {
         d.groups as u64 * (a.width as u64 * (scores.max(2 * all) + values.max(all)) + softmax)
     }
 
-    /// The division of a rectangle into the number of parts that is expected to be the fastest.
-    fn division(&self, c: &Context, width: u32, height: u32) -> Option<(Division, u64)> {
-        let all = (1..=MOST_ROWS).filter_map(|parts| Division::new(self.0, c, width, height, parts));
-        all.map(|d| {
-            let cycles = self.cycles(c, &d);
-            (d, cycles)
+    /// The same of a rectangle that is divided into so many parts; worked out once.
+    fn cycles_of(&self, c: &Context, width: u32, height: u32, parts: usize) -> Option<u64> {
+        let known = self.cycles.borrow().get(&(width, height, parts)).copied();
+        known.unwrap_or_else(|| {
+            let division = Division::new(self.all, c, width, height, parts);
+            let cycles = division.map(|d| self.cycles(c, &d));
+            self.cycles.borrow_mut().insert((width, height, parts), cycles);
+            cycles
         })
-        .min_by_key(|(_, cycles)| *cycles)
     }
 
-    /// The code of all PEs of a lane.
-    fn block(&self, name: &str, c: &Context, d: &Division, lane: usize) -> Block {
+    /// The division of a rectangle into the number of parts that is expected to be the fastest.
+    fn division(&self, c: &Context, width: u32, height: u32) -> Option<(Division, u64)> {
+        let cycles = |parts: usize| Some((self.cycles_of(c, width, height, parts)?, parts));
+        let (cycles, parts) = (1..=MOST_ROWS)
+            .filter_map(cycles)
+            .min_by_key(|(cycles, _)| *cycles)?;
+        Some((Division::new(self.all, c, width, height, parts)?, cycles))
+    }
+
+    /// The code of the PEs `at` some places of a lane; it is as long, and needs as many bytes, at all of them.
+    fn block(&self, name: &str, c: &Context, d: &Division, lane: usize, at: Lattice) -> Block {
         let a = &d.a;
         let (tokens, unit) = (a.tokens, (c.machine.pe.sram.port_bits as usize / 32).max(1));
         let heads = d.heads.iter().map(|h| h.1).max().unwrap_or(1);
-        let at = d.places(lane);
         let mut p = c.assembler();
         let number = |p: &mut Assembler, what: &str, value: &dyn Fn(u32, u32) -> usize| {
             let table = table(&format!("{name}.{lane}.{what}"), at, |x, y| value(x, y) as i64);
@@ -403,7 +433,7 @@ impl AttentionKernel<'_> {
             })
             .collect();
         let n = all_rows[0].len();
-        let of = |x: u32, y: u32, i: usize| d.rows(c, d.share(x, y))[i];
+        let of = |x: u32, y: u32, i: usize| all_rows[d.index(x, y)][i];
 
         p.task("main", Trigger::Start);
         if masked {
@@ -846,7 +876,7 @@ impl Implementation for AttentionKernel<'_> {
     }
 
     fn fit(&self, c: &Context, width: u32, height: u32) -> (u32, u32) {
-        let a = &self.0.group();
+        let a = &self.all.group();
         let lanes = c.output.lanes as u32;
         let rows = height / lanes;
         let wavelets = a.tokens.div_ceil(c.per_wavelet() as usize);
@@ -860,30 +890,38 @@ impl Implementation for AttentionKernel<'_> {
             );
         }
         // as many columns of a head, and as many PEs a column, as make it faster
+        let most_columns = (width / heads).min(8);
+        if let Some(best) = self.best.borrow().get(&(most_columns, rows)) {
+            return *best;
+        }
         let mut best: Option<(u64, (u32, u32))> = None;
-        for of_head in 1..=(width / heads).min(8) {
+        for of_head in 1..=most_columns {
             let share = wavelets / of_head as usize;
             let most = if a.causal { share.div_ceil(2) } else { share };
             for pes in (1..=rows.min(most as u32)).rev() {
                 let shape = (of_head * heads, lanes * pes);
-                let Some(d) = Division::new(self.0, c, shape.0, shape.1, 1) else {
+                let Some(cycles) = self.cycles_of(c, shape.0, shape.1, 1) else {
                     break;
                 };
-                let cycles = self.cycles(c, &d);
                 if best.is_some_and(|(least, (w, h))| (cycles, shape.0 * shape.1) >= (least, w * h)) {
                     break;
                 }
                 best = Some((cycles, shape));
             }
         }
-        best.map_or((heads, lanes), |(_, shape)| shape)
+        let best = best.map_or((heads, lanes), |(_, shape)| shape);
+        self.best.borrow_mut().insert((most_columns, rows), best);
+        best
     }
 
     fn estimate(&self, c: &Context, width: u32, height: u32) -> Option<Estimate> {
         let (d, cycles) = self.division(c, width, height)?;
         Some(Estimate {
             cycles,
-            bytes: bytes(&self.block("", c, &d, 0), c.machine),
+            bytes: bytes(
+                &self.block("", c, &d, 0, Lattice::rect(0, d.header as u32, 1, 1)),
+                c.machine,
+            ),
             fullest: (0, d.header as u32),
         })
     }
@@ -895,7 +933,7 @@ impl Implementation for AttentionKernel<'_> {
             .expect("a rectangle that `fit` and `estimate` accept");
         let (mut entries, mut exits, mut gives) = (Vec::new(), Vec::new(), Vec::new());
         for lane in 0..c.output.lanes {
-            region.blocks.push(self.block(name, c, &d, lane));
+            region.blocks.push(self.block(name, c, &d, lane, d.places(lane)));
             self.distribute(&mut region, c, &d, lane);
             let exit = self.collect(&mut region, c, &d, lane);
             entries.push(exit.at);

@@ -107,8 +107,20 @@ pub(super) fn fit(
 
 /// The largest share of a PE: features or positions of the first input.
 pub(super) fn widest(c: &Context, split: Split, width: u32, height: u32) -> usize {
-    let all = shares(c, split, width, height);
-    all.into_iter().map(|(from, to)| to - from).max().unwrap_or(0)
+    match split {
+        Split::Positions => {
+            let (unit, length) = (c.per_wavelet() as usize, c.inputs[0].length());
+            let wavelets = length.div_ceil(unit);
+            (wavelets.div_ceil((width * height) as usize) * unit).min(length)
+        }
+        Split::Features => {
+            let lanes = lanes(c);
+            let rows = |lane| lane_row(lane + 1, lanes, height) - lane_row(lane, lanes, height);
+            let pes = (0..lanes).map(|lane| (rows(lane) * width) as usize);
+            let each = c.inputs[0].features / lanes;
+            pes.map(|n| each.div_ceil(n)).max().unwrap_or(0)
+        }
+    }
 }
 
 /// The block for PEs of either parity, as lattices.

@@ -48,6 +48,7 @@ pub mod colors {
 }
 
 /// What a kernel sees of its surroundings.
+#[derive(Clone)]
 pub struct Context<'a> {
     /// The machine.
     pub machine: &'a Machine,
@@ -114,7 +115,7 @@ pub fn of(kind: &Kind) -> Box<dyn Implementation + '_> {
         Kind::Pointwise(f) => Box::new(pointwise::PointwiseKernel(f)),
         Kind::Softmax => Box::new(softmax::SoftmaxKernel),
         Kind::LayerNorm(n) => Box::new(layernorm::LayerNormKernel(n)),
-        Kind::Attention(a) => Box::new(attention::AttentionKernel(a)),
+        Kind::Attention(a) => Box::new(attention::AttentionKernel::new(a)),
         Kind::Embedding(t) => Box::new(embedding::EmbeddingKernel(t)),
         Kind::Flatten => Box::new(flatten::FlattenKernel),
     }
@@ -186,6 +187,13 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
 }
 
 impl Context<'_> {
+    /// Whether a kernel costs the same in both, on the same machine.
+    pub fn alike(&self, other: &Context) -> bool {
+        let of = |c: &Context| (c.ty, c.items, c.keep_all, c.base);
+        of(self) == of(other)
+            && (&self.slack, &self.inputs, &self.output) == (&other.slack, &other.inputs, &other.output)
+    }
+
     /// Bytes between two features of `length` elements in SRAM: a multiple of 32, so that bank conflicts do not depend on the feature (M9).
     pub fn pitch(ty: Ty, length: usize) -> i64 {
         (length as u64 * ty.bytes() as u64).next_multiple_of(32) as i64

@@ -1,7 +1,6 @@
 //! The way of a stream inside a kernel's rectangle: to the PEs that take parts of it, and from the PEs that give parts of it.
 
 use super::*;
-use std::collections::BTreeMap;
 
 /// What a PE takes of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,7 +337,13 @@ pub(super) fn collect(
 ) -> Exit {
     let (w, h) = (region.width, region.height);
     let label = format!("{}.{}", label(stream), rows.start);
-    let count = |from: u32, to: u32, y: u32| (from..to).filter(|x| sends(*x, y)).count() as i64;
+    // senders of each row before a column
+    let mut before = vec![0i64; ((w + 1) * h) as usize];
+    let index = |x: u32, y: u32| (y * (w + 1) + x) as usize;
+    for (x, y) in rows.clone().flat_map(|y| (0..w).map(move |x| (x, y))) {
+        before[index(x + 1, y)] = before[index(x, y)] + sends(x, y) as i64;
+    }
+    let count = |from: u32, to: u32, y: u32| before[index(to, y)] - before[index(from, y)];
     let mut below = vec![0; h as usize + 1];
     for y in rows.clone().rev() {
         below[y as usize] = below[y as usize + 1] + count(0, w, y);
@@ -358,9 +363,11 @@ pub(super) fn collect(
         all.into_iter().filter(|(_, n)| *n > 0).collect()
     };
     let key = |x: u32, y: u32| {
+        if !rows.contains(&y) || (x, y) == (exit, rows.start) {
+            return None;
+        }
         let inputs: Vec<Port> = holds(x, y).into_iter().map(|(p, _)| p).collect();
-        let routed = rows.contains(&y) && !inputs.is_empty() && (x, y) != (exit, rows.start);
-        routed.then_some((x.cmp(&exit), inputs))
+        (!inputs.is_empty()).then_some((x.cmp(&exit), inputs))
     };
     for (n, (at, (side, inputs))) in rectangles(w, h, key).into_iter().enumerate() {
         let out = match side {
@@ -373,8 +380,8 @@ pub(super) fn collect(
             .map(|&input| {
                 let name = format!("{}.{label}.{n}.{input:?}", region.name).to_lowercase();
                 let hold = |x: u32, y: u32| {
-                    let all: BTreeMap<Port, i64> = holds(x, y).into_iter().collect();
-                    all.get(&input).copied().unwrap_or(0)
+                    let of = holds(x, y).into_iter().find(|(port, _)| *port == input);
+                    of.map_or(0, |(_, n)| n)
                 };
                 position(input, &[out], table(&name, at, hold))
             })

@@ -395,13 +395,20 @@ fn place(
     machine: &Machine,
 ) -> Result<Moved, String> {
     let old = &plan.regions[k].region;
-    let c = Context {
-        base,
-        ..context(plan, machine, k)
+    let emitted = match base {
+        // as it is
+        0 => plan.regions[k].clone(),
+        _ => {
+            let c = Context {
+                base,
+                ..context(plan, machine, k)
+            };
+            let kernel = kernels::of(&plan.kernels[k].kind);
+            let mut emitted = kernel.emit(&plan.kernels[k].name, &c, old.width, old.height);
+            (emitted.region.x, emitted.region.y) = (old.x, old.y);
+            emitted
+        }
     };
-    let kernel = kernels::of(&plan.kernels[k].kind);
-    let mut emitted = kernel.emit(&plan.kernels[k].name, &c, old.width, old.height);
-    (emitted.region.x, emitted.region.y) = (old.x, old.y);
     let mut at = vec![0; emitted.weights.len()];
     for block in &emitted.region.blocks {
         let (needs, sram) = (memory::bytes(block, machine), machine.pe.sram_bytes as u64);

@@ -248,6 +248,21 @@ pub fn run(cargo: &Cargo, machine: &Machine) -> Way {
         ..
     } = *cargo;
     let (width, height) = (machine.mesh.width, machine.mesh.height);
+    let mut region = Region {
+        name: cargo.name.into(),
+        x: 0,
+        y: 0,
+        width,
+        height,
+        routes: Vec::new(),
+        blocks: Vec::new(),
+    };
+    if words.iter().all(|w| w.is_empty()) && !cargo.idle.contains(&true) {
+        return Way {
+            region,
+            feeds: Vec::new(),
+        };
+    }
     let pes = (width * height) as usize;
     let tile = width.max(height).div_ceil(TILES);
     // channels that enter in one tile have the same way: one of them is enough
@@ -304,15 +319,6 @@ pub fn run(cargo: &Cargo, machine: &Machine) -> Way {
             let idle = *o == Port::Ramp && cargo.idle.get(pe) == Some(&true);
             idle || sent[pe][*o as usize] > 0
         })
-    };
-    let mut region = Region {
-        name: cargo.name.into(),
-        x: 0,
-        y: 0,
-        width,
-        height,
-        routes: Vec::new(),
-        blocks: Vec::new(),
     };
     let key = |x: u32, y: u32| {
         let pe = (y * width + x) as usize;

@@ -19,24 +19,94 @@ struct Choice {
     bytes: u64,
 }
 
-/// Costs of all kernels in rectangles, worked out when asked for.
-struct Costs<'a> {
-    kernels: Vec<Box<dyn Implementation + 'a>>,
-    contexts: Vec<Context<'a>>,
+/// Costs in rectangles that were worked out, for all stages and attempts of a compilation: models repeat their layers, and stages are
+/// placed again and again.
+#[derive(Default)]
+pub struct Known<'m>(Vec<Entry<'m>>);
+
+/// The costs of all kernels that are alike.
+struct Entry<'m> {
+    kind: Kind,
+    context: Context<'m>,
     /// By the part of a rectangle that is used, and by the rectangle.
-    known: HashMap<(usize, u32, u32), Option<Choice>>,
-    given: HashMap<(usize, u32, u32), Option<Choice>>,
+    used: HashMap<(u32, u32), Option<Choice>>,
+    given: HashMap<(u32, u32), Option<Choice>>,
+    /// By width, and the step between heights.
+    faster: HashMap<(u32, u32), Faster>,
 }
 
-impl Costs<'_> {
+/// The heights that make a kernel of some width faster than all lower ones do.
+#[derive(Default)]
+struct Faster {
+    /// Heights that were looked at, in steps.
+    tried: u32,
+    /// Those that are faster, in steps, and their cycles.
+    heights: Vec<(u32, u64)>,
+}
+
+impl Known<'_> {
+    /// The index of the costs of such kernels.
+    fn entry(&mut self, kind: &Kind, context: &Context) -> usize {
+        let alike = |e: &Entry| e.context.alike(context) && e.kind.costs_alike(kind);
+        self.0.iter().position(alike).unwrap_or(self.0.len())
+    }
+}
+
+/// Costs of a plan's kernels in rectangles, worked out when asked for.
+struct Costs<'a, 'm> {
+    kernels: Vec<(&'a Kind, Box<dyn Implementation + 'a>)>,
+    contexts: Vec<Context<'m>>,
+    /// Of each kernel, where its costs are.
+    entries: Vec<usize>,
+    known: &'a mut Known<'m>,
+}
+
+impl<'a, 'm> Costs<'a, 'm> {
+    fn new(plan: &'a Plan, machine: &'m Machine, known: &'a mut Known<'m>) -> Costs<'a, 'm> {
+        let mut costs = Costs {
+            kernels: plan
+                .kernels
+                .iter()
+                .map(|k| (&k.kind, kernels::of(&k.kind)))
+                .collect(),
+            contexts: (0..plan.kernels.len())
+                .map(|k| context(plan, machine, k))
+                .collect(),
+            entries: Vec::new(),
+            known,
+        };
+        costs.keep_all(false);
+        costs
+    }
+
+    /// Whether what has to wait for another path has room for all that comes meanwhile.
+    fn keep_all(&mut self, all: bool) {
+        self.entries.clear();
+        for ((kind, _), c) in self.kernels.iter().zip(&mut self.contexts) {
+            c.keep_all = all;
+            let entry = self.known.entry(kind, c);
+            if entry == self.known.0.len() {
+                self.known.0.push(Entry {
+                    kind: (*kind).clone(),
+                    context: c.clone(),
+                    used: HashMap::new(),
+                    given: HashMap::new(),
+                    faster: HashMap::new(),
+                });
+            }
+            self.entries.push(entry);
+        }
+    }
+
     fn of(&mut self, k: usize, width: u32, height: u32) -> Option<Choice> {
-        if let Some(known) = self.given.get(&(k, width, height)) {
+        let entry = &mut self.known.0[self.entries[k]];
+        if let Some(known) = entry.given.get(&(width, height)) {
             return *known;
         }
-        let (kernel, c) = (&self.kernels[k], &self.contexts[k]);
+        let (kernel, c) = (&self.kernels[k].1, &self.contexts[k]);
         let (w, h) = kernel.fit(c, width, height);
         let choice = match w <= width && h <= height {
-            true => *self.known.entry((k, w, h)).or_insert_with(|| {
+            true => *entry.used.entry((w, h)).or_insert_with(|| {
                 kernel.estimate(c, w, h).map(|e| Choice {
                     width: w,
                     height: h,
@@ -46,8 +116,35 @@ impl Costs<'_> {
             }),
             false => None,
         };
-        self.given.insert((k, width, height), choice);
+        entry.given.insert((width, height), choice);
         choice
+    }
+
+    /// The least height, of those up to `most`, at which a kernel of a width takes no more than `pace` cycles and fits `sram` bytes; heights
+    /// are in steps of `unit` PEs.
+    fn height(
+        &mut self,
+        k: usize,
+        (width, unit): (u32, u32),
+        sram: u64,
+        pace: u64,
+        most: u32,
+    ) -> Option<u32> {
+        let (entry, at) = (self.entries[k], (width, unit));
+        let mut faster = self.known.0[entry].faster.remove(&at).unwrap_or_default();
+        while faster.tried < most && faster.heights.last().is_none_or(|(_, cycles)| *cycles > pace) {
+            faster.tried += 1;
+            let choice = self.of(k, width, faster.tried * unit).filter(|c| c.bytes <= sram);
+            if let Some(c) = choice
+                && faster.heights.last().is_none_or(|(_, cycles)| c.cycles < *cycles)
+            {
+                faster.heights.push((faster.tried, c.cycles));
+            }
+        }
+        let enough = faster.heights.partition_point(|(_, cycles)| *cycles > pace);
+        let height = faster.heights.get(enough).map(|(h, _)| *h).filter(|h| *h <= most);
+        self.known.0[entry].faster.insert(at, faster);
+        height
     }
 }
 
@@ -95,25 +192,48 @@ impl Cutting {
             let mut least = NONE;
             for w in 1..=width {
                 // a wider rectangle needs no more rows
-                let enough = |h: &u32| {
-                    let choice = costs.of(k, w * unit, h * unit);
-                    choice.is_some_and(|c| c.cycles <= pace && c.bytes <= sram)
-                };
-                least = (1..=height.min(least)).find(enough).unwrap_or(least);
+                let enough = costs.height(k, (w * unit, unit), sram, pace, height.min(least));
+                least = enough.unwrap_or(least);
                 let at = all.at(k, k + 1, w);
                 all.heights[at] = least;
             }
         }
         for span in 2..=n {
             for i in 0..=n - span {
-                for w in 1..=width {
-                    let least = all.ways(i, i + span, w).map(|(h, _)| h).min().unwrap_or(NONE);
-                    let at = all.at(i, i + span, w);
-                    all.heights[at] = if least <= height { least } else { NONE };
+                let least = all.least(i, i + span);
+                let at = all.at(i, i + span, 0);
+                for (to, h) in all.heights[at..].iter_mut().zip(least) {
+                    *to = if h <= height { h } else { NONE };
                 }
             }
         }
         all
+    }
+
+    /// For each width, the least height of all ways to cut it between the kernels i..j. A wider part is no higher: so of the two parts
+    /// beside each other the first one gets no narrower as both get wider.
+    fn least(&self, i: usize, j: usize) -> Vec<u32> {
+        let n = self.width as usize;
+        let mut least = vec![NONE; n + 1];
+        for k in i + 1..j {
+            let (a, b) = (
+                &self.heights[self.at(i, k, 0)..],
+                &self.heights[self.at(k, j, 0)..],
+            );
+            let mut first = 1;
+            for w in 1..=n {
+                least[w] = least[w].min(a[w].saturating_add(b[w]));
+                while first + 1 < w && a[first] > b[w - first] {
+                    first += 1;
+                }
+                for f in [first - 1, first] {
+                    if (1..w).contains(&f) {
+                        least[w] = least[w].min(a[f].max(b[w - f]));
+                    }
+                }
+            }
+        }
+        least
     }
 
     /// The ways to cut a width between the kernels i..j, each with the height that it needs.
@@ -218,9 +338,11 @@ pub const SLACK: [f64; 5] = [0.0, 0.04, 0.08, 0.28, 0.6];
 
 /// Chooses the rectangles and sets `places` and `estimates`; `fixed` gives each kernel's width and height. Attempt 0 is the best pace
 /// that is found; a later one, for streams that found no ways, accepts a slower pace ([`SLACK`]) and so comes to another floor plan.
-pub fn run(
+/// `known` is of the same machine.
+pub fn run<'m>(
     plan: &mut Plan,
-    machine: &Machine,
+    machine: &'m Machine,
+    known: &mut Known<'m>,
     options: &Options,
     fixed: Option<(u32, u32)>,
     attempt: u32,
@@ -230,23 +352,16 @@ pub fn run(
     let (mesh, sram) = (&machine.mesh, machine.pe.sram_bytes as u64);
     let mut most_pes = None;
     let chosen = {
-        let mut costs = Costs {
-            kernels: plan.kernels.iter().map(|k| kernels::of(&k.kind)).collect(),
-            contexts: (0..n).map(|k| context(plan, machine, k)).collect(),
-            known: HashMap::new(),
-            given: HashMap::new(),
-        };
+        let mut costs = Costs::new(plan, machine, known);
         let whole = whole(machine);
         for k in 0..n {
             alone_fits(plan, machine, &mut costs, k, fixed)?;
         }
         // the pipeline keeps its pace if whatever waits for another path has room for it
         let ample = if fixed.is_none() && options.placement == Placement::Work && plan.items > 1 {
-            costs.contexts.iter_mut().for_each(|c| c.keep_all = true);
+            costs.keep_all(true);
             let found = by_work(machine, &mut costs, slack);
-            costs.contexts.iter_mut().for_each(|c| c.keep_all = false);
-            costs.known.clear();
-            costs.given.clear();
+            costs.keep_all(false);
             found
         } else {
             None
@@ -334,7 +449,7 @@ fn alone_fits(
     match costs.of(k, w, h) {
         Some(c) if c.bytes <= sram => Ok(()),
         Some(c) => {
-            let e = costs.kernels[k].estimate(&costs.contexts[k], c.width, c.height);
+            let e = costs.kernels[k].1.estimate(&costs.contexts[k], c.width, c.height);
             let (x, y) = e.map_or((0, 0), |e| e.fullest);
             Err(CompileError::DoesNotFit {
                 what: format!("kernel {} ({op})", kernel.name),

@@ -7,6 +7,7 @@ use crate::kernels::colors;
 use crate::plan::*;
 use meshloom_simulator::program::{Color, Port, Route};
 use meshloom_simulator::{Machine, Side};
+use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -35,6 +36,45 @@ struct Mesh<'m> {
     entered: Vec<u32>,
     /// Channels by which outputs leave.
     left: Vec<(Side, u32)>,
+    /// Kept from search to search: most look at a small part of a large mesh.
+    search: RefCell<Search>,
+}
+
+/// What a search knows of the routers that it looked at.
+struct Search {
+    cost: Vec<u64>,
+    /// The port by which the way to a router leaves the one before it, as the index of its step.
+    from: Vec<Option<u8>>,
+    seen: Vec<u32>,
+}
+
+impl Search {
+    fn new(routers: usize) -> Search {
+        Search {
+            cost: vec![u64::MAX; routers],
+            from: vec![None; routers],
+            seen: Vec::new(),
+        }
+    }
+
+    fn clear(&mut self) {
+        for pe in self.seen.drain(..) {
+            (self.cost[pe as usize], self.from[pe as usize]) = (u64::MAX, None);
+        }
+    }
+
+    fn set(&mut self, pe: u32, cost: u64, from: Option<u8>) {
+        (self.cost[pe as usize], self.from[pe as usize]) = (cost, from);
+        self.seen.push(pe);
+    }
+
+    fn cost(&self, pe: u32) -> u64 {
+        self.cost[pe as usize]
+    }
+
+    fn from(&self, pe: u32) -> Option<usize> {
+        self.from[pe as usize].map(usize::from)
+    }
 }
 
 /// Where a stream starts, what it must reach, and where it may not go.
@@ -54,6 +94,8 @@ struct Net {
 struct Tree {
     cost: u64,
     way: Way,
+    /// Bit c: colour c has a route in one of the routers that were looked at.
+    met: u32,
 }
 
 impl Mesh<'_> {
@@ -73,7 +115,11 @@ impl Mesh<'_> {
 
     /// The cheapest tree on a colour (any, if none is given), if there is one at most as dear as `most`.
     fn tree(&self, net: &Net, color: Option<Color>, most: u64) -> Option<Tree> {
-        let free = |pe: u32| color.is_none_or(|c| self.used[pe as usize] >> c & 1 == 0);
+        let met = Cell::new(0);
+        let free = |pe: u32| {
+            met.set(met.get() | self.used[pe as usize]);
+            color.is_none_or(|c| self.used[pe as usize] >> c & 1 == 0)
+        };
         if !net.inside.iter().all(|pe| free(*pe)) {
             return None;
         }
@@ -98,9 +144,9 @@ impl Mesh<'_> {
         }
         let mut missing: Vec<usize> = (0..net.entries.len()).collect();
         let mut leaves = net.leaves;
+        let search = &mut *self.search.borrow_mut();
         while !missing.is_empty() || leaves {
-            let mut cost = vec![u64::MAX; self.used.len()];
-            let mut from: Vec<Option<(u32, usize)>> = vec![None; self.used.len()];
+            search.clear();
             let mut heap = BinaryHeap::new();
             if first.is_none() {
                 // an input: any west channel whose border router is free
@@ -113,19 +159,19 @@ impl Mesh<'_> {
                         } else {
                             0
                         };
-                        cost[pe as usize] = shared;
+                        search.set(pe, shared, None);
                         heap.push(Reverse((shared, pe)));
                     }
                 }
             } else {
                 for pe in routers.keys() {
-                    cost[*pe as usize] = 0;
+                    search.set(*pe, 0, None);
                     heap.push(Reverse((0, *pe)));
                 }
             }
             let mut reached = None;
             while let Some(Reverse((d, pe))) = heap.pop() {
-                if d > cost[pe as usize] {
+                if d > search.cost(pe) {
                     continue;
                 }
                 let target = missing
@@ -136,9 +182,9 @@ impl Mesh<'_> {
                     break;
                 }
                 let own = routers.get(&pe);
-                let arrives = match (own, from[pe as usize]) {
+                let arrives = match (own, search.from(pe)) {
                     (Some((input, _)), _) => Some(*input),
-                    (None, Some((_, port))) => Some(STEPS[port].0.opposite()),
+                    (None, Some(port)) => Some(STEPS[port].0.opposite()),
                     (None, None) => Some(Port::West),
                 };
                 let may_leave = |port: Port| {
@@ -146,7 +192,8 @@ impl Mesh<'_> {
                         && own.is_none_or(|(_, outputs)| !outputs.contains(&port))
                         && (first != Some(pe) || !forbidden.contains(&port))
                 };
-                if leaves && missing.is_empty() {
+                let column = pe % self.width;
+                if leaves && missing.is_empty() && (column == 0 || column + 1 == self.width) {
                     let side = channels.iter().find(|c| {
                         let (x, port) = match c.side {
                             Side::West => (0, Port::West),
@@ -178,25 +225,27 @@ impl Mesh<'_> {
                         !blocked[next as usize] && free(next)
                     };
                     let d = d + self.hop(pe, n);
-                    if open && d < cost[next as usize] {
-                        cost[next as usize] = d;
-                        from[next as usize] = Some((pe, n));
+                    if open && d < search.cost(next) {
+                        search.set(next, d, Some(n as u8));
                         heap.push(Reverse((d, next)));
                     }
                 }
             }
             let (end, target) = reached?;
-            tree.cost += cost[end as usize];
+            tree.cost += search.cost(end);
             if tree.cost > most {
                 return None;
             }
             // back from the end to the tree
+            let input = |search: &Search, pe: u32| {
+                let port = search.from(pe).map(|n| STEPS[n].0.opposite());
+                port.unwrap_or(Port::West)
+            };
             let mut pe = end;
             match target {
                 Some(i) => {
                     let consumer = missing.remove(i);
-                    let port = from[end as usize].map_or(Port::West, |(_, n)| STEPS[n].0.opposite());
-                    tree.way.entries[consumer] = port;
+                    tree.way.entries[consumer] = input(search, end);
                 }
                 None => {
                     leaves = false;
@@ -204,21 +253,23 @@ impl Mesh<'_> {
                         Some((Side::East, _)) => Port::East,
                         _ => Port::West,
                     };
-                    let input = from[end as usize].map_or(Port::West, |(_, n)| STEPS[n].0.opposite());
-                    routers.entry(end).or_insert((input, Vec::new())).1.push(port);
+                    let own = routers.entry(end).or_insert((input(search, end), Vec::new()));
+                    own.1.push(port);
                 }
             }
-            while let Some((before, n)) = from[pe as usize] {
-                let input = from[before as usize].map_or(Port::West, |(_, n)| STEPS[n].0.opposite());
-                if !routers.contains_key(&before) && from[before as usize].is_none() {
+            while let Some(n) = search.from(pe) {
+                let back = STEPS.iter().find(|s| s.0 == STEPS[n].0.opposite());
+                let Some(before) = back.and_then(|s| self.step(pe, *s)) else {
+                    break;
+                };
+                if !routers.contains_key(&before) && search.from(before).is_none() {
                     tree.way.enters = Some((Side::West, before / self.width));
                     first = Some(before);
                 }
-                routers
+                let own = routers
                     .entry(before)
-                    .or_insert((input, Vec::new()))
-                    .1
-                    .push(STEPS[n].0);
+                    .or_insert((input(search, before), Vec::new()));
+                own.1.push(STEPS[n].0);
                 pe = before;
             }
         }
@@ -233,14 +284,24 @@ impl Mesh<'_> {
                 .routers
                 .sort_by_key(|(at, ..)| (*at != place(first), at.1, at.0));
         }
+        tree.met = met.get();
         Some(tree)
     }
 
     /// The cheapest tree over all colours; an early one that is as cheap as if there were no others is taken at once.
     fn best(&self, net: &Net) -> Option<Tree> {
-        let ideal = self.tree(net, None, u64::MAX)?.cost;
+        let any = self.tree(net, None, u64::MAX)?;
+        let ideal = any.cost;
         let mut best: Option<Tree> = None;
         for color in colors::STREAMS..self.machine.router.colors.min(32) as Color {
+            // on a colour that is free wherever was looked it is the same; a detour for two targets may have been cheaper
+            if any.met >> color & 1 == 0 {
+                if best.as_ref().is_some_and(|b| b.cost <= ideal) {
+                    continue;
+                }
+                let way = Way { color, ..any.way };
+                return Some(Tree { way, ..any });
+            }
             let most = best.as_ref().map_or(u64::MAX, |b| b.cost - 1);
             if let Some(tree) = self.tree(net, Some(color), most) {
                 let done = tree.cost == ideal;
@@ -359,6 +420,7 @@ pub fn run(plan: &mut Plan, machine: &Machine) -> Result<(), NoWay> {
         interval: plan.estimates.iter().max().copied().unwrap_or(1).max(1),
         entered: Vec::new(),
         left: Vec::new(),
+        search: RefCell::new(Search::new(pes)),
     };
     for way in &plan.weights {
         let wavelets = way.data.len() as u64;

@@ -1,6 +1,7 @@
 //! Which kernels are on the mesh together. What does not fit at once is cut into stages, one after another: what a later stage reads
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
+use super::placement::Known;
 use super::routes::NoWay;
 use super::{balance, lanes, memory, placement, routes, weights};
 use crate::kernels::{self, Context};
@@ -140,9 +141,10 @@ fn expected(plan: &Plan, machine: &Machine) -> u64 {
 }
 
 /// Places one stage: with as many lanes as make it fastest. If its streams find no colours, other placements are tried.
-pub fn place(
+pub fn place<'m>(
     plan: &Plan,
-    machine: &Machine,
+    machine: &'m Machine,
+    known: &mut Known<'m>,
     options: &Options,
     fixed: Option<(u32, u32)>,
 ) -> Result<Plan, CompileError> {
@@ -153,7 +155,7 @@ pub fn place(
         if fixed.is_none() {
             lanes::run(&mut plan, machine, most);
         }
-        match placement::run(&mut plan, machine, options, fixed, 0) {
+        match placement::run(&mut plan, machine, known, options, fixed, 0) {
             Ok(()) => placed.push((expected(&plan, machine), most, plan)),
             Err(e @ CompileError::DoesNotFit { .. }) => problem = Some(e),
             Err(e) => return Err(e),
@@ -188,13 +190,13 @@ pub fn place(
             if attempt >= PLACEMENTS {
                 // fewer lanes for the tensor that found no way are better than fewer for all
                 let fewer = stuck.is_some_and(|e| fixed.is_none() && lanes::halve(&mut first, e));
-                if !fewer || placement::run(&mut first, machine, options, fixed, 0).is_err() {
+                if !fewer || placement::run(&mut first, machine, known, options, fixed, 0).is_err() {
                     break;
                 }
             }
             let mut plan = first.clone();
             if (1..PLACEMENTS).contains(&attempt) && fixed.is_none() {
-                placement::run(&mut plan, machine, options, fixed, attempt)?;
+                placement::run(&mut plan, machine, known, options, fixed, attempt)?;
             }
             match complete(plan)? {
                 Ok(plan) => return Ok(plan),
@@ -206,7 +208,7 @@ pub fn place(
     if let (Some((_, _, last)), None) = (placed.last(), fixed) {
         for attempt in PLACEMENTS..placement::SLACK.len() as u32 {
             let mut plan = last.clone();
-            placement::run(&mut plan, machine, options, fixed, attempt)?;
+            placement::run(&mut plan, machine, known, options, fixed, attempt)?;
             if let Ok(plan) = complete(plan)? {
                 return Ok(plan);
             }
@@ -227,16 +229,17 @@ fn streamed(plan: &mut Plan, kernel: usize) -> bool {
 }
 
 /// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way.
-fn alone(
+fn alone<'m>(
     plan: &mut Plan,
     kernel: usize,
     stage: &Plan,
-    machine: &Machine,
+    machine: &'m Machine,
+    known: &mut Known<'m>,
     options: &Options,
 ) -> Result<Plan, CompileError> {
     let mut other = stage.clone();
     if options.weights == Weights::Resident || !streamed(&mut other, 0) {
-        return place(stage, machine, options, None);
+        return place(stage, machine, known, options, None);
     }
     let first_streamed = options.weights == Weights::Streamed || options.stages == Stages::Layer;
     let order = if first_streamed {
@@ -244,9 +247,9 @@ fn alone(
     } else {
         [stage, &other]
     };
-    let placed = match place(order[0], machine, options, None) {
+    let placed = match place(order[0], machine, known, options, None) {
         Err(e @ CompileError::DoesNotFit { .. }) if options.weights == Weights::Auto => {
-            place(order[1], machine, options, None).map_err(|_| e)?
+            place(order[1], machine, known, options, None).map_err(|_| e)?
         }
         result => result?,
     };
@@ -257,6 +260,7 @@ fn alone(
 /// The model in stages, each placed.
 pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan>, CompileError> {
     let n = plan.kernels.len();
+    let known = &mut Known::default();
     let whole = [0, n];
     let mut plan = plan.clone();
     if options.weights == Weights::Streamed {
@@ -265,20 +269,26 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
         });
     }
     match options.stages {
-        Stages::One => Ok(vec![place(&split(&plan, &whole)[0], machine, options, None)?]),
+        Stages::One => Ok(vec![place(
+            &split(&plan, &whole)[0],
+            machine,
+            known,
+            options,
+            None,
+        )?]),
         Stages::Layer => {
             let cuts: Vec<usize> = (0..=n).collect();
             let stages = split(&plan, &cuts);
             let each = stages.iter().enumerate();
-            each.map(|(k, stage)| alone(&mut plan, k, stage, machine, options))
+            each.map(|(k, stage)| alone(&mut plan, k, stage, machine, known, options))
                 .collect()
         }
         Stages::Auto => {
-            match place(&split(&plan, &whole)[0], machine, options, None) {
+            match place(&split(&plan, &whole)[0], machine, known, options, None) {
                 Ok(placed) => return Ok(vec![placed]),
                 Err(CompileError::DoesNotFit { .. }) if n < 2 => {
                     let stage = split(&plan, &whole).remove(0);
-                    return Ok(vec![alone(&mut plan, 0, &stage, machine, options)?]);
+                    return Ok(vec![alone(&mut plan, 0, &stage, machine, known, options)?]);
                 }
                 Err(CompileError::DoesNotFit { .. }) => {}
                 Err(e) => return Err(e),
@@ -294,7 +304,7 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 let (mut good, mut bad) = (from, n + 1);
                 let mut step = 1;
                 while good + step < bad {
-                    match place(&stage(&plan, good + step), machine, options, None) {
+                    match place(&stage(&plan, good + step), machine, known, options, None) {
                         Ok(_) => {
                             good += step;
                             step *= 2;
@@ -302,7 +312,7 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                         // not even alone, unless its weights are streamed
                         Err(CompileError::DoesNotFit { .. }) if good == from && step == 1 => {
                             let single = stage(&plan, from + 1);
-                            alone(&mut plan, from, &single, machine, options)?;
+                            alone(&mut plan, from, &single, machine, known, options)?;
                             good = from + 1;
                             bad = good + 1;
                         }
@@ -318,7 +328,7 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
             }
             split(&plan, &cuts)
                 .iter()
-                .map(|p| place(p, machine, options, None))
+                .map(|p| place(p, machine, known, options, None))
                 .collect()
         }
     }

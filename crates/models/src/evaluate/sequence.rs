@@ -1,6 +1,8 @@
 //! The operators of transformers: table look-up, normalisation over features, activation functions, attention, products of
 //! activations.
 
+use super::product::{add_product, matrix};
+
 /// Rows of a table `[v, d]`, one an id.
 ///
 /// # Panics
@@ -48,42 +50,45 @@ pub(super) fn gelu(x: f64, tanh: bool) -> f64 {
     0.5 * x * (1.0 + of)
 }
 
+/// Queries of a head whose scores are worked on together.
+const QUERIES: usize = 256;
+
 /// Multi-head attention over `shape = [batch, tokens, d]`.
 pub(super) fn attention([q, k, v]: [&[f64]; 3], shape: &[usize], heads: usize, causal: bool) -> Vec<f64> {
     let (tokens, d) = (shape[1], shape[2]);
     let width = d / heads;
     let scale = 1.0 / (width as f64).sqrt();
     let mut y = vec![0.0; q.len()];
-    let mut scores = vec![0.0; tokens];
     for item in 0..shape[0] {
         for head in 0..heads {
-            let of = |token: usize| (item * tokens + token) * d + head * width;
-            for token in 0..tokens {
-                let seen = if causal { token + 1 } else { tokens };
-                let q = &q[of(token)..][..width];
-                for (other, score) in scores[..seen].iter_mut().enumerate() {
-                    let k = &k[of(other)..][..width];
-                    *score = scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+            let of = |all: &[f64], from: usize, to: usize| -> Vec<f64> {
+                let rows = all[(item * tokens + from) * d..(item * tokens + to) * d].chunks_exact(d);
+                rows.flat_map(|row| &row[head * width..][..width])
+                    .copied()
+                    .collect()
+            };
+            for from in (0..tokens).step_by(QUERIES) {
+                let to = (from + QUERIES).min(tokens);
+                // what the last of these queries sees
+                let most = if causal { to } else { tokens };
+                let (q, k, v) = (of(q, from, to), of(k, 0, most), of(v, 0, most));
+                let mut scores = vec![0.0; (to - from) * most];
+                add_product(matrix(&q, width), matrix(&k, width).reversed_axes(), &mut scores);
+                for (token, scores) in (from..).zip(scores.chunks_exact_mut(most)) {
+                    let (seen, unseen) = scores.split_at_mut(if causal { token + 1 } else { tokens });
+                    let max = seen.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    seen.iter_mut().for_each(|s| *s = (scale * (*s - max)).exp());
+                    let sum: f64 = seen.iter().sum();
+                    seen.iter_mut().for_each(|s| *s /= sum);
+                    unseen.fill(0.0);
                 }
-                let max = scores[..seen].iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = scores[..seen].iter().map(|s| (s - max).exp()).sum();
-                let y = &mut y[of(token)..][..width];
-                for (other, score) in scores[..seen].iter().enumerate() {
-                    let part = (score - max).exp() / sum;
-                    let v = &v[of(other)..][..width];
-                    y.iter_mut().zip(v).for_each(|(y, v)| *y += part * v);
+                let mut results = vec![0.0; q.len()];
+                add_product(matrix(&scores, most), matrix(&v, width), &mut results);
+                for (token, result) in (from..).zip(results.chunks_exact(width)) {
+                    y[(item * tokens + token) * d + head * width..][..width].copy_from_slice(result);
                 }
             }
         }
     }
     y
-}
-
-/// One product of matrices `[m, k]` and `[k, n]`, added to `y [m, n]`.
-pub(super) fn mat_mul(a: &[f64], b: &[f64], y: &mut [f64], k: usize, n: usize) {
-    for (a, y) in a.chunks_exact(k).zip(y.chunks_exact_mut(n)) {
-        for (a, b) in a.iter().zip(b.chunks_exact(n)) {
-            y.iter_mut().zip(b).for_each(|(y, b)| *y += a * b);
-        }
-    }
 }

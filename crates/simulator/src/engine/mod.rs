@@ -10,8 +10,9 @@ mod run;
 
 use crate::change::Change;
 use crate::program::{Color, Port, Wavelet};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub use memory::{MemoryNeed, memory};
 pub use run::run;
@@ -31,6 +32,8 @@ pub struct Options {
     pub record: bool,
     /// Updated with the cycle now and then, for a progress bar.
     pub progress: Option<Arc<AtomicU64>>,
+    /// Gets the time that each stage took to simulate: beside the outcome, which is always the same.
+    pub times: Option<Arc<Mutex<Vec<Duration>>>>,
 }
 
 /// Which engine runs a program; results never depend on it.

@@ -7,7 +7,8 @@ use crate::change::Change;
 use crate::machine::Machine;
 use crate::program::{Feed, FeedData, Program, Stage, Wavelet};
 use crate::text::stage_name;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Runs a verified program to its end. The same program gives the same outcome whatever the options.
 pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
@@ -60,8 +61,10 @@ fn all_stages<E>(
         active_pe_cycles: 0,
         paths: Paths::default(),
     };
+    let mut times: Vec<Duration> = Vec::new();
     let mut sram: Vec<Vec<u8>> = vec![Vec::new(); pes];
     for (number, stage) in program.stages.iter().enumerate() {
+        let started = Instant::now();
         let change = match number {
             0 => Change::default(),
             _ => Change::to(program, number, machine),
@@ -85,6 +88,10 @@ fn all_stages<E>(
         }
         outcome.cycles = ended.end;
         outcome.stages.push(StageOutcome { change, ..ended });
+        times.push(started.elapsed());
+    }
+    if let Some(all) = &options.times {
+        *all.lock().unwrap_or_else(PoisonError::into_inner) = times;
     }
     Ok(outcome)
 }

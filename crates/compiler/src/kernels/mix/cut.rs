@@ -49,10 +49,15 @@ impl Cut {
         self.rows[row + 1] - self.rows[row]
     }
 
+    /// Output features of the row that has most.
     pub(super) fn widest(&self) -> usize {
-        (0..self.rows.len() - 1)
-            .map(|r| self.outputs(r))
-            .max()
+        self.rows.windows(2).map(|r| r[1] - r[0]).max().unwrap_or(0)
+    }
+
+    /// The first row that has most output features.
+    pub(super) fn widest_row(&self) -> usize {
+        let rows = 0..self.rows.len() - 1;
+        rows.max_by_key(|r| (self.outputs(*r), usize::MAX - r))
             .unwrap_or(0)
     }
 

@@ -179,25 +179,42 @@ impl MixKernel<'_> {
         }
     }
 
+    /// Multiplication cycles and stored weights of the PE of a column that has most of both, cycles first.
+    pub(super) fn heaviest(&self, c: &Context, cut: &Cut, column: usize) -> (u64, u64) {
+        if !self.mix.terms[cut.columns[column].term].lists() {
+            return self.load(c, cut, column, cut.widest_row());
+        }
+        let loads = (0..cut.rows.len() - 1).map(|r| self.load(c, cut, column, r));
+        loads.max().unwrap_or_default()
+    }
+
+    /// Stored weights of the PE of a column that has most, and its row: the first such.
+    fn fullest_of(&self, c: &Context, cut: &Cut, column: usize) -> (u64, usize) {
+        if !self.mix.terms[cut.columns[column].term].lists() {
+            let row = cut.widest_row();
+            return (self.load(c, cut, column, row).1, row);
+        }
+        (0..cut.rows.len() - 1)
+            .map(|r| (self.load(c, cut, column, r).1, r))
+            .max_by_key(|(n, r)| (*n, usize::MAX - r))
+            .unwrap_or((0, 0))
+    }
+
     /// SRAM bytes of the fullest PE, and which it is.
     pub(super) fn fullest(&self, c: &Context, cut: &Cut) -> (u64, (u32, u32)) {
         let length_out = c.output.length();
         let outputs = cut.widest() as u64;
         let y = outputs * Context::pitch(Ty::F32, length_out) as u64;
+        let mut widest = vec![0; self.mix.terms.len()];
+        for (i, column) in cut.columns.iter().enumerate() {
+            widest[column.term] = cut.features(i).max(widest[column.term]);
+        }
         let mut fullest = (0, (0, 0));
         for column in 0..cut.columns.len() {
             let term = cut.columns[column].term;
             let linear = &self.mix.terms[term];
-            let widest = (0..cut.columns.len())
-                .filter(|i| cut.columns[*i].term == term)
-                .map(|i| cut.features(i))
-                .max()
-                .unwrap_or(0);
-            let x = widest as u64 * Context::pitch(c.ty, c.inputs[term].length()) as u64;
-            let (stored, row) = (0..cut.rows.len() - 1)
-                .map(|r| (self.load(c, cut, column, r).1, r))
-                .max_by_key(|(n, r)| (*n, usize::MAX - r))
-                .unwrap_or((0, 0));
+            let x = widest[term] as u64 * Context::pitch(c.ty, c.inputs[term].length()) as u64;
+            let (stored, row) = self.fullest_of(c, cut, column);
             let chunks = (cut.features(column).div_ceil(cut.chunk[term]) * linear.taps.len()) as u64;
             let weights = if linear.lists() {
                 stored * (2 + c.ty.bytes() as u64) + chunks * 2 + 8

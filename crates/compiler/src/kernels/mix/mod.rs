@@ -102,8 +102,7 @@ impl Implementation for MixKernel<'_> {
             let twice = i + 1 == cut.columns.len() && width > 1 && (self.mix.relu || c.ty != Ty::F32);
             let sums = outputs * length_out * (1 + twice as u64);
             let moves = c.move_slots(features, c.inputs[column.term].length());
-            let loads = (0..cut.rows.len() - 1).map(|r| self.load(c, &cut, i, r));
-            let (busy, stored) = loads.max().unwrap_or_default();
+            let (busy, stored) = self.heaviest(c, &cut, i);
             // the slots of a stored weight's issue are free for other threads
             let hidden = match cut.steady && linear.lists() {
                 true => (stored * cost.issue as u64).min(clear + scalar),

@@ -2,7 +2,7 @@
 //! leaves at the edge, memory outside keeps it, and it enters again.
 
 use super::routes::NoWay;
-use super::{balance, lanes, memory, placement, routes, weights};
+use super::{balance, lanes, memory, placement, routes, tiles, weights};
 use crate::kernels::{self, Context};
 use crate::plan::*;
 use crate::{CompileError, Options, Stages, Weights};
@@ -226,7 +226,41 @@ fn streamed(plan: &mut Plan, kernel: usize) -> bool {
     }
 }
 
-/// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way.
+/// A stage in as few tiles as it takes to fit.
+fn in_tiles(stage: &Plan, machine: &Machine, options: &Options) -> Result<Plan, CompileError> {
+    let add = |error: CompileError, more: &str| match error {
+        CompileError::DoesNotFit {
+            what,
+            needs,
+            has,
+            helps,
+        } => CompileError::DoesNotFit {
+            what: format!("{what} ({more})"),
+            needs,
+            has,
+            helps,
+        },
+        other => other,
+    };
+    let mut error = match place(stage, machine, options, None) {
+        Err(e @ CompileError::DoesNotFit { .. }) => e,
+        result => return result,
+    };
+    let numbers = tiles::numbers(stage).map_err(|why| add(error.clone(), &format!("not in tiles: {why}")))?;
+    for n in numbers {
+        let stage = tiles::cut(stage, n).expect("it can be cut in so many");
+        match place(&stage, machine, options, None) {
+            Err(e @ CompileError::DoesNotFit { .. }) => {
+                error = add(e, &format!("in {n} tiles, the most there can be"))
+            }
+            result => return result,
+        }
+    }
+    Err(error)
+}
+
+/// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way; and in tiles if it fits in
+/// neither.
 fn alone(
     plan: &mut Plan,
     kernel: usize,
@@ -236,7 +270,7 @@ fn alone(
 ) -> Result<Plan, CompileError> {
     let mut other = stage.clone();
     if options.weights == Weights::Resident || !streamed(&mut other, 0) {
-        return place(stage, machine, options, None);
+        return in_tiles(stage, machine, options);
     }
     let first_streamed = options.weights == Weights::Streamed || options.stages == Stages::Layer;
     let order = if first_streamed {
@@ -244,14 +278,29 @@ fn alone(
     } else {
         [stage, &other]
     };
-    let placed = match place(order[0], machine, options, None) {
-        Err(e @ CompileError::DoesNotFit { .. }) if options.weights == Weights::Auto => {
-            place(order[1], machine, options, None).map_err(|_| e)?
-        }
-        result => result?,
+    let ways = match options.weights {
+        Weights::Auto => &order[..],
+        _ => &order[..1],
     };
-    plan.kernels[kernel].kind.clone_from(&placed.kernels[0].kind);
-    Ok(placed)
+    let mut error = None;
+    for fit in [place_whole, in_tiles] {
+        for way in ways {
+            match fit(way, machine, options) {
+                Err(e @ CompileError::DoesNotFit { .. }) => error = error.or(Some(e)),
+                Err(e) => return Err(e),
+                Ok(placed) => {
+                    plan.kernels[kernel].kind.clone_from(&way.kernels[0].kind);
+                    return Ok(placed);
+                }
+            }
+        }
+    }
+    Err(error.expect("a stage is placed or refused"))
+}
+
+/// A stage without tiles.
+fn place_whole(stage: &Plan, machine: &Machine, options: &Options) -> Result<Plan, CompileError> {
+    place(stage, machine, options, None)
 }
 
 /// The model in stages, each placed.
@@ -318,7 +367,7 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
             }
             split(&plan, &cuts)
                 .iter()
-                .map(|p| place(p, machine, options, None))
+                .map(|p| in_tiles(p, machine, options))
                 .collect()
         }
     }

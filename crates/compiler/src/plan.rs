@@ -29,6 +29,8 @@ pub struct Layout {
 /// How a tensor is cut in tiles of equal shapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bands {
+    /// Elements of one feature of the whole tensor.
+    pub length: usize,
     /// Product of the extents after the feature axis in the whole tensor.
     pub inner: usize,
     /// The tiles, in the order in which they come.
@@ -128,11 +130,8 @@ impl Layout {
 
     /// Elements of the whole tensor.
     pub fn size(&self) -> usize {
-        let positions = match &self.bands {
-            Some(bands) => bands.parts.iter().map(|b| b.to).max().unwrap_or(0),
-            None => self.length(),
-        };
-        positions * self.features
+        let length = self.bands.as_ref().map_or(self.length(), |b| b.length);
+        length * self.features
     }
 
     /// Row-major index in the whole tensor of the element at a place of a tile's stream; `None` if it is beyond the tensor.

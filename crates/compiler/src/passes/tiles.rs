@@ -107,6 +107,7 @@ impl Shape {
             outer,
             inner,
             bands: Some(Arc::new(Bands {
+                length: l.length(),
                 inner: l.inner,
                 parts,
                 fill,

@@ -115,6 +115,26 @@ pub enum CompileError {
     Invalid(String),
 }
 
+impl CompileError {
+    /// The same, with more about what does not fit.
+    fn but(self, more: &str) -> CompileError {
+        match self {
+            CompileError::DoesNotFit {
+                what,
+                needs,
+                has,
+                helps,
+            } => CompileError::DoesNotFit {
+                what: format!("{what} ({more})"),
+                needs,
+                has,
+                helps,
+            },
+            other => other,
+        }
+    }
+}
+
 /// A graph output.
 #[derive(Clone, Debug)]
 pub struct OutputPort {
@@ -290,6 +310,12 @@ pub fn show(compiled: &Compiled, graph: &Graph, machine: &Machine, pass: &str) -
     let each = |show: &dyn Fn(&Plan) -> String| {
         let several = compiled.plans.len() > 1 || pass == "stages";
         let stages = compiled.plans.iter().enumerate().map(|(i, plan)| match several {
+            true if plan.tiles > 1 => format!(
+                "stage {i}: {} kernels, {} tiles an item\n{}",
+                plan.kernels.len(),
+                plan.tiles,
+                show(plan)
+            ),
             true => format!("stage {i}: {} kernels\n{}", plan.kernels.len(), show(plan)),
             false => show(plan),
         });

@@ -226,37 +226,35 @@ fn streamed(plan: &mut Plan, kernel: usize) -> bool {
     }
 }
 
-/// A stage in as few tiles as it takes to fit.
+/// Numbers of tiles that are tried beyond the first with which a stage fits.
+const MORE: usize = 2;
+
+/// A stage in as few tiles as it takes to fit, or in a few more if that is expected to be faster.
 fn in_tiles(stage: &Plan, machine: &Machine, options: &Options) -> Result<Plan, CompileError> {
-    let add = |error: CompileError, more: &str| match error {
-        CompileError::DoesNotFit {
-            what,
-            needs,
-            has,
-            helps,
-        } => CompileError::DoesNotFit {
-            what: format!("{what} ({more})"),
-            needs,
-            has,
-            helps,
-        },
-        other => other,
-    };
-    let mut error = match place(stage, machine, options, None) {
+    let whole = match place_whole(stage, machine, options) {
         Err(e @ CompileError::DoesNotFit { .. }) => e,
         result => return result,
     };
-    let numbers = tiles::numbers(stage).map_err(|why| add(error.clone(), &format!("not in tiles: {why}")))?;
+    let numbers = tiles::numbers(stage).map_err(|why| whole.clone().but(&format!("not in tiles: {why}")))?;
+    let mut error = whole.clone();
+    let mut placed: Vec<Plan> = Vec::new();
     for n in numbers {
-        let stage = tiles::cut(stage, n).expect("it can be cut in so many");
-        match place(&stage, machine, options, None) {
+        if placed.len() > MORE {
+            break;
+        }
+        let Ok(stage) = tiles::cut(stage, n) else { continue };
+        match place_whole(&stage, machine, options) {
+            Ok(plan) => placed.push(plan),
+            // what is not a matter of tiles stays as it is
+            Err(e @ CompileError::DoesNotFit { .. }) if e == whole => {}
             Err(e @ CompileError::DoesNotFit { .. }) => {
-                error = add(e, &format!("in {n} tiles, the most there can be"))
+                error = e.but(&format!("in {n} tiles, the most there can be"));
             }
-            result => return result,
+            Err(e) => return Err(e),
         }
     }
-    Err(error)
+    let fastest = placed.into_iter().min_by_key(|p| (expected(p, machine), p.tiles));
+    fastest.ok_or(error)
 }
 
 /// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way; and in tiles if it fits in
@@ -342,8 +340,9 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 };
                 let (mut good, mut bad) = (from, n + 1);
                 let mut step = 1;
+                let mut fit: fn(&Plan, &Machine, &Options) -> Result<Plan, CompileError> = place_whole;
                 while good + step < bad {
-                    match place(&stage(&plan, good + step), machine, options, None) {
+                    match fit(&stage(&plan, good + step), machine, options) {
                         Ok(_) => {
                             good += step;
                             step *= 2;
@@ -351,9 +350,13 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                         // not even alone, unless its weights are streamed
                         Err(CompileError::DoesNotFit { .. }) if good == from && step == 1 => {
                             let single = stage(&plan, from + 1);
-                            alone(&mut plan, from, &single, machine, options)?;
+                            let placed = alone(&mut plan, from, &single, machine, options)?;
                             good = from + 1;
-                            bad = good + 1;
+                            // others may work on the same tiles
+                            match placed.tiles > 1 {
+                                true => fit = in_tiles,
+                                false => bad = good + 1,
+                            }
                         }
                         Err(CompileError::DoesNotFit { .. }) => {
                             bad = good + step;
@@ -383,12 +386,13 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
             continue;
         };
         out += &format!(
-            "  {:<16} {:<10} {}x{} PEs, about {} cycles an item, {} of {} bytes on the fullest PE\n",
+            "  {:<16} {:<10} {}x{} PEs, about {} cycles {}, {} of {} bytes on the fullest PE\n",
             k.name,
             kernel.op(),
             r.width,
             r.height,
             e.cycles,
+            if plan.tiles > 1 { "a tile" } else { "an item" },
             e.bytes,
             machine.pe.sram_bytes
         );

@@ -290,3 +290,135 @@ fn linear(of: &mut Linear, input: &Edge, output: &Edge, shape: Shape) -> Result<
     of.taps = all;
     Ok(layout)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Options, passes::rewrite};
+    use meshloom_models::{Graph, Op};
+    use meshloom_simulator::Machine;
+
+    /// A plan of one operator on an input; `weights` are the shapes of its constants.
+    fn plan(shape: &[usize], op: Op, weights: &[&[usize]]) -> Plan {
+        let mut graph = Graph::new("one");
+        let mut inputs = vec![graph.add_input("x", shape).unwrap()];
+        for (i, w) in weights.iter().enumerate() {
+            let values = vec![1.0; w.iter().product()];
+            inputs.push(graph.add_constant(format!("w{i}"), w, values).unwrap());
+        }
+        let y = graph.add_node("y", op, &inputs, "y").unwrap();
+        graph.add_output(y).unwrap();
+        let text = include_str!("../../../../machines/small.toml");
+        let machine = Machine::parse("small", text, &[]).unwrap();
+        rewrite::run(&graph, &machine, &Options::default()).unwrap()
+    }
+
+    fn conv(stride: usize, pad: usize) -> Op {
+        Op::Conv {
+            strides: [stride; 2],
+            pads: [pad; 4],
+            dilations: [1, 1],
+            groups: 1,
+        }
+    }
+
+    /// Positions before, first, last + 1, and after, of each tile of the input.
+    fn bands(plan: &Plan) -> Vec<(usize, usize, usize, usize)> {
+        let bands = plan.edges[0].layout.bands.as_ref().unwrap();
+        bands
+            .parts
+            .iter()
+            .map(|b| (b.before, b.from, b.to, b.after))
+            .collect()
+    }
+
+    #[test]
+    fn bands_share_the_rows_that_windows_of_both_reach() {
+        // 8 rows of 10 columns, window 3, one row of padding above and below
+        let whole = plan(&[1, 2, 8, 10], conv(1, 1), &[&[4, 2, 3, 3]]);
+        assert_eq!(numbers(&whole).unwrap(), [2, 4, 8]);
+        let four = cut(&whole, 4).unwrap();
+        assert_eq!(
+            bands(&four),
+            [(10, 0, 30, 0), (0, 10, 50, 0), (0, 30, 70, 0), (0, 50, 80, 10)]
+        );
+        assert_eq!((four.items, four.tiles), (4, 4));
+        let Kind::Mix(mix) = &four.kernels[0].kind else {
+            panic!()
+        };
+        let tiled = mix.terms[0].tiled.as_ref().unwrap();
+        let rows = |taps: &[Tap]| taps.iter().map(|t| t.rows).collect::<Vec<_>>();
+        assert_eq!(rows(&mix.terms[0].taps), [2; 9]);
+        assert_eq!(rows(&tiled.first), [1, 1, 1, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(rows(&tiled.last), [2, 2, 2, 2, 2, 2, 1, 1, 1]);
+        // multiply-adds are those of the whole
+        let hits = |taps: &[Tap]| taps.iter().map(|t| t.rows * t.columns).sum::<usize>();
+        let Kind::Mix(one) = &whole.kernels[0].kind else {
+            panic!()
+        };
+        let sum = hits(&tiled.first) + 2 * hits(&mix.terms[0].taps) + hits(&tiled.last);
+        assert_eq!(sum, hits(&one.terms[0].taps));
+    }
+
+    #[test]
+    fn strides_leave_out_rows_that_no_window_reaches() {
+        let whole = plan(&[1, 2, 8, 10], conv(2, 0), &[&[4, 2, 1, 1]]);
+        assert_eq!(bands(&cut(&whole, 2).unwrap()), [(0, 0, 30, 0), (0, 40, 70, 0)]);
+        assert_eq!(bands(&cut(&whole, 4).unwrap())[3], (0, 60, 70, 0));
+    }
+
+    #[test]
+    fn samples_come_first_then_bands_of_each() {
+        let whole = plan(&[4, 2, 6, 5], conv(1, 1), &[&[4, 2, 3, 3]]);
+        assert_eq!(numbers(&whole).unwrap(), [2, 4, 8, 12, 24]);
+        let two = cut(&whole, 2).unwrap();
+        assert_eq!(bands(&two), [(0, 0, 60, 0), (0, 60, 120, 0)]);
+        assert_eq!(two.edges[0].layout.outer, 2);
+        let eight = cut(&whole, 8).unwrap();
+        assert_eq!(bands(&eight)[2..4], [(5, 30, 50, 0), (0, 40, 60, 5)]);
+    }
+
+    #[test]
+    fn every_element_of_the_output_is_in_one_tile() {
+        let whole = plan(&[2, 3, 6, 5], conv(1, 2), &[&[4, 3, 5, 5]]);
+        for n in numbers(&whole).unwrap() {
+            let l = cut(&whole, n).unwrap().edges[1].layout.clone();
+            let mut seen = vec![0; l.size()];
+            for (tile, place) in (0..n).flat_map(|t| (0..4).map(move |f| (t, f))) {
+                (0..l.length()).for_each(|p| seen[l.element(tile, place, p).unwrap()] += 1);
+            }
+            assert!(seen.iter().all(|n| *n == 1), "{n} tiles");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_cut_says_why() {
+        // a window of 7 reaches three rows beyond the image, over more than one tile of a row
+        let whole = plan(&[1, 1, 6, 6], conv(1, 3), &[&[1, 1, 7, 7]]);
+        assert_eq!(numbers(&whole).unwrap(), [2]);
+        let why = cut(&whole, 6).unwrap_err();
+        assert!(
+            why.contains("more than the first and the last reach beyond the image"),
+            "{why}"
+        );
+        let mean = Op::AvgPool {
+            kernel: [3, 3],
+            strides: [1, 1],
+            pads: [1; 4],
+            count_include_pad: false,
+        };
+        let why = numbers(&plan(&[1, 1, 6, 6], mean, &[])).unwrap_err();
+        assert!(why.contains("averages at the border"), "{why}");
+        let global = Op::AvgPool {
+            kernel: [6, 6],
+            strides: [1, 1],
+            pads: [0; 4],
+            count_include_pad: true,
+        };
+        assert!(
+            numbers(&plan(&[1, 1, 6, 6], global, &[]))
+                .unwrap_err()
+                .contains("one row")
+        );
+    }
+}

@@ -650,6 +650,11 @@ impl Plan {
         if u.flat { l.flattened() } else { l.clone() }
     }
 
+    /// What the cycles of estimates are for.
+    pub fn turn(&self) -> &'static str {
+        if self.tiles > 1 { "a tile" } else { "an item" }
+    }
+
     /// What makes every kernel need less SRAM, for messages.
     pub fn smaller(&self) -> &'static str {
         if self.ty == Ty::F32 {

@@ -326,7 +326,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 #[test]
 fn what_does_not_fit_runs_in_tiles() {
-    let cases_n = if cfg!(debug_assertions) { 40 } else { 400 };
+    let cases_n = if cfg!(debug_assertions) { 160 } else { 160 };
     let config = ProptestConfig {
         failure_persistence: None,
         max_shrink_iters: 200,

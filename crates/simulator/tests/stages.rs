@@ -474,7 +474,15 @@ drain w east row 0 c1: 7 wavelets
     let one = |a: u64| (a, 1, false);
     assert_eq!(
         got,
-        [pair(0xfc00, 2), one(3), pair(0xfc00, 5), one(6), one(3), one(4), one(6)]
+        [
+            pair(0xfc00, 2),
+            one(3),
+            pair(0xfc00, 5),
+            one(6),
+            one(3),
+            one(4),
+            one(6)
+        ]
     );
 }
 

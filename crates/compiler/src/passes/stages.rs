@@ -392,7 +392,7 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
             r.width,
             r.height,
             e.cycles,
-            if plan.tiles > 1 { "a tile" } else { "an item" },
+            plan.turn(),
             e.bytes,
             machine.pe.sram_bytes
         );

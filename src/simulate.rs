@@ -341,7 +341,7 @@ fn figures(
 ) -> Result<Run, Error> {
     let placed = compiled.plans.iter().enumerate().flat_map(|(stage, plan)| {
         let kernels = plan.kernels.iter().zip(&plan.places).zip(&plan.estimates);
-        kernels.map(move |((k, r), estimate)| (stage, k, r, estimate))
+        kernels.map(move |((k, r), estimate)| (stage, k, r, estimate * plan.tiles as u64))
     });
     let kernels: Vec<KernelRegion> = placed
         .map(|(stage, k, r, estimate)| KernelRegion {
@@ -354,7 +354,7 @@ fn figures(
                 width: r.width,
                 height: r.height,
             },
-            estimated_cycles: *estimate,
+            estimated_cycles: estimate,
         })
         .collect();
     let counts = flops::total(job.graph);

@@ -290,6 +290,25 @@ fn what_the_passes_make_of_each_family() {
     }
 }
 
+/// Planes that are too large for a PE: how the stages are cut, where kernels lie, and what memory outside feeds them.
+#[test]
+fn what_does_not_fit_is_cut_in_tiles() {
+    let line = "resnet18:stem=imagenet,width=4,classes=10,size=128 --batch 1 --set mesh.width=10 --set mesh.height=10 \
+                --set pe.sram_bytes=14336";
+    let mut text = String::new();
+    for emit in ["stages", "placement"] {
+        text += &meshloom(&format!("compile {line} --emit {emit}")).ok();
+    }
+    let program = meshloom(&format!("compile {line} --emit program")).ok();
+    let feeds: Vec<&str> = program.lines().filter(|l| l.contains(" drained ")).collect();
+    assert!(feeds.iter().any(|l| l.contains(" fill ")));
+    text += &feeds.join("\n");
+    settled().bind(|| insta::assert_snapshot!(text));
+    let run = meshloom(&format!("run {line} --json")).ok();
+    let report: Report = serde_json::from_str(&run).expect("a report");
+    assert!(report.runs[0].kernels.iter().any(|k| k.stage > 0));
+}
+
 #[test]
 fn a_layer_at_a_time_runs_too() {
     for (_, line) in FAMILIES {

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Choices, Model, comparable, on_both, residual, small, tiny};
+use common::{Choices, Model, behind, comparable, on_both, residual, small, tiny};
 use meshloom::simulate::{self, Job};
 use meshloom_compiler::compile;
 use meshloom_models::{builders, flops, seeded_inputs};
@@ -521,13 +521,7 @@ fn fed_back(feed: &Feed) -> bool {
 
 /// Behind an empty stage all of the program happens as before, only later (rule M2).
 fn begun_later(program: &Program, machine: &Machine, o: &Outcome) -> Result<(), String> {
-    let mut late = program.clone();
-    late.stages.insert(0, Stage::default());
-    for feed in late.stages.iter_mut().flat_map(|s| &mut s.feeds) {
-        if let FeedData::Drained(spans) = &mut feed.data {
-            spans.iter_mut().for_each(|s| s.stage += 1);
-        }
-    }
+    let late = behind(Stage::default(), program);
     let late = engine::run(&late, machine, &Options::default()).map_err(|e| e.to_string())?;
     let by = late.stages[1].begin;
     let earlier = |l: &Landed| Landed {

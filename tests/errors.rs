@@ -254,7 +254,10 @@ fn models_that_do_not_fit() {
             "--set pe.threads=2",
         ],
     );
-    all.push("run tests/data/digits-cnn/model.onnx --batch 1000".into());
+    // in tiles, the most there can be; and not even in tiles
+    all.push("run tests/data/digits-cnn/model.onnx --batch 1000 --set pe.sram_bytes=3072".into());
+    all.push("run gpt:layers=1,width=64,seq=256 --batch 1 --set pe.sram_bytes=2048".into());
+    all.push("run tests/data/digits-cnn/model.onnx --batch 1000 --stages one".into());
     all.push(
         "run tests/data/digits-cnn/model.onnx --set mesh.width=3 --set mesh.height=3 --stages one".into(),
     );

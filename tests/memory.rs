@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::{Model, kernels, tiny};
+use common::{Model, behind, kernels, tiny};
 use meshloom_compiler::assemble::Assembler;
 use meshloom_models::builtin;
 use meshloom_simulator::engine::{self, Options, Outcome};
 use meshloom_simulator::program::{
-    Count, FeedData, Instr, Lattice, Op, Operand, Program, Region, Stage, Trigger, Ty, Val, Vector, Wavelet,
+    Count, Instr, Lattice, Op, Operand, Program, Region, Stage, Trigger, Ty, Val, Vector, Wavelet,
 };
 use meshloom_simulator::{Machine, edge, verify};
 
@@ -47,22 +47,6 @@ fn filling(machine: &Machine, value: f32) -> Stage {
         feeds: Vec::new(),
         drains: Vec::new(),
     }
-}
-
-/// The program behind another stage.
-fn behind(first: Stage, program: &Program) -> Program {
-    let mut all = program.clone();
-    let spans = all
-        .stages
-        .iter_mut()
-        .flat_map(|s| &mut s.feeds)
-        .filter_map(|f| match &mut f.data {
-            FeedData::Drained(spans) => Some(spans),
-            FeedData::Host(_) => None,
-        });
-    spans.flatten().for_each(|s| s.stage += 1);
-    all.stages.insert(0, first);
-    all
 }
 
 fn left(outcome: &Outcome) -> Vec<Vec<Wavelet>> {

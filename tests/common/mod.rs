@@ -5,8 +5,7 @@ use meshloom_compiler::{Compiled, Options, compile};
 use meshloom_models::{Graph, Op, TensorId, seeded_inputs};
 use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{self, Engine, Outcome, Paths, RunError};
-use meshloom_simulator::program::Program;
-use meshloom_simulator::program::Ty;
+use meshloom_simulator::program::{FeedData, Piece, Program, Stage, Ty};
 
 /// The machine `small` with assignments as after `--set`.
 pub fn small(sets: &[&str]) -> Machine {
@@ -27,6 +26,23 @@ pub fn comparable(o: Outcome) -> Outcome {
         paths: Paths::default(),
         ..o
     }
+}
+
+/// Puts another stage before all of a program's; what enters again is taken from the same stages as before.
+pub fn behind(first: Stage, program: &Program) -> Program {
+    let mut all = program.clone();
+    for feed in all.stages.iter_mut().flat_map(|s| &mut s.feeds) {
+        match &mut feed.data {
+            FeedData::Host(_) => {}
+            FeedData::Drained(spans) => spans.iter_mut().for_each(|s| s.stage += 1),
+            FeedData::Cut(cut) => cut.pieces.iter_mut().for_each(|piece| match piece {
+                Piece::Kept { stage, .. } => *stage += 1,
+                Piece::Fill { .. } => {}
+            }),
+        }
+    }
+    all.stages.insert(0, first);
+    all
 }
 
 /// Numbers drawn by proptest, taken one by one; 0 when they are used up, so that cases shrink to simple ones.

@@ -88,7 +88,7 @@ impl Default for Options {
 }
 
 /// Why a model can't be compiled for a machine.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CompileError {
     /// An operator, or a use of one, that has no kernel.
     #[error("{node}: {message}")]
@@ -113,6 +113,26 @@ pub enum CompileError {
     /// The compiler made a program that the machine refuses: a defect of the compiler.
     #[error("the compiled program is not valid (a defect of the compiler): {0}")]
     Invalid(String),
+}
+
+impl CompileError {
+    /// The same, with more about what does not fit.
+    fn but(self, more: &str) -> CompileError {
+        match self {
+            CompileError::DoesNotFit {
+                what,
+                needs,
+                has,
+                helps,
+            } => CompileError::DoesNotFit {
+                what: format!("{what} ({more})"),
+                needs,
+                has,
+                helps,
+            },
+            other => other,
+        }
+    }
 }
 
 /// A graph output.
@@ -224,7 +244,8 @@ pub fn compile_alone(
         name: kept.name.clone(),
         stage_name: String::new(),
         ty: whole.ty,
-        items: options.items,
+        items: whole.items,
+        tiles: whole.tiles,
         kernels: vec![kept],
         edges,
         outputs,
@@ -289,6 +310,12 @@ pub fn show(compiled: &Compiled, graph: &Graph, machine: &Machine, pass: &str) -
     let each = |show: &dyn Fn(&Plan) -> String| {
         let several = compiled.plans.len() > 1 || pass == "stages";
         let stages = compiled.plans.iter().enumerate().map(|(i, plan)| match several {
+            true if plan.tiles > 1 => format!(
+                "stage {i}: {} kernels, {} tiles an item\n{}",
+                plan.kernels.len(),
+                plan.tiles,
+                show(plan)
+            ),
             true => format!("stage {i}: {} kernels\n{}", plan.kernels.len(), show(plan)),
             false => show(plan),
         });
@@ -316,15 +343,17 @@ impl TensorProbe {
     /// The tensor's items in row-major order, from what the probes recorded (`recorded[i]` for the i-th PE).
     pub fn values(&self, recorded: &[Vec<Wavelet>], items: usize) -> Vec<f32> {
         let l = &self.layout;
-        let size = l.features * l.length();
+        let (size, tiles) = (l.size(), l.tiles());
         let mut out = vec![f32::NAN; items * size];
         for (give, wavelets) in self.gives.iter().zip(recorded) {
             let mut values = unpack(wavelets.iter().copied(), self.ty);
-            for item in 0..items {
+            for (item, tile) in (0..items).flat_map(|item| (0..tiles).map(move |tile| (item, tile))) {
                 for place in give.places() {
                     for position in give.positions.iter().flat_map(|(from, to)| *from..*to) {
                         let Some(v) = values.next() else { return out };
-                        out[item * size + l.index(place, position)] = v;
+                        if let Some(at) = l.element(tile, place, position) {
+                            out[item * size + at] = v;
+                        }
                     }
                 }
             }
@@ -337,19 +366,22 @@ impl OutputPort {
     /// The output's items in row-major order, and the cycle at which each was complete, from what left.
     pub fn values(&self, program: &Program, drains: &[Vec<Landed>], items: usize) -> (Vec<f32>, Vec<u64>) {
         let l = &self.layout;
-        let size = l.features * l.length();
+        let (size, tiles) = (l.size(), l.tiles());
         let mut out = vec![f32::NAN; items * size];
         let mut done = vec![0; items];
         for (lane, drain) in self.drains.iter().enumerate() {
             let landed = &drains[program.drain_index(self.stage, *drain)];
-            let each = (landed.len() / items.max(1)).max(1);
+            let each = (landed.len() / (items * tiles).max(1)).max(1);
             let (from, to) = l.lane(lane);
-            for (item, chunk) in landed.chunks(each).enumerate().take(items) {
+            for (n, chunk) in landed.chunks(each).enumerate().take(items * tiles) {
+                let (item, tile) = (n / tiles, n % tiles);
                 done[item] = done[item].max(chunk.iter().map(|w| w.cycle).max().unwrap_or(0));
                 let values = unpack(chunk.iter().map(|w| w.wavelet), self.ty);
                 let places = (from..to).flat_map(|f| (0..l.length()).map(move |p| (f, p)));
                 for ((place, position), v) in places.zip(values) {
-                    out[item * size + l.index(place, position)] = v;
+                    if let Some(at) = l.element(tile, place, position) {
+                        out[item * size + at] = v;
+                    }
                 }
             }
         }

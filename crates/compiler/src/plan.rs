@@ -1,5 +1,6 @@
 //! What the passes hand from one to the next: kernels, and the edges between them: streams of tensors.
 
+use crate::passes::rewrite::Window;
 use meshloom_models::{NodeId, TensorId};
 use meshloom_simulator::program::{Block, Color, Port, Region, Route, Ty, Wavelet};
 use meshloom_simulator::{Channel, Expr, Side};
@@ -21,6 +22,60 @@ pub struct Layout {
     pub order: Option<Arc<Vec<usize>>>,
     /// Parallel streams that carry it, each an equal share of the features, in order; set by the lanes pass.
     pub lanes: usize,
+    /// Where it is one of several tiles that come one after another: what each has of the tensor. Set by the tiles pass.
+    pub bands: Option<Arc<Bands>>,
+}
+
+/// How a tensor is cut in tiles of equal shapes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bands {
+    /// Elements of one feature of the whole tensor.
+    pub length: usize,
+    /// Product of the extents after the feature axis in the whole tensor.
+    pub inner: usize,
+    /// The tiles, in the order in which they come.
+    pub parts: Vec<Band>,
+    /// What surrounds the tensor.
+    pub fill: Fill,
+}
+
+/// A tile's positions, of each feature: so many before the tensor's, some of the tensor's (first, and last + 1), and so many after them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Band {
+    /// Positions before the tensor's first.
+    pub before: usize,
+    /// First position of the tensor.
+    pub from: usize,
+    /// Last position + 1.
+    pub to: usize,
+    /// Positions after the tensor's last.
+    pub after: usize,
+}
+
+impl Band {
+    /// Positions of the tile.
+    pub fn length(&self) -> usize {
+        self.before + self.to - self.from + self.after
+    }
+}
+
+/// What is fed for positions that a tensor has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// Zeros.
+    Zero,
+    /// Minus infinity.
+    Lowest,
+}
+
+impl Fill {
+    /// The number.
+    pub fn value(self) -> f32 {
+        match self {
+            Fill::Zero => 0.0,
+            Fill::Lowest => f32::NEG_INFINITY,
+        }
+    }
 }
 
 impl Layout {
@@ -34,6 +89,7 @@ impl Layout {
                 inner: product(&shape[a + 1..]),
                 order: None,
                 lanes: 1,
+                bands: None,
             },
             None => Layout {
                 outer: product(shape),
@@ -41,6 +97,7 @@ impl Layout {
                 inner: 1,
                 order: None,
                 lanes: 1,
+                bands: None,
             },
         }
     }
@@ -58,8 +115,34 @@ impl Layout {
 
     /// Row-major index in the tensor of the element at a place of the stream.
     pub fn index(&self, place: usize, position: usize) -> usize {
+        self.row_major(place, position, self.inner)
+    }
+
+    fn row_major(&self, place: usize, position: usize, inner: usize) -> usize {
         let feature = self.order.as_ref().map_or(place, |o| o[place]);
-        (position / self.inner * self.features + feature) * self.inner + position % self.inner
+        (position / inner * self.features + feature) * inner + position % inner
+    }
+
+    /// Tiles that come one after another for each tensor.
+    pub fn tiles(&self) -> usize {
+        self.bands.as_ref().map_or(1, |b| b.parts.len())
+    }
+
+    /// Elements of the whole tensor.
+    pub fn size(&self) -> usize {
+        let length = self.bands.as_ref().map_or(self.length(), |b| b.length);
+        length * self.features
+    }
+
+    /// Row-major index in the whole tensor of the element at a place of a tile's stream; `None` if it is beyond the tensor.
+    pub fn element(&self, tile: usize, place: usize, position: usize) -> Option<usize> {
+        let Some(bands) = &self.bands else {
+            return Some(self.index(place, position));
+        };
+        let band = &bands.parts[tile];
+        let at = (position.checked_sub(band.before)? + band.from < band.to)
+            .then(|| position - band.before + band.from)?;
+        Some(self.row_major(place, at, bands.inner))
     }
 
     /// The same stream seen as \[outer, features * inner\]: one element a feature and outer index.
@@ -76,6 +159,7 @@ impl Layout {
             inner: 1,
             order,
             lanes: self.lanes,
+            bands: None,
         }
     }
 }
@@ -309,7 +393,7 @@ impl Mix {
 }
 
 /// A linear operator over features, applied at window positions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Linear {
     /// Input features.
     pub k: usize,
@@ -335,6 +419,21 @@ pub struct Linear {
     pub samples: usize,
     /// Only nonzero weights are stored and multiplied.
     pub sparse: bool,
+    /// How the window moves; none where there is no window.
+    pub slides: Option<Window>,
+    /// The taps of a sample's first and last tile, where those differ.
+    pub tiled: Option<Tiled>,
+}
+
+/// The taps where a sample is cut in bands of rows: in the first and the last one fewer rows hit the tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tiled {
+    /// Bands of a sample.
+    pub bands: usize,
+    /// The taps of the first band, in the order of [`Linear::taps`]; without rows where nothing is hit.
+    pub first: Vec<Tap>,
+    /// Those of the last band.
+    pub last: Vec<Tap>,
 }
 
 /// The output positions whose window element (a, b) hits the input, as a rectangle.
@@ -383,6 +482,13 @@ impl Linear {
     /// Whether weights are kept as lists of (index, value): some are not stored, or groups leave holes.
     pub fn lists(&self) -> bool {
         self.sparse || self.groups > 1
+    }
+
+    /// Taps for which there is code: those that differ in the first or last band count again.
+    pub fn variants(&self) -> usize {
+        let differ = |other: &[Tap]| self.taps.iter().zip(other).filter(|(a, b)| a != b).count();
+        let tiled = self.tiled.as_ref();
+        self.taps.len() + tiled.map_or(0, |t| differ(&t.first) + differ(&t.last))
     }
 
     /// Multiply-adds that a weight of a tap takes: its rectangle, for every sample.
@@ -458,8 +564,10 @@ pub struct Plan {
     pub stage_name: String,
     /// Element type of activations and weights.
     pub ty: Ty,
-    /// Tensors that are sent through one after another.
+    /// Tensors that are sent through one after another: each tile is one.
     pub items: usize,
+    /// Tiles that make up one tensor.
+    pub tiles: usize,
     /// Kernels in topological order.
     pub kernels: Vec<Kernel>,
     /// Edges.
@@ -595,6 +703,11 @@ impl Plan {
     pub fn view(&self, u: Use) -> Layout {
         let l = &self.edges[u.edge].layout;
         if u.flat { l.flattened() } else { l.clone() }
+    }
+
+    /// What the cycles of estimates are for.
+    pub fn turn(&self) -> &'static str {
+        if self.tiles > 1 { "a tile" } else { "an item" }
     }
 
     /// What makes every kernel need less SRAM, for messages.

@@ -150,6 +150,7 @@ fn attend(
         inner: 1,
         order: Some(Arc::new(order)),
         lanes,
+        bands: None,
     };
     let c = Context {
         machine,

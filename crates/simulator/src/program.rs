@@ -524,6 +524,65 @@ pub enum FeedData {
     Host(Arc<Vec<Wavelet>>),
     /// What left by drains of earlier stages, kept in memory outside: these spans one after another, bits as they left.
     Drained(Vec<Span>),
+    /// Elements of what left by drains of earlier stages, put together anew.
+    Cut(Cut),
+}
+
+/// Elements of tensors that memory outside keeps, packed anew: rows of pieces, each row a number of wavelets of its own. No wavelet is flagged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Type of the elements.
+    pub ty: Ty,
+    /// Elements a wavelet, where they left and where they enter; the last one of a row may carry fewer.
+    pub per: u32,
+    /// Rows.
+    pub rows: u64,
+    /// What each row consists of, one after another.
+    pub pieces: Vec<Piece>,
+}
+
+/// A piece of the rows of a [`Cut`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Elements that left by a drain. What a wavelet did not carry is 0.
+    Kept {
+        /// The stage of the drain, from 0.
+        stage: u32,
+        /// The drain of that stage, from 0.
+        drain: u32,
+        /// The first row's first wavelet.
+        first: u64,
+        /// Elements of that wavelet, and of those after it, that come before the piece.
+        skip: u64,
+        /// Elements.
+        count: u64,
+        /// Wavelets from row to row.
+        step: u64,
+    },
+    /// The same element so many times: what surrounds a tensor.
+    Fill {
+        /// Its bits.
+        bits: u32,
+        /// Elements.
+        count: u64,
+    },
+}
+
+impl Piece {
+    /// Elements a row.
+    pub fn count(&self) -> u64 {
+        match self {
+            Piece::Kept { count, .. } | Piece::Fill { count, .. } => *count,
+        }
+    }
+}
+
+impl Cut {
+    /// Wavelets in it.
+    pub fn wavelets(&self) -> u64 {
+        let row = self.pieces.iter().fold(0u64, |n, p| n.saturating_add(p.count()));
+        row.div_ceil(u64::from(self.per.max(1))).saturating_mul(self.rows)
+    }
 }
 
 /// Wavelets `first .. first + count` of a drain of an earlier stage, in the order in which they left. Their flags are those that this
@@ -548,6 +607,7 @@ impl FeedData {
         match self {
             FeedData::Host(data) => data.len() as u64,
             FeedData::Drained(spans) => spans.iter().fold(0, |n, s| n.saturating_add(s.count)),
+            FeedData::Cut(cut) => cut.wavelets(),
         }
     }
 
@@ -560,7 +620,7 @@ impl FeedData {
     pub fn host(&self) -> Option<&Arc<Vec<Wavelet>>> {
         match self {
             FeedData::Host(data) => Some(data),
-            FeedData::Drained(_) => None,
+            FeedData::Drained(_) | FeedData::Cut(_) => None,
         }
     }
 }

@@ -28,6 +28,9 @@ pub const DESCRIPTORS: u8 = 44;
 /// Largest epoch of a feed: an engine keeps the cycle of each.
 pub const MAX_EPOCH: u32 = 65535;
 
+/// Most wavelets of a feed that is cut anew of what left before: a few words of text must not fill memory.
+pub const MAX_CUT: u64 = 1 << 28;
+
 /// Largest extent of a descriptor.
 pub const MAX_EXTENT: i64 = 1 << 24;
 

@@ -448,6 +448,45 @@ drain y east row 0 c2: 4 wavelets
     assert_eq!(values, [2.0, 4.0, 6.0, 8.0]);
 }
 
+/// Rows of three f16 elements, two a wavelet, leave; of each the last two enter again, behind one that fills, packed anew.
+#[test]
+fn elements_that_left_are_packed_anew() {
+    let p = program(
+        "program cut
+stage a
+region a at 0, 0 size 2 x 1
+route c1 s 0..2 x 0: west -> east
+feed x west row 0 c1 epoch 0 = [20001/2 3 50004/2 6!]
+drain y east row 0 c1: 4 wavelets
+stage b
+region a at 0, 0 size 2 x 1
+route c1 s 0..2 x 0: west -> east
+feed z west row 0 c1 epoch 0 drained f16 by 2 rows 2 [1 fill fc00, 2 of stage 0 drain 0 skip 1 step 2]
+feed z west row 0 c1 epoch 0 drained f16 by 1 rows 1 [3 of stage 0 drain 0 from 1]
+drain w east row 0 c1: 7 wavelets
+",
+    );
+    let o = outcome(&p, &machine(&["mesh.width=2", "mesh.height=1"])).unwrap();
+    let got: Vec<(u64, u8, bool)> = o.drains[1]
+        .iter()
+        .map(|l| (l.wavelet.bits, l.wavelet.elements, l.wavelet.flag))
+        .collect();
+    let pair = |a: u64, b: u64| (a | b << 16, 2, false);
+    let one = |a: u64| (a, 1, false);
+    assert_eq!(
+        got,
+        [
+            pair(0xfc00, 2),
+            one(3),
+            pair(0xfc00, 5),
+            one(6),
+            one(3),
+            one(4),
+            one(6)
+        ]
+    );
+}
+
 /// Three stages, the second to be replaced: each way to fail, and what is said.
 #[test]
 fn errors_name_the_stage() {
@@ -472,6 +511,7 @@ stage c
             "region a at 0, 0 size 2 x 1\nroute c1 s 0..2 x 0: west -> east\nfeed x west row 0 c1 epoch 0 drained [{spans}]\ndrain y east row 0 c1: 1 wavelets"
         )
     };
+    let cut = |data: &str| fed("").replace("drained []", &format!("drained {data}"));
     for (what, middle) in [
         ("its own stage", fed("1 of stage 1 drain 0")),
         ("a later stage", fed("1 of stage 2 drain 0")),
@@ -486,6 +526,27 @@ stage c
             fed("18446744073709551615 of stage 0 drain 0 from 1"),
         ),
         ("a colour", "priority c99".into()),
+        (
+            "a cut of its own stage",
+            cut("f32 by 1 rows 1 [1 of stage 1 drain 0]"),
+        ),
+        (
+            "a cut of too many",
+            cut("f32 by 1 rows 2 [1 fill 0, 1 of stage 0 drain 0 from 1 step 2]"),
+        ),
+        (
+            "a cut beyond numbers",
+            cut("f32 by 1 rows 18446744073709551615 [1 of stage 0 drain 0 step 2]"),
+        ),
+        (
+            "a cut into wide wavelets",
+            cut("f32 by 2 rows 1 [2 of stage 0 drain 0]"),
+        ),
+        (
+            "a cut into nothing",
+            cut("f16 by 0 rows 1 [2 of stage 0 drain 0]"),
+        ),
+        ("a fill that is no element", cut("f16 by 2 rows 1 [2 fill 12345]")),
     ] {
         let found = verify(&program(&text(&middle)), &m).expect_err(what);
         all += &format!("{what}\n");

@@ -650,9 +650,36 @@ fn program() -> impl Strategy<Value = Program> {
                 count,
                 flag_every,
             });
+        let kept = (
+            n(),
+            n(),
+            any::<u64>(),
+            any::<u64>(),
+            any::<u64>(),
+            prop_oneof![Just(0), any::<u64>()],
+        );
+        let piece = prop_oneof![
+            (any::<u32>(), any::<u64>()).prop_map(|(bits, count)| Piece::Fill { bits, count }),
+            kept.prop_map(|(stage, drain, first, skip, count, step)| Piece::Kept {
+                stage,
+                drain,
+                first,
+                skip,
+                count,
+                step,
+            }),
+        ];
         let data = prop_oneof![
             vec(wavelet, 0..24).prop_map(FeedData::from),
             vec(span, 0..4).prop_map(FeedData::Drained),
+            (ty(), n(), any::<u64>(), vec(piece, 0..4)).prop_map(|(ty, per, rows, pieces)| {
+                FeedData::Cut(Cut {
+                    ty,
+                    per,
+                    rows,
+                    pieces,
+                })
+            }),
         ];
         let feed = (name(), side(), n(), any::<u8>(), n(), data).prop_map(
             |(name, side, row, color, epoch, data)| Feed {

@@ -85,7 +85,7 @@ impl DepthwiseKernel<'_> {
         } else {
             4
         };
-        let code = 24 + linear.taps.len() * if linear.sparse { 9 } else { 5 * instructions + 2 };
+        let code = 24 + linear.variants() * if linear.sparse { 9 } else { 5 * instructions + 2 };
         (
             (products + moved + 60).max(c.stream_cycles()),
             data + (weights + lists) as u64 + code_bytes(c.machine, code),
@@ -153,6 +153,7 @@ impl Implementation for DepthwiseKernel<'_> {
         k.a.memory(2, Ty::F32, Val::Imm(y), &all, &[ey, 1], true);
         k.a.memory(3, Ty::F32, Val::Imm(weights), &all, &[1, 0], true);
         k.a.output(4, c.output_colors[0], c.ty, &all, true);
+        bands::begin(&mut k.a, linear);
         let item = k.begin_items();
         k.a.map(Op::Mov, 2, Operand::Desc(3), None, Count::None);
         k.a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
@@ -168,41 +169,43 @@ impl Implementation for DepthwiseKernel<'_> {
             k.a.emit(Instr::Set(10, Val::Imm(first)));
             k.a.emit(Instr::Set(7, Val::Imm(first + counts)));
         }
-        for tap in &linear.taps {
+        bands::taps(&mut k.a, linear, |a, _, tap| {
             let (row, column) = (tap.strides[0] as i64 * wi, tap.strides[1] as i64);
             let (row_y, column_y) = (tap.steps[0] as i64 * wo, tap.steps[1] as i64);
             let (y_at, x_at) = (y + 4 * tap.y as i64, x + element * tap.x as i64);
             if linear.sparse {
                 let shape = [imm(linear.samples), imm(tap.rows), imm(tap.columns)];
-                k.a.memory(5, Ty::F32, Val::Imm(y_at), &shape, &[sy, row_y, column_y], true);
-                k.a.memory(6, c.ty, Val::Imm(x_at), &shape, &[sx, row, column], true);
-                k.a.emit(Instr::Load(Word::U16, 6, reg(10), Val::Imm(0)));
-                k.a.emit(Instr::Add(10, reg(10), Val::Imm(2)));
-                k.a.emit(Instr::Vector(Vector::Axpy {
-                    y: 5,
-                    x: 6,
-                    list: List::Memory {
-                        index: reg(7),
-                        value: reg(8),
-                        count: reg(6),
-                        ty: c.ty,
-                    },
-                    modulo: Val::Imm(65536),
-                    divisor: Val::Imm(mi),
-                    y_step: Val::Imm(pitch_y),
-                    x_step: Val::Imm(pitch_x),
-                    count: Count::Mac,
-                }));
-                k.a.emit(Instr::Add(7, reg(7), reg(6)));
-                k.a.emit(Instr::Add(7, reg(7), reg(6)));
-                k.a.emit(Instr::Mul(6, reg(6), Val::Imm(element)));
-                k.a.emit(Instr::Add(8, reg(8), reg(6)));
-                continue;
+                a.memory(5, Ty::F32, Val::Imm(y_at), &shape, &[sy, row_y, column_y], true);
+                a.memory(6, c.ty, Val::Imm(x_at), &shape, &[sx, row, column], true);
+                a.emit(Instr::Load(Word::U16, 6, reg(10), Val::Imm(0)));
+                a.emit(Instr::Add(10, reg(10), Val::Imm(2)));
+                if tap.rows > 0 {
+                    a.emit(Instr::Vector(Vector::Axpy {
+                        y: 5,
+                        x: 6,
+                        list: List::Memory {
+                            index: reg(7),
+                            value: reg(8),
+                            count: reg(6),
+                            ty: c.ty,
+                        },
+                        modulo: Val::Imm(65536),
+                        divisor: Val::Imm(mi),
+                        y_step: Val::Imm(pitch_y),
+                        x_step: Val::Imm(pitch_x),
+                        count: Count::Mac,
+                    }));
+                }
+                a.emit(Instr::Add(7, reg(7), reg(6)));
+                a.emit(Instr::Add(7, reg(7), reg(6)));
+                a.emit(Instr::Mul(6, reg(6), Val::Imm(element)));
+                a.emit(Instr::Add(8, reg(8), reg(6)));
+                return;
             }
-            for s in 0..linear.samples as i64 {
+            for s in (0..linear.samples as i64).filter(|_| tap.rows > 0) {
                 for j in 0..mi {
                     let shape = [inputs, imm(tap.rows), imm(tap.columns)];
-                    k.a.memory(
+                    a.memory(
                         5,
                         Ty::F32,
                         Val::Imm(y_at + 4 * s * sy + j * pitch_y),
@@ -210,7 +213,7 @@ impl Implementation for DepthwiseKernel<'_> {
                         &[mi * ey, row_y, column_y],
                         true,
                     );
-                    k.a.memory(
+                    a.memory(
                         6,
                         c.ty,
                         Val::Imm(x_at + element * s * sx),
@@ -218,14 +221,14 @@ impl Implementation for DepthwiseKernel<'_> {
                         &[ex, row, column],
                         true,
                     );
-                    k.a.emit(Instr::Add(9, reg(8), Val::Imm(j * element)));
-                    k.a.memory(7, c.ty, reg(9), &shape, &[mi, 0, 0], true);
-                    k.a.map(Op::Mac, 5, Operand::Desc(7), Some(Operand::Desc(6)), Count::Mac);
+                    a.emit(Instr::Add(9, reg(8), Val::Imm(j * element)));
+                    a.memory(7, c.ty, reg(9), &shape, &[mi, 0, 0], true);
+                    a.map(Op::Mac, 5, Operand::Desc(7), Some(Operand::Desc(6)), Count::Mac);
                 }
             }
-            k.a.emit(Instr::Mul(9, outputs, Val::Imm(element)));
-            k.a.emit(Instr::Add(8, reg(8), reg(9)));
-        }
+            a.emit(Instr::Mul(9, outputs, Val::Imm(element)));
+            a.emit(Instr::Add(8, reg(8), reg(9)));
+        });
         if linear.relu {
             k.a.map(
                 Op::Max,
@@ -237,6 +240,7 @@ impl Implementation for DepthwiseKernel<'_> {
         } else {
             k.a.map(Op::Mov, 4, Operand::Desc(2), None, Count::None);
         }
+        bands::next(&mut k.a, linear);
         k.finish(item, images.into_iter().map(|i| i.0).collect())
     }
 }

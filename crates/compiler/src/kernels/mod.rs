@@ -7,6 +7,7 @@
 //! knows. The colours of [`colors`] below `STREAMS` are each kernel's own.
 
 mod attention;
+mod bands;
 mod binary;
 mod depthwise;
 mod embedding;
@@ -138,13 +139,10 @@ pub fn list() -> Vec<(&'static str, &'static str)> {
         groups: 1,
         window: 1,
         weights: Default::default(),
-        bias: None,
-        relu: false,
-        taps: Vec::new(),
         input: (1, 1),
         output: (1, 1),
         samples: 1,
-        sparse: false,
+        ..Default::default()
     });
     let mix = std::sync::Arc::new(Mix {
         terms: vec![(*none).clone()],

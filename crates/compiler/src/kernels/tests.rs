@@ -341,6 +341,7 @@ fn layout(outer: usize, features: usize, inner: usize, shuffled: bool) -> Layout
         inner,
         order: shuffled.then(|| Arc::new(order)),
         lanes: 1,
+        bands: None,
     }
 }
 
@@ -599,6 +600,7 @@ proptest! {
             _ => Kind::Depthwise(Arc::new(Linear {
                 k: features, m: y.features, groups: features, window: kernel[0] * kernel[1], weights: Arc::new(weights.clone()),
                 bias: Some(Arc::new(bias.clone())), relu, taps: taps(&window, input, output), input, output, samples: outer, sparse,
+                ..Default::default()
             })),
         };
         let values = items(seed, features * x.length(), items_n, ty);
@@ -802,6 +804,7 @@ fn estimates_are_near() {
                     output,
                     samples: outer,
                     sparse,
+                    ..Default::default()
                 }))
             };
             let binary = |relu: bool| Kind::Binary {

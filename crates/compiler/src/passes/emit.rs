@@ -15,11 +15,7 @@ use std::collections::BTreeMap;
 fn wavelets(values: impl Iterator<Item = f32>, ty: Ty, per: u64, out: &mut Vec<Wavelet>) {
     let mut w = Wavelet::default();
     for v in values {
-        let bits = match ty {
-            Ty::F32 => v.to_bits() as u64,
-            Ty::F16 => half::f16::from_f32(v).to_bits() as u64,
-        };
-        w.bits |= bits << (w.elements as u32 * ty.bits());
+        w.bits |= (bits(v, ty) as u64) << (w.elements as u32 * ty.bits());
         w.elements += 1;
         if w.elements as u64 == per {
             out.push(std::mem::take(&mut w));
@@ -187,22 +183,79 @@ pub struct Emission {
     pub probes: Vec<TensorProbe>,
 }
 
-/// What a lane of a stored tensor consists of: parts of the lanes on which it left.
-fn stored(edge: &Edge, lane: usize, port: &OutputPort, per: u64, item: usize) -> Vec<Span> {
-    let each = (edge.layout.length() as u64).div_ceil(per);
-    let (from, to) = edge.layout.lane(lane);
-    let spans = port.drains.iter().enumerate().filter_map(|(k, drain)| {
-        let (first, last) = port.layout.lane(k);
+/// Bits of an element.
+fn bits(value: f32, ty: Ty) -> u32 {
+    match ty {
+        Ty::F32 => value.to_bits(),
+        Ty::F16 => half::f16::from_f32(value).to_bits() as u32,
+    }
+}
+
+/// What a lane of a stored tensor consists of, for one item of the stage: parts of the lanes on which it left.
+fn stored(edge: &Edge, lane: usize, port: &OutputPort, per: u64, item: usize) -> Vec<FeedData> {
+    let (here, left) = (&edge.layout, &port.layout);
+    let each = (left.length() as u64).div_ceil(per);
+    let (from, to) = here.lane(lane);
+    // the lanes on which it left: drain, places of the stream, place in the lane
+    let drains = port.drains.iter().enumerate().filter_map(|(k, drain)| {
+        let (first, last) = left.lane(k);
         let (a, b) = (from.max(first), to.min(last));
-        (a < b).then(|| Span {
-            stage: port.stage as u32,
-            drain: *drain as u32,
-            first: ((item * (last - first) + a - first) as u64) * each,
-            count: (b - a) as u64 * each,
-            flag_every: 0,
-        })
+        (a < b).then_some((*drain as u32, b - a, a - first, last - first))
     });
-    spans.collect()
+    if here.bands.is_none() && left.bands.is_none() {
+        let spans = drains.map(|(drain, features, before, all)| Span {
+            stage: port.stage as u32,
+            drain,
+            first: ((item * all + before) as u64) * each,
+            count: features as u64 * each,
+            flag_every: 0,
+        });
+        return vec![FeedData::Drained(spans.collect())];
+    }
+    let whole = |l: &Layout| Band {
+        before: 0,
+        from: 0,
+        to: l.size() / l.features,
+        after: 0,
+    };
+    let (tiles, item) = (left.tiles(), (item / here.tiles(), item % here.tiles()));
+    let band = here.bands.as_ref().map_or(whole(here), |b| b.parts[item.1]);
+    let parts = match &left.bands {
+        Some(bands) => bands.parts.clone(),
+        None => vec![whole(left)],
+    };
+    let fill = here.bands.as_ref().map_or(Fill::Zero, |b| b.fill);
+    let beyond = |count: usize| {
+        (count > 0).then_some(Piece::Fill {
+            bits: bits(fill.value(), edge.ty),
+            count: count as u64,
+        })
+    };
+    drains
+        .map(|(drain, features, before, all)| {
+            let kept = parts.iter().enumerate().filter_map(|(tile, part)| {
+                let (a, b) = (band.from.max(part.from), band.to.min(part.to));
+                (a < b).then(|| Piece::Kept {
+                    stage: port.stage as u32,
+                    drain,
+                    first: (((item.0 * tiles + tile) * all + before) as u64) * each,
+                    skip: (a - part.from) as u64,
+                    count: (b - a) as u64,
+                    step: each,
+                })
+            });
+            let pieces = beyond(band.before)
+                .into_iter()
+                .chain(kept)
+                .chain(beyond(band.after));
+            FeedData::Cut(Cut {
+                ty: edge.ty,
+                per: per as u32,
+                rows: features as u64,
+                pieces: pieces.collect(),
+            })
+        })
+        .collect()
 }
 
 /// Puts a stage together. `inputs` holds, by name, the items of each graph input one after another; `before` what left in the stages
@@ -264,35 +317,38 @@ pub fn run(
             let per = per_wavelet(machine, e.ty);
             for (lane, way) in e.ways.iter().enumerate() {
                 let Some((side, row)) = way.enters else { continue };
-                let (name, data) = match e.source {
+                let (name, parts) = match e.source {
                     Source::Kernel(_) => continue,
                     Source::Stored(stage, output) => {
-                        let spans = stored(e, lane, &before[stage][output], per, item);
-                        (&e.name, FeedData::Drained(spans))
+                        (&e.name, stored(e, lane, &before[stage][output], per, item))
                     }
                     Source::Input(index) => {
                         let (name, array) = &inputs[index];
-                        let size = array.len() / plan.items;
+                        let tiles = e.layout.tiles();
+                        let (item, tile) = (item / tiles, item % tiles);
+                        let size = e.layout.size();
+                        let fill = e.layout.bands.as_ref().map_or(Fill::Zero, |b| b.fill).value();
                         let mut data = Vec::new();
                         let (from, to) = e.layout.lane(lane);
                         for place in from..to {
                             let values = (0..e.layout.length()).map(|p| {
-                                let index = host_index(&e.shape, &e.axes, e.layout.index(place, p));
-                                array[item * size + index]
+                                e.layout
+                                    .element(tile, place, p)
+                                    .map_or(fill, |at| array[item * size + host_index(&e.shape, &e.axes, at)])
                             });
                             wavelets(values, e.ty, per, &mut data);
                         }
-                        (name, data.into())
+                        (name, vec![data.into()])
                     }
                 };
-                feeds.push(Feed {
+                feeds.extend(parts.into_iter().map(|data| Feed {
                     name: name.clone(),
                     side,
                     row,
                     color: way.color,
                     epoch: 1,
                     data,
-                });
+                }));
             }
         }
         for way in &plan.weights {

@@ -11,6 +11,7 @@ pub mod placement;
 pub mod rewrite;
 pub mod routes;
 pub mod stages;
+pub mod tiles;
 pub mod weights;
 
 /// A pass: its name for `--emit`, and what it does.

@@ -624,12 +624,13 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
     let rect = wide(&mut rects.iter().map(String::len));
     for (i, k) in plan.kernels.iter().enumerate() {
         out += &format!(
-            "{}  {:name$}  {:op$}  {:rect$}  about {} cycles an item\n",
+            "{}  {:name$}  {:op$}  {:rect$}  about {} cycles {}\n",
             sign(i),
             k.name,
             ops[i],
             rects[i],
-            plan.estimates[i]
+            plan.estimates[i],
+            plan.turn()
         );
     }
     out

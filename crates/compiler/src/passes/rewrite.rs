@@ -91,6 +91,7 @@ pub fn run(graph: &Graph, machine: &Machine, options: &Options) -> Result<Plan, 
             stage_name: String::new(),
             ty: options.ty,
             items: options.items,
+            tiles: 1,
             kernels: Vec::new(),
             edges: Vec::new(),
             outputs: Vec::new(),
@@ -809,6 +810,8 @@ impl<'a> Rewriter<'a> {
             output: (1, length),
             samples: 1,
             sparse: false,
+            slides: None,
+            tiled: None,
         };
         let flat = Tap {
             index: 0,
@@ -846,6 +849,7 @@ impl<'a> Rewriter<'a> {
                 };
                 (linear.input, linear.output, linear.samples) = ((from[2], from[3]), (to[2], to[3]), from[0]);
                 linear.taps = taps(&window, linear.input, linear.output);
+                linear.slides = Some(window);
             }
         } else {
             linear.taps.push(flat);

@@ -3,7 +3,7 @@
 
 use super::placement::Known;
 use super::routes::NoWay;
-use super::{balance, lanes, memory, placement, routes, weights};
+use super::{balance, lanes, memory, placement, routes, tiles, weights};
 use crate::kernels::{self, Context};
 use crate::plan::*;
 use crate::{CompileError, Options, Stages, Weights};
@@ -228,7 +228,47 @@ fn streamed(plan: &mut Plan, kernel: usize) -> bool {
     }
 }
 
-/// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way.
+/// A way to place a stage.
+type Fit = for<'m> fn(&Plan, &'m Machine, &mut Known<'m>, &Options) -> Result<Plan, CompileError>;
+
+/// Numbers of tiles that are tried beyond the first with which a stage fits.
+const MORE: usize = 2;
+
+/// A stage in as few tiles as it takes to fit, or in a few more if that is expected to be faster.
+fn in_tiles<'m>(
+    stage: &Plan,
+    machine: &'m Machine,
+    known: &mut Known<'m>,
+    options: &Options,
+) -> Result<Plan, CompileError> {
+    let whole = match place_whole(stage, machine, known, options) {
+        Err(e @ CompileError::DoesNotFit { .. }) => e,
+        result => return result,
+    };
+    let numbers = tiles::numbers(stage).map_err(|why| whole.clone().but(&format!("not in tiles: {why}")))?;
+    let mut error = whole.clone();
+    let mut placed: Vec<Plan> = Vec::new();
+    for n in numbers {
+        if placed.len() > MORE {
+            break;
+        }
+        let Ok(stage) = tiles::cut(stage, n) else { continue };
+        match place_whole(&stage, machine, known, options) {
+            Ok(plan) => placed.push(plan),
+            // what is not a matter of tiles stays as it is
+            Err(e @ CompileError::DoesNotFit { .. }) if e == whole => {}
+            Err(e @ CompileError::DoesNotFit { .. }) => {
+                error = e.but(&format!("in {n} tiles, the most there can be"));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    let fastest = placed.into_iter().min_by_key(|p| (expected(p, machine), p.tiles));
+    fastest.ok_or(error)
+}
+
+/// A stage of a single kernel, its weights resident or streamed: as asked for, or if need be the other way; and in tiles if it fits in
+/// neither.
 fn alone<'m>(
     plan: &mut Plan,
     kernel: usize,
@@ -239,7 +279,7 @@ fn alone<'m>(
 ) -> Result<Plan, CompileError> {
     let mut other = stage.clone();
     if options.weights == Weights::Resident || !streamed(&mut other, 0) {
-        return place(stage, machine, known, options, None);
+        return in_tiles(stage, machine, known, options);
     }
     let first_streamed = options.weights == Weights::Streamed || options.stages == Stages::Layer;
     let order = if first_streamed {
@@ -247,14 +287,34 @@ fn alone<'m>(
     } else {
         [stage, &other]
     };
-    let placed = match place(order[0], machine, known, options, None) {
-        Err(e @ CompileError::DoesNotFit { .. }) if options.weights == Weights::Auto => {
-            place(order[1], machine, known, options, None).map_err(|_| e)?
-        }
-        result => result?,
+    let ways = match options.weights {
+        Weights::Auto => &order[..],
+        _ => &order[..1],
     };
-    plan.kernels[kernel].kind.clone_from(&placed.kernels[0].kind);
-    Ok(placed)
+    let mut error = None;
+    for fit in [place_whole as Fit, in_tiles] {
+        for way in ways {
+            match fit(way, machine, known, options) {
+                Err(e @ CompileError::DoesNotFit { .. }) => error = error.or(Some(e)),
+                Err(e) => return Err(e),
+                Ok(placed) => {
+                    plan.kernels[kernel].kind.clone_from(&way.kernels[0].kind);
+                    return Ok(placed);
+                }
+            }
+        }
+    }
+    Err(error.expect("a stage is placed or refused"))
+}
+
+/// A stage without tiles.
+fn place_whole<'m>(
+    stage: &Plan,
+    machine: &'m Machine,
+    known: &mut Known<'m>,
+    options: &Options,
+) -> Result<Plan, CompileError> {
+    place(stage, machine, known, options, None)
 }
 
 /// The model in stages, each placed.
@@ -303,8 +363,9 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 };
                 let (mut good, mut bad) = (from, n + 1);
                 let mut step = 1;
+                let mut fit: Fit = place_whole;
                 while good + step < bad {
-                    match place(&stage(&plan, good + step), machine, known, options, None) {
+                    match fit(&stage(&plan, good + step), machine, known, options) {
                         Ok(_) => {
                             good += step;
                             step *= 2;
@@ -312,9 +373,13 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                         // not even alone, unless its weights are streamed
                         Err(CompileError::DoesNotFit { .. }) if good == from && step == 1 => {
                             let single = stage(&plan, from + 1);
-                            alone(&mut plan, from, &single, machine, known, options)?;
+                            let placed = alone(&mut plan, from, &single, machine, known, options)?;
                             good = from + 1;
-                            bad = good + 1;
+                            // others may work on the same tiles
+                            match placed.tiles > 1 {
+                                true => fit = in_tiles,
+                                false => bad = good + 1,
+                            }
                         }
                         Err(CompileError::DoesNotFit { .. }) => {
                             bad = good + step;
@@ -328,7 +393,7 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
             }
             split(&plan, &cuts)
                 .iter()
-                .map(|p| place(p, machine, known, options, None))
+                .map(|p| in_tiles(p, machine, known, options))
                 .collect()
         }
     }
@@ -344,12 +409,13 @@ pub fn show(plan: &Plan, machine: &Machine) -> String {
             continue;
         };
         out += &format!(
-            "  {:<16} {:<10} {}x{} PEs, about {} cycles an item, {} of {} bytes on the fullest PE\n",
+            "  {:<16} {:<10} {}x{} PEs, about {} cycles {}, {} of {} bytes on the fullest PE\n",
             k.name,
             kernel.op(),
             r.width,
             r.height,
             e.cycles,
+            plan.turn(),
             e.bytes,
             machine.pe.sram_bytes
         );

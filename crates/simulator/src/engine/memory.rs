@@ -41,6 +41,7 @@ pub fn memory(program: &Program, machine: &Machine) -> MemoryNeed {
         let again = stage.feeds.iter().map(|f| match &f.data {
             FeedData::Host(_) => 0,
             FeedData::Drained(spans) => spans.iter().map(|s| s.count).sum(),
+            FeedData::Cut(cut) => cut.wavelets(),
         });
         need.streams +=
             drained * size_of::<Landed>() as u64 + again.sum::<u64>() * size_of::<Wavelet>() as u64;

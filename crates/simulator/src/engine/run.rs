@@ -5,7 +5,7 @@ use super::fast::Stop;
 use super::{Engine, Landed, Options, Outcome, Paths, PeCounters, RunError, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
-use crate::program::{Feed, FeedData, Program, Stage, Wavelet};
+use crate::program::{Cut, Feed, FeedData, Piece, Program, Stage, Wavelet};
 use crate::text::stage_name;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -100,6 +100,7 @@ fn all_stages<E>(
 fn relay(program: &Program, feed: &Feed, drains: &[Vec<Landed>]) -> Arc<Vec<Wavelet>> {
     let spans = match &feed.data {
         FeedData::Host(data) => return data.clone(),
+        FeedData::Cut(cut) => return Arc::new(pack(program, cut, drains)),
         FeedData::Drained(spans) => spans,
     };
     let mut data = Vec::new();
@@ -112,6 +113,47 @@ fn relay(program: &Program, feed: &Feed, drains: &[Vec<Landed>]) -> Arc<Vec<Wave
         }));
     }
     Arc::new(data)
+}
+
+/// The wavelets of elements that are put together anew.
+fn pack(program: &Program, cut: &Cut, drains: &[Vec<Landed>]) -> Vec<Wavelet> {
+    let (bits, per) = (cut.ty.bits(), cut.per as u64);
+    let mask = u64::MAX >> (64 - bits);
+    let mut all = Vec::with_capacity(cut.wavelets() as usize);
+    for row in 0..cut.rows {
+        let mut w = Wavelet::default();
+        let mut add = |element: u64| {
+            w.bits |= element << (w.elements as u32 * bits);
+            w.elements += 1;
+            if w.elements as u64 == per {
+                all.push(std::mem::take(&mut w));
+            }
+        };
+        for piece in &cut.pieces {
+            match *piece {
+                Piece::Fill { bits, count } => (0..count).for_each(|_| add(bits as u64 & mask)),
+                Piece::Kept {
+                    stage,
+                    drain,
+                    first,
+                    skip,
+                    count,
+                    step,
+                } => {
+                    let landed = &drains[program.drain_index(stage as usize, drain as usize)];
+                    let from = first + row * step;
+                    for i in skip..skip + count {
+                        let kept = &landed[(from + i / per) as usize].wavelet;
+                        add(kept.bits >> ((i % per) as u32 * bits) & mask);
+                    }
+                }
+            }
+        }
+        if w.elements > 0 {
+            all.push(w);
+        }
+    }
+    all
 }
 
 /// An error with the run's cycle, and with its stage if there are several.

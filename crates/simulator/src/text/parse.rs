@@ -589,7 +589,10 @@ impl<'a> Parser<'a> {
         self.word("epoch")?;
         let epoch = self.u32("the epoch")?;
         let data = if self.eat_word("drained") {
-            FeedData::Drained(self.spans()?)
+            match self.is("[") {
+                true => FeedData::Drained(self.spans()?),
+                false => FeedData::Cut(self.cut()?),
+            }
         } else if self.eat(":") {
             let place = self.place();
             let n = self.magnitude("the number of wavelets", u64::MAX)?;
@@ -671,6 +674,66 @@ impl<'a> Parser<'a> {
             )?;
         }
         Ok(spans)
+    }
+
+    /// `f16 by 2 rows 8 [16 of stage 0 drain 1 from 4 skip 1 step 9, 7 fill fc00]`
+    fn cut(&mut self) -> Res<Cut> {
+        let ty = self.ty()?;
+        self.word("by")?;
+        let per = self.u32("the elements of a wavelet")?;
+        self.word("rows")?;
+        let rows = self.magnitude("the number of rows", u64::MAX)?;
+        let mut pieces = Vec::new();
+        self.sym("[")?;
+        self.skip_lines();
+        while !self.eat("]") {
+            if !pieces.is_empty() {
+                self.sym(",")?;
+                self.skip_lines();
+            }
+            let count = self.magnitude("a number of elements", u64::MAX)?;
+            let piece = if self.is_word("fill") {
+                self.hex_word();
+                let bits = match self.tok {
+                    Tok::Ident(digits) => self.hex(digits).and_then(|b| u32::try_from(b).ok()),
+                    _ => None,
+                };
+                let Some(bits) = bits else {
+                    return self.err("an element's bits, at most 8 hexadecimal digits");
+                };
+                self.next();
+                Piece::Fill { bits, count }
+            } else {
+                self.word("of")?;
+                self.word("stage")?;
+                let stage = self.u32("the drain's stage")?;
+                self.word("drain")?;
+                let drain = self.u32("the drain's number in its stage")?;
+                let optional = |parser: &mut Self, word: &str, what: &str| match parser.eat_word(word) {
+                    true => parser.magnitude(what, u64::MAX),
+                    false => Ok(0),
+                };
+                let first = optional(self, "from", "the first wavelet")?;
+                let skip = optional(self, "skip", "elements before the piece")?;
+                let step = optional(self, "step", "wavelets from row to row")?;
+                Piece::Kept {
+                    stage,
+                    drain,
+                    first,
+                    skip,
+                    count,
+                    step,
+                }
+            };
+            self.skip_lines();
+            self.push(&mut pieces, piece)?;
+        }
+        Ok(Cut {
+            ty,
+            per,
+            rows,
+            pieces,
+        })
     }
 
     /// Takes the next token, reading a run of letters and digits as one word.

@@ -61,6 +61,10 @@ fn stage<'a>(
                 drained(out, spans);
                 continue;
             }
+            FeedData::Cut(c) => {
+                cut(out, c);
+                continue;
+            }
         };
         if data.len() <= INLINE_WAVELETS {
             out.push_str(" = [");
@@ -113,6 +117,35 @@ fn drained(out: &mut String, spans: &[Span]) {
         }
         if *flag_every != 0 {
             write!(out, " flag {flag_every}").unwrap();
+        }
+    }
+    out.push_str("]\n");
+}
+
+/// What is cut anew of what earlier stages drained: `drained f16 by 2 rows 8 [16 of stage 0 drain 1 from 4 skip 1 step 9, 7 fill fc00]`.
+fn cut(out: &mut String, c: &Cut) {
+    write!(out, " drained {} by {} rows {} [", ty(c.ty), c.per, c.rows).unwrap();
+    for (i, piece) in c.pieces.iter().enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        match piece {
+            Piece::Fill { bits, count } => write!(out, "{count} fill {bits:x}").unwrap(),
+            Piece::Kept {
+                stage,
+                drain,
+                first,
+                skip,
+                count,
+                step,
+            } => {
+                write!(out, "{count} of stage {stage} drain {drain}").unwrap();
+                for (word, n) in [("from", first), ("skip", skip), ("step", step)] {
+                    if *n != 0 {
+                        write!(out, " {word} {n}").unwrap();
+                    }
+                }
+            }
         }
     }
     out.push_str("]\n");

@@ -1,7 +1,7 @@
 //! The network: routes by themselves, and then each colour on the whole mesh: its links, its circles, and where feeds, drains and cores
 //! meet it.
 
-use super::{Check, MAX_EPOCH, Use};
+use super::{Check, MAX_CUT, MAX_EPOCH, Use};
 use crate::expr::Expr;
 use crate::machine::Side;
 use crate::program::*;
@@ -157,6 +157,10 @@ impl<'a> Check<'a> {
                     self.spans(spans, &place);
                     continue;
                 }
+                FeedData::Cut(cut) => {
+                    self.cut(cut, &place);
+                    continue;
+                }
             };
             if seen.insert(Arc::as_ptr(data))
                 && let Some(k) = data.iter().position(|w| !fits(w))
@@ -195,31 +199,95 @@ impl<'a> Check<'a> {
     /// What a feed takes from earlier stages is there.
     fn spans(&mut self, spans: &[Span], place: &str) {
         for (k, s) in spans.iter().enumerate() {
-            let from = format!("stage {} drain {}", s.stage, s.drain);
-            if s.stage as usize >= self.number {
-                let problem = format!(
-                    "span {k} takes from {from}, which is not before stage {}",
-                    self.number
-                );
-                self.add(place, "M16", problem, "feed back what an earlier stage drained");
-                continue;
+            let (first, n) = (s.first, s.count);
+            self.kept(
+                &format!("span {k}"),
+                (s.stage, s.drain),
+                (first, n, first.checked_add(n)),
+                place,
+            );
+        }
+    }
+
+    /// What a feed puts together anew is there, and its wavelets are no wider than a link.
+    fn cut(&mut self, cut: &Cut, place: &str) {
+        let link = self.machine.link.bits;
+        if cut.per == 0 || cut.per > link / cut.ty.bits() {
+            let problem = format!(
+                "wavelets of {} elements of {} bits on links of {link} bits",
+                cut.per,
+                cut.ty.bits()
+            );
+            let help = format!("at least 1, at most {}", link / cut.ty.bits());
+            self.add(place, "M3", problem, help);
+            return;
+        }
+        if cut.wavelets() > MAX_CUT {
+            let problem = format!("{} wavelets cut of what left before", cut.wavelets());
+            let help = format!("at most {MAX_CUT} in a feed: several feeds follow one another");
+            self.add(place, "P6", problem, help);
+        }
+        for (k, piece) in cut.pieces.iter().enumerate() {
+            let what = format!("piece {k}");
+            match *piece {
+                Piece::Fill { bits, .. } if cut.ty.bits() < 32 && bits >> cut.ty.bits() != 0 => {
+                    let problem = format!("{what} is of elements {bits:#x}, wider than their type");
+                    self.add(place, "M16", problem, "bits of an element of the feed's type");
+                }
+                Piece::Fill { .. } => {}
+                Piece::Kept {
+                    stage,
+                    drain,
+                    first,
+                    skip,
+                    count,
+                    step,
+                } => {
+                    let end = |row: u64| {
+                        let elements = skip.checked_add(count)?;
+                        first
+                            .checked_add(row.checked_mul(step)?)?
+                            .checked_add(elements.div_ceil(cut.per.into()))
+                    };
+                    let end = match cut.rows {
+                        0 => Some(0),
+                        rows => end(rows - 1),
+                    };
+                    let n = end.unwrap_or(u64::MAX).saturating_sub(first);
+                    self.kept(&what, (stage, drain), (first, n, end), place);
+                }
             }
-            let drains = &self.program.stages[s.stage as usize].drains;
-            let Some(drain) = drains.get(s.drain as usize) else {
-                let help = format!("drains of that stage, numbered from 0: {}", drains.len());
-                let problem = format!("span {k} takes from {from}, which does not exist");
-                self.add(place, "M16", problem, help);
-                continue;
-            };
-            if s.first
-                .checked_add(s.count)
-                .is_none_or(|end| end > drain.wavelets)
-            {
-                let (n, first) = (s.count, s.first);
-                let problem = format!("span {k} takes {n} from number {first} on of the wavelets of {from}");
-                let help = format!("that drain gets {}, numbered from 0", drain.wavelets);
-                self.add(place, "M16", problem, help);
-            }
+        }
+    }
+
+    /// Wavelets that an earlier stage's drain got: of which drain, the first one, how many, and the last one's number + 1.
+    fn kept(
+        &mut self,
+        what: &str,
+        (stage, drain): (u32, u32),
+        (first, n, end): (u64, u64, Option<u64>),
+        place: &str,
+    ) {
+        let from = format!("stage {stage} drain {drain}");
+        if stage as usize >= self.number {
+            let problem = format!(
+                "{what} takes from {from}, which is not before stage {}",
+                self.number
+            );
+            self.add(place, "M16", problem, "feed back what an earlier stage drained");
+            return;
+        }
+        let drains = &self.program.stages[stage as usize].drains;
+        let Some(drain) = drains.get(drain as usize) else {
+            let help = format!("drains of that stage, numbered from 0: {}", drains.len());
+            let problem = format!("{what} takes from {from}, which does not exist");
+            self.add(place, "M16", problem, help);
+            return;
+        };
+        if end.is_none_or(|end| end > drain.wavelets) {
+            let problem = format!("{what} takes {n} from number {first} on of the wavelets of {from}");
+            let help = format!("that drain gets {}, numbered from 0", drain.wavelets);
+            self.add(place, "M16", problem, help);
         }
     }
 

@@ -180,6 +180,7 @@ impl MixKernel<'_> {
         for (r, base) in [(13, b.x), (2, free), (7, b.y), (8, b.y_next)] {
             a.emit(Instr::Set(r, Val::Imm(base)));
         }
+        bands::begin(a, products.linear);
         let item = a.here("item");
         a.emit(Instr::Wait(RECEIVE, Some(reg(1))));
         // before the products: their queue may be too short for all taps
@@ -204,6 +205,7 @@ impl MixKernel<'_> {
         a.emit(Instr::Wait(PRODUCTS, None));
         a.emit(Instr::Wait(CLEAR, None));
         self.finish_item(a, products.c, role, Some(SUMS), false);
+        bands::next(a, products.linear);
         a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
     }
 
@@ -222,9 +224,11 @@ impl MixKernel<'_> {
         let element = c.ty.bytes() as i64;
         if lists {
             products.begin(a, b.y, b.x);
-            // r11 accumulators, r12 where the lists' descriptors point
+            // r11 accumulators, r12 where the descriptors that are kept point
             a.emit(Instr::Set(11, Val::Imm(b.y)));
-            a.emit(Instr::Set(12, Val::Imm(b.x)));
+            if products.kept() {
+                a.emit(Instr::Set(12, Val::Imm(b.x)));
+            }
         }
         // r0 items left, r13 X of this item, r14 items still to be taken in; each takes the place that was worked on last
         a.emit(Instr::Set(0, Val::Imm(c.items as i64)));
@@ -236,6 +240,7 @@ impl MixKernel<'_> {
             }
             receive(a);
         }
+        bands::begin(a, products.linear);
         let item = a.here("item");
         a.map(Op::Mov, 9, b.start, None, Count::None);
         // r1 elements waited for, r2 X, r4 features left, r5 features of this chunk
@@ -261,9 +266,11 @@ impl MixKernel<'_> {
         a.emit(Instr::Add(1, reg(1), reg(9)));
         a.emit(Instr::Wait(RECEIVE, Some(reg(1))));
         if lists {
-            a.emit(Instr::Sub(15, reg(2), reg(12)));
-            a.emit(Instr::Set(12, reg(2)));
-            products.advance(a, None, 15);
+            if products.kept() {
+                a.emit(Instr::Sub(15, reg(2), reg(12)));
+                a.emit(Instr::Set(12, reg(2)));
+                products.advance(a, None, 15);
+            }
             products.chunk_of_lists(a, At { y: 11, x: 2 });
         } else {
             a.emit(Instr::Mul(10, reg(5), products.outputs));
@@ -281,6 +288,7 @@ impl MixKernel<'_> {
             next_slot(a, b);
         }
         self.finish_item(a, c, role, None, staged);
+        bands::next(a, products.linear);
         a.emit(Instr::Sub(0, reg(0), Val::Imm(1)));
         a.branch(Cond::Ne, reg(0), Val::Imm(0), item);
     }

@@ -225,7 +225,13 @@ impl MixKernel<'_> {
             if column + 1 == cut.columns.len() {
                 bytes += bias_bytes(cut) as u64 + if cut.staged { y } else { 0 };
             }
-            let code = (90 + linear.taps.len() as u64 * 12) * c.machine.pe.instruction_bytes as u64;
+            // a tile's dense taps have no loop over samples
+            let each = if linear.tiled.is_some() && !linear.lists() {
+                7
+            } else {
+                12
+            };
+            let code = (90 + linear.variants() as u64 * each) * c.machine.pe.instruction_bytes as u64;
             bytes += code + 128;
             if bytes > fullest.0 {
                 fullest = (bytes, (column as u32, row as u32));

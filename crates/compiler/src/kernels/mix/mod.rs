@@ -87,10 +87,16 @@ impl Implementation for MixKernel<'_> {
             let chunks = features.div_ceil(cut.chunk[column.term]) as u64;
             let taps = linear.taps.len() as u64;
             let outputs = cut.widest() as u64;
+            // descriptors that differ from tile to tile
+            let set = if linear.tiled.is_some() {
+                3 * cost.descriptor as u64
+            } else {
+                0
+            };
             // scalar code, and instructions that are issued beside those of stored weights
             let scalar = match (cut.steady, linear.lists()) {
-                (true, true) => 50 + 3 * taps,
-                (true, false) => 50 + (3 + cost.issue as u64) * taps,
+                (true, true) => 50 + (3 + set) * taps,
+                (true, false) => 50 + (3 + set + cost.issue as u64) * taps,
                 (false, true) => chunks * (30 + 8 * taps),
                 (false, false) => {
                     let each = (3 * cost.descriptor + cost.issue + 10 * cost.add) as u64;

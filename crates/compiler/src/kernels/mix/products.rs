@@ -63,9 +63,9 @@ impl Products<'_> {
         if self.linear.lists() { 2 } else { 3 }
     }
 
-    /// Whether every tap has descriptors of its own.
-    fn kept(&self) -> bool {
-        self.linear.taps.len() * self.each() <= FREE.len()
+    /// Whether every tap has descriptors of its own, the same for all items.
+    pub(super) fn kept(&self) -> bool {
+        self.linear.tiled.is_none() && self.linear.taps.len() * self.each() <= FREE.len()
     }
 
     /// The descriptors of a tap: accumulators, features, and dense weights.
@@ -75,8 +75,8 @@ impl Products<'_> {
     }
 
     /// Sets a tap's descriptors, for products with so many features.
-    fn aim(&self, a: &mut Assembler, t: usize, features: Val, y: Val, x: Val) {
-        let (linear, tap) = (self.linear, &self.linear.taps[t]);
+    fn aim(&self, a: &mut Assembler, (t, tap): (usize, &Tap), features: Val, y: Val, x: Val) {
+        let linear = self.linear;
         let ((hi, wi), (ho, wo)) = (linear.input, linear.output);
         let (row_y, column_y) = ((tap.steps[0] * wo) as i64, tap.steps[1] as i64);
         let (row, column) = ((tap.strides[0] * wi) as i64, tap.strides[1] as i64);
@@ -110,11 +110,17 @@ impl Products<'_> {
     }
 
     /// The same, from registers.
-    fn aim_from(&self, a: &mut Assembler, t: usize, at: At) {
-        let tap = &self.linear.taps[t];
+    fn aim_from(&self, a: &mut Assembler, (t, tap): (usize, &Tap), at: At) {
         a.emit(Instr::Add(9, reg(at.y), Val::Imm(4 * tap.y as i64)));
         a.emit(Instr::Add(15, reg(at.x), Val::Imm(self.element() * tap.x as i64)));
-        self.aim(a, t, self.features, reg(9), reg(15));
+        self.aim(a, (t, tap), self.features, reg(9), reg(15));
+    }
+
+    /// Passes over a tap's dense weights, which hit nothing.
+    fn pass(&self, a: &mut Assembler) {
+        if !self.linear.lists() {
+            a.emit(Instr::Add(3, reg(3), reg(10)));
+        }
     }
 
     /// All products with a tap's list.
@@ -159,7 +165,7 @@ impl Products<'_> {
         if self.kept() {
             for (t, tap) in self.linear.taps.iter().enumerate() {
                 let (y, x) = (y + 4 * tap.y as i64, x + self.element() * tap.x as i64);
-                self.aim(a, t, self.features, Val::Imm(y), Val::Imm(x));
+                self.aim(a, (t, tap), self.features, Val::Imm(y), Val::Imm(x));
             }
         }
     }
@@ -169,16 +175,20 @@ impl Products<'_> {
         if !self.kept() && !self.linear.lists() {
             a.emit(Instr::Set(3, Val::Imm(self.weights)));
         }
-        for t in 0..self.linear.taps.len() {
+        bands::taps(a, self.linear, |a, t, tap| {
+            if tap.rows == 0 {
+                self.pass(a);
+                return;
+            }
             if !self.kept() {
-                self.aim_from(a, t, at);
+                self.aim_from(a, (t, tap), at);
             }
             let product = match self.lists.get(t) {
                 Some(list) => self.axpy(t, *list),
                 None => self.multiply(t),
             };
             a.emit(Instr::Async(PRODUCTS, product, None));
-        }
+        });
     }
 
     /// Moves the descriptors that are kept by the bytes in registers; accumulators only if there is one.
@@ -197,18 +207,20 @@ impl Products<'_> {
 
     /// The products of a chunk with lists, whose first count, index and value are at r10, r7 and r8.
     pub(super) fn chunk_of_lists(&self, a: &mut Assembler, at: At) {
-        for t in 0..self.linear.taps.len() {
-            if !self.kept() {
-                self.aim_from(a, t, at);
+        bands::taps(a, self.linear, |a, t, tap| {
+            if !self.kept() && tap.rows > 0 {
+                self.aim_from(a, (t, tap), at);
             }
             a.emit(Instr::Load(Word::U16, 6, reg(10), Val::Imm(2 * t as i64)));
-            a.emit(Instr::Vector(self.axpy(t, [reg(7), reg(8), reg(6)])));
+            if tap.rows > 0 {
+                a.emit(Instr::Vector(self.axpy(t, [reg(7), reg(8), reg(6)])));
+            }
             a.emit(Instr::Add(6, reg(6), reg(6)));
             a.emit(Instr::Add(7, reg(7), reg(6)));
             for _ in 0..self.element() / 2 {
                 a.emit(Instr::Add(8, reg(8), reg(6)));
             }
-        }
+        });
         a.emit(Instr::Add(
             10,
             reg(10),
@@ -220,16 +232,20 @@ impl Products<'_> {
     pub(super) fn chunk_of_dense(&self, a: &mut Assembler, y: i64) {
         let linear = self.linear;
         let sample = |(rows, columns): (usize, usize), bytes: i64| Val::Imm((rows * columns) as i64 * bytes);
-        for (t, tap) in linear.taps.iter().enumerate() {
+        bands::taps(a, linear, |a, t, tap| {
+            if tap.rows == 0 {
+                self.pass(a);
+                return;
+            }
             if tap.x > 0 {
                 a.emit(Instr::Add(11, reg(2), Val::Imm(tap.x as i64 * self.element())));
             }
             let x = reg(if tap.x > 0 { 11 } else { 2 });
-            self.aim(a, t, reg(5), Val::Imm(y + 4 * tap.y as i64), x);
+            self.aim(a, (t, tap), reg(5), Val::Imm(y + 4 * tap.y as i64), x);
             let product = Instr::Vector(self.multiply(t));
             if linear.samples == 1 {
                 a.emit(product);
-                continue;
+                return;
             }
             let [dy, dx, _] = self.descriptors(t);
             a.emit(Instr::Set(12, imm(linear.samples)));
@@ -239,6 +255,6 @@ impl Products<'_> {
             a.emit(Instr::Advance(dx, sample(linear.input, self.element())));
             a.emit(Instr::Sub(12, reg(12), Val::Imm(1)));
             a.branch(Cond::Ne, reg(12), Val::Imm(0), again);
-        }
+        });
     }
 }

@@ -159,7 +159,8 @@ impl Layout {
             inner: 1,
             order,
             lanes: self.lanes,
-            bands: None,
+            // where positions become features there are no tiles
+            bands: self.bands.clone().filter(|_| self.inner == 1),
         }
     }
 }

@@ -135,11 +135,15 @@ pub fn cut(plan: &Plan, tiles: usize) -> Result<Plan, String> {
     for (k, kernel) in plan.kernels.iter().enumerate() {
         let output = &plan.edges[kernel.output];
         let (samples, rows, _) = extents(output);
+        // a stage of one kernel is named by what does not fit
+        let named = |why: String| match plan.kernels.len() {
+            1 => why,
+            _ => format!("{}: {why}", kernel.name),
+        };
         let shape = Shape::new(tiles, samples, rows).ok_or_else(|| {
-            format!(
-                "{} gives {rows} rows of {samples} samples, which are not {tiles} equal tiles",
-                kernel.name
-            )
+            named(format!(
+                "it gives {samples} samples of {rows} rows, which are not {tiles} equal tiles"
+            ))
         })?;
         if kernel.inputs.iter().any(|u| u.flat) {
             return Err(format!(
@@ -154,10 +158,10 @@ pub fn cut(plan: &Plan, tiles: usize) -> Result<Plan, String> {
         for (u, layout) in kernel.inputs.iter().zip(taken) {
             match &layouts[u.edge] {
                 Some(other) if *other != layout => {
-                    return Err(format!(
-                        "{} reads other rows of {} than the kernel before it gives, or another one reads",
-                        kernel.name, plan.edges[u.edge].name
-                    ));
+                    let edge = &plan.edges[u.edge].name;
+                    return Err(named(format!(
+                        "it reads other rows of {edge} than the kernel before it gives, or another one reads"
+                    )));
                 }
                 _ => layouts[u.edge] = Some(layout),
             }
@@ -213,10 +217,27 @@ fn tile(kind: &Kind, inputs: &[&Edge], output: &Edge, shape: Shape) -> Result<(K
             (Kind::Pool(own), vec![layout])
         }
         Kind::Embedding(table) if table.start.is_some() => {
-            return Err("what it adds differs from position to position".into());
+            let start = table.start.as_deref().map_or(&[][..], |s| &s[..]);
+            let mut each = start.chunks((start.len() / shape.tiles).max(1));
+            let first = each.next().unwrap_or(&[]);
+            if each.any(|other| other != first) {
+                return Err("what it adds differs from tile to tile".into());
+            }
+            let own = Table {
+                start: Some(Arc::new(first.to_vec())),
+                ..(**table).clone()
+            };
+            (Kind::Embedding(Arc::new(own)), blocks())
         }
         Kind::Attention(_) => return Err("every token looks at all others".into()),
-        Kind::Flatten => return Err("it turns positions into features".into()),
+        Kind::Flatten => {
+            let samples = inputs[0].layout.outer;
+            if !samples.is_multiple_of(shape.tiles) {
+                return Err("it turns all positions of a sample into features".into());
+            }
+            let whole = Shape { bands: 1, ..shape };
+            (Kind::Flatten, vec![whole.blocks(inputs[0])])
+        }
         Kind::Pool(_)
         | Kind::Binary { .. }
         | Kind::Pointwise(_)

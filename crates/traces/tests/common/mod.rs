@@ -169,7 +169,7 @@ pub fn outcome(width: u32, height: u32, kernels: &[KernelRegion], story: &Story)
         load_end: load,
         end: load + total,
         epochs: vec![0, load, load + total / 2],
-        pes: pes.clone(),
+        pes: pes.clone().into(),
     };
     Outcome {
         engine: meshloom_simulator::engine::Engine::Fast,
@@ -251,6 +251,7 @@ pub fn run(name: RunName, sparsity: f64, machine: &Machine, kernels: &[KernelReg
             first_departing: None,
         }),
         wall_seconds: 1.25,
+        stage_seconds: &[1.25],
     };
     count_run(&outcome, input).unwrap()
 }

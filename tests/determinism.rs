@@ -543,7 +543,7 @@ fn begun_later(program: &Program, machine: &Machine, o: &Outcome) -> Result<(), 
         let epochs = |e: &[u64], by| e.iter().map(|e| e - by).collect::<Vec<_>>();
         let same = epochs(&a.epochs, 0) == epochs(&b.epochs, by)
             && (a.begin + by, a.load_end + by, a.end + by) == (b.begin, b.load_end, b.end)
-            && a.pes.iter().zip(&b.pes).all(|(a, b)| {
+            && a.pes.iter().zip(b.pes.iter()).all(|(a, b)| {
                 (a.classes, a.load_classes, a.slots) == (b.classes, b.load_classes, b.slots)
                     && a.first_busy.map(|c| c + by) == b.first_busy
                     && a.last_write.map(|c| c + by) == b.last_write

@@ -477,6 +477,7 @@ impl Linear {
         sizes(self) == sizes(other)
             && flags(self) == flags(other)
             && self.taps == other.taps
+            && self.tiled == other.tiled
             && (!self.lists() || Arc::ptr_eq(&self.weights, &other.weights))
     }
 

@@ -290,18 +290,30 @@ fn check_stages(outcome: &Outcome, width: u32) -> Result<(), CountError> {
         }
         before = s.end;
         let of = format!("of stage {stage}");
-        check_classes(&s.pes, width, s.load_end - s.begin, s.end - s.begin, &of)?;
+        check_classes(s.pes.iter(), width, s.load_end - s.begin, s.end - s.begin, &of)?;
     }
     if outcome.stages.is_empty() || before != outcome.cycles {
         let stage = outcome.stages.len();
         return Err(CountError::NoInput { stage });
     }
     let load = outcome.load_before(outcome.cycles);
-    check_classes(&outcome.pes, width, load, outcome.cycles, "of the whole run")
+    check_classes(
+        outcome.pes.iter(),
+        width,
+        load,
+        outcome.cycles,
+        "of the whole run",
+    )
 }
 
-fn check_classes(pes: &[PeCounters], width: u32, load: u64, all: u64, of: &str) -> Result<(), CountError> {
-    for (i, pe) in pes.iter().enumerate() {
+fn check_classes<'a>(
+    pes: impl Iterator<Item = &'a PeCounters>,
+    width: u32,
+    load: u64,
+    all: u64,
+    of: &str,
+) -> Result<(), CountError> {
+    for (i, pe) in pes.enumerate() {
         let (x, y) = (i as u32 % width, i as u32 / width);
         for class in [
             Class::Busy,
@@ -353,7 +365,7 @@ fn region<'a>(
     let pes = &outcome.stages[kernel.stage as usize].pes;
     (y..y + height).flat_map(move |row| {
         let start = row as usize * width as usize + x as usize;
-        &pes[start..start + columns as usize]
+        (start..start + columns as usize).map(move |pe| &pes[pe])
     })
 }
 

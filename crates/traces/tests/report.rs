@@ -187,7 +187,8 @@ fn two_stages() -> Outcome {
             pes: vec![
                 pe([250, 50, 0, 0, 300], 100, 200, (120, 500)),
                 pe([300, 0, 0, 100, 200], 100, 200, (130, 520)),
-            ],
+            ]
+            .into(),
         },
         StageOutcome {
             change: Change {
@@ -203,7 +204,8 @@ fn two_stages() -> Outcome {
             pes: vec![
                 pe([120, 10, 0, 0, 220], 50, 100, (710, 960)),
                 pe([0, 0, 0, 0, 350], 50, 0, (0, 0)),
-            ],
+            ]
+            .into(),
         },
     ];
     let drain = |cycles: &[u64]| {
@@ -249,11 +251,12 @@ fn stages_by_hand() {
         count_run(&two_stages(), input)
     };
     let run = of(&kernels, &[1]).unwrap();
-    let stage = |change, load, total| StageCycles {
+    // the time of the first stage is given, not that of the second
+    let stage = |change, load, total, wall_seconds| StageCycles {
         change,
         load,
         total,
-        wall_seconds: 0.0,
+        wall_seconds,
     };
     assert_eq!(
         run.cycles,
@@ -262,7 +265,7 @@ fn stages_by_hand() {
             first_output: 850 - 200,
             interval: Some((980 - 900) as f64),
             total: 500 + 300,
-            stages: vec![stage(0, 100, 500), stage(50, 50, 300)],
+            stages: vec![stage(0, 100, 500, 0.5), stage(50, 50, 300, 0.0)],
         }
     );
     // an output of the first stage, and one of both: the second item lies 150 cycles of load and change later than the clock says

@@ -1,6 +1,7 @@
 //! What an engine is given and what it answers. `reference` is the plain transcription of `docs/machine.md`: the oracle.
 
 mod core;
+mod counters;
 mod explain;
 mod fast;
 mod memory;
@@ -14,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use counters::SharedCounters;
 pub use memory::{MemoryNeed, memory};
 pub use run::run;
 
@@ -87,7 +89,7 @@ pub enum Class {
 }
 
 /// Counters of one PE.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PeCounters {
     /// Cycles by [`Class`].
     pub classes: [u64; 5],
@@ -250,7 +252,7 @@ pub struct StageOutcome {
     /// The cycle at which each of its epochs' feeds could first enter.
     pub epochs: Vec<u64>,
     /// One a PE, row by row: from `begin` to before `end`.
-    pub pes: Vec<PeCounters>,
+    pub pes: SharedCounters,
 }
 
 impl Outcome {

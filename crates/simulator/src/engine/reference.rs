@@ -203,7 +203,7 @@ impl StageRun<'_> {
             load_end: epochs[1],
             end: begin + cycles,
             epochs,
-            pes: counters,
+            pes: counters.into(),
         })
     }
 }

@@ -82,7 +82,7 @@ fn all_stages<E>(
                 .collect(),
         };
         let ended = one(&run, &mut sram, &mut outcome)?;
-        for (sum, pe) in outcome.pes.iter_mut().zip(&ended.pes) {
+        for (sum, pe) in outcome.pes.iter_mut().zip(ended.pes.iter()) {
             sum.change(change.cycles());
             sum.follow(pe);
         }

@@ -169,7 +169,7 @@ pub fn outcome(width: u32, height: u32, kernels: &[KernelRegion], story: &Story)
         load_end: load,
         end: load + total,
         epochs: vec![0, load, load + total / 2],
-        pes: pes.clone(),
+        pes: pes.clone().into(),
     };
     Outcome {
         engine: meshloom_simulator::engine::Engine::Fast,
@@ -253,6 +253,7 @@ pub fn run(name: RunName, sparsity: f64, machine: &Machine, kernels: &[KernelReg
         }),
         wall_seconds: 1.25,
         peak_memory_bytes: Some(48 << 20),
+        stage_seconds: &[1.25],
     };
     count_run(&outcome, input).unwrap()
 }

@@ -246,7 +246,7 @@ fn benches(c: &mut Criterion) {
         };
         let p = shape.program(ty);
         let mut native = shape.native();
-        compare(c, name, &p, &machine, shape.elements(), || native());
+        compare(c, name, &p, &machine, shape.elements(), &mut native);
     }
     let x = vec![0.5f32; COLUMNS];
     let w = vec![0.25f32; ROWS];

@@ -982,9 +982,9 @@ impl StreamedKernel<'_> {
     }
 }
 
-/// The microthread that takes in the next block of weights comes first: all rows of the column take a block in step, without a pause.
-const FETCH: u8 = 1;
-/// The microthread that hands partial sums on: the columns after this one wait for it.
-const SUMS: u8 = 2;
+/// The microthread that hands partial sums on comes first: the columns after this one wait for it.
+const SUMS: u8 = 1;
+/// The microthread that takes in the next block of weights.
+const FETCH: u8 = 2;
 /// The microthread that takes in the next item.
 const TAKE: u8 = 3;

@@ -31,7 +31,7 @@ enum Layer {
     /// Of sequences: output features, zeros among weights.
     Linear(usize, usize),
     Gelu,
-    LayerNorm,
+    Norm,
 }
 
 #[derive(Clone, Debug)]
@@ -162,7 +162,7 @@ impl Maker {
                 self.node(Op::Linear, &[x, w, b])
             }
             Layer::Gelu => self.node(Op::Gelu { tanh: true }, &[x]),
-            Layer::LayerNorm => {
+            Layer::Norm => {
                 let (scale, shift) = (self.constant(&[f], 0), self.constant(&[f], 0));
                 self.node(Op::LayerNorm { epsilon: 1e-5 }, &[x, scale, shift])
             }
@@ -312,7 +312,7 @@ fn token_layer() -> impl Strategy<Value = Layer> {
     prop_oneof![
         3 => (4usize..40, 0usize..4).prop_map(|(m, zeros)| Layer::Linear(m, zeros)),
         1 => Just(Layer::Gelu),
-        1 => Just(Layer::LayerNorm),
+        1 => Just(Layer::Norm),
     ]
 }
 

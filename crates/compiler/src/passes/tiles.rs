@@ -145,15 +145,15 @@ pub fn cut(plan: &Plan, tiles: usize) -> Result<Plan, String> {
                 "it gives {samples} samples of {rows} rows, which are not {tiles} equal tiles"
             ))
         })?;
-        if kernel.inputs.iter().any(|u| u.flat) {
-            return Err(format!(
-                "{} sees all positions of its input as features",
-                kernel.name
-            ));
+        if kernel
+            .inputs
+            .iter()
+            .any(|u| u.flat && plan.edges[u.edge].layout.inner > 1)
+        {
+            return Err(named("it sees all positions of a sample as features".into()));
         }
         let inputs: Vec<&Edge> = kernel.inputs.iter().map(|u| &plan.edges[u.edge]).collect();
-        let (kind, taken) =
-            tile(&kernel.kind, &inputs, output, shape).map_err(|why| format!("{}: {why}", kernel.name))?;
+        let (kind, taken) = tile(&kernel.kind, &inputs, output, shape).map_err(named)?;
         all.kernels[k].kind = kind;
         for (u, layout) in kernel.inputs.iter().zip(taken) {
             match &layouts[u.edge] {

@@ -28,6 +28,7 @@ fn input<'a>(
         peak_pe_bytes: 100,
         outputs: None,
         wall_seconds: 0.5,
+        peak_memory_bytes: None,
         stage_seconds: &[0.5],
     }
 }

@@ -156,8 +156,23 @@ impl MixKernel<'_> {
                 .filter(|c| c.term == term)
                 .map(|c| c.to - c.from)
                 .max();
-            ((256.0 / steps).ceil() as usize)
-                .clamp(1, widest.unwrap_or(1).max(1))
+            let few = (256.0 / steps).ceil() as usize;
+            let widest = widest.unwrap_or(1).max(1);
+            // dense products that take longer than their features to arrive wait for n features once, and set up their instructions for
+            // every n: the sum is least at the root of the quotient
+            let arrival = c.move_slots(1, c.inputs[term].length()).max(1) as f64;
+            let set_up = self.set_up(c, term) as f64;
+            let work = linear
+                .taps
+                .iter()
+                .map(|t| outputs * linear.hits(t))
+                .sum::<usize>() as f64;
+            let best = match !linear.lists() && work > arrival {
+                true => (widest as f64 * set_up / arrival).sqrt().round() as usize,
+                false => 1,
+            };
+            few.max(best)
+                .clamp(1, widest)
                 .min((65535 / outputs.max(1)).max(1))
         };
         let mut cut = Cut {
@@ -182,6 +197,13 @@ impl MixKernel<'_> {
             cut.staged = fits(&cut);
         }
         Some(cut)
+    }
+
+    /// Slots in which a chunk's dense products are set up, by scalar code and the issue of their instructions.
+    pub(super) fn set_up(&self, c: &Context, term: usize) -> u64 {
+        let (cost, linear) = (&c.machine.pe.cost, &self.mix.terms[term]);
+        let each = (3 * cost.descriptor + cost.issue + 10 * cost.add) as u64;
+        linear.taps.len() as u64 * each * linear.samples.max(1) as u64
     }
 
     /// The steady form of a cut, if the operator and the machine allow it.

@@ -98,10 +98,7 @@ impl Implementation for MixKernel<'_> {
                 (true, true) => 50 + (3 + set) * taps,
                 (true, false) => 50 + (3 + set + cost.issue as u64) * taps,
                 (false, true) => chunks * (30 + 8 * taps),
-                (false, false) => {
-                    let each = (3 * cost.descriptor + cost.issue + 10 * cost.add) as u64;
-                    chunks * taps * each * linear.samples.max(1) as u64
-                }
+                (false, false) => chunks * self.set_up(c, column.term),
             };
             let clear = outputs * length_out / 2;
             // the last column adds to its accumulators what it then applies a function to, or rounds

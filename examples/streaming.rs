@@ -177,7 +177,7 @@ fn peak_memory() -> Result<f64, Failure> {
 fn scale(arguments: &[String]) -> Result<(), Failure> {
     let sizes = match arguments {
         [] => ["512", "2048", "2048"].map(String::from).to_vec(),
-        [sizes @ ..] => sizes[..3.min(sizes.len())].to_vec(),
+        sizes => sizes[..3.min(sizes.len())].to_vec(),
     };
     let numbers: Vec<usize> = sizes.iter().map(|s| s.parse()).collect::<Result<_, _>>()?;
     let [tokens, k, m] = numbers[..] else {

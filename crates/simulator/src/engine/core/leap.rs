@@ -55,8 +55,8 @@ pub(in crate::engine) struct Outlook {
     pub class: Class,
     /// The thread that has the slot in all of them, or, if it goes ahead, in those in which it does not issue.
     pub winner: Option<u8>,
-    /// The winner goes on by itself, over several instructions ([`Core::ahead`]): cycles of issue first. Their classes are its own.
-    pub ahead: Option<u32>,
+    /// The winner goes on by itself, over several instructions ([`Core::ahead`]). Their classes are its own.
+    pub ahead: bool,
     /// The queues from which and into which it moves a wavelet in each of them.
     pub takes: [Option<u32>; 2],
     pub puts: Option<u32>,
@@ -70,26 +70,16 @@ impl Outlook {
         Outlook {
             class: Class::Idle,
             winner: None,
-            ahead: None,
+            ahead: false,
             takes: [None; 2],
             puts: None,
             until: u,
         }
     }
 
-    /// Before which of the first `cycles` cycles the slot is used for the first time, if in any.
-    pub fn busy_after(&self, cycles: u64) -> Option<u64> {
-        let idle = match self.ahead {
-            Some(issue) => issue as u64,
-            None if self.class == Class::Busy => 0,
-            None => return None,
-        };
-        (idle < cycles).then_some(idle)
-    }
-
     /// Whether there is an event in all cycles (rule M17).
     pub fn is_event(&self) -> bool {
-        self.ahead.is_some() || matches!(self.class, Class::Busy | Class::Launch)
+        self.ahead || matches!(self.class, Class::Busy | Class::Launch)
     }
 }
 
@@ -190,18 +180,18 @@ impl Core<'_> {
             }
         }
         let alone = match (found.winner, found.issuing) {
-            (Some(t), None) if found.ready == 1 && found.issuers == 0 => Some((t, 0)),
-            (None, issuing) => issuing,
+            (Some(t), None) if found.ready == 1 && found.issuers == 0 => Some(t),
+            (None, issuing) => issuing.map(|(t, _)| t),
             _ => None,
         };
-        if let Some((t, issue)) = alone
+        if let Some(t) = alone
             && found.until > u
         {
             let cycles = self.ahead(rules, t);
             if cycles > 0 {
                 return Outlook {
                     winner: Some(t),
-                    ahead: Some(issue),
+                    ahead: true,
                     until: found.until.min(u.saturating_add(cycles)),
                     ..Outlook::nothing(u)
                 };
@@ -372,11 +362,26 @@ impl Core<'_> {
         Outlook {
             class,
             winner: found.winner,
-            ahead: None,
+            ahead: false,
             takes,
             puts,
             until,
         }
+    }
+
+    /// Before which of the next `cycles` cycles of an outlook the slot is used for the first time, if in any.
+    pub fn busy_after(&self, outlook: &Outlook, cycles: u64) -> Option<u64> {
+        let run = match (outlook.winner?, &self.main) {
+            _ if !outlook.ahead => None,
+            (0, Main::Vector(run)) => Some(&**run),
+            (0, _) => None,
+            (t, _) => self.micro[t as usize].queue.front(),
+        };
+        let idle = match run.map(|run| run.phase) {
+            Some(Phase::Issue(left)) => left as u64,
+            _ => 0,
+        };
+        (idle < cycles).then_some(idle)
     }
 
     /// Executes `cycles` cycles of an outlook from cycle `from` on, with the wavelets that the winner takes; what it sends is added to
@@ -395,7 +400,7 @@ impl Core<'_> {
         if cycles == 0 {
             return Ok(());
         }
-        if let (Some(t), Some(_)) = (outlook.winner, outlook.ahead) {
+        if let (Some(t), true) = (outlook.winner, outlook.ahead) {
             return self.run_ahead(rules, t, from, cycles, scratch);
         }
         self.counters.classes[outlook.class as usize] += cycles;

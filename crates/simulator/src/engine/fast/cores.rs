@@ -239,6 +239,7 @@ impl Simulation<'_, '_> {
             let mut sent = std::mem::take(&mut self.sent);
             let inputs = [taken[0].as_slice(), taken[1].as_slice()];
             let (from, outlook) = (core.from, core.outlook);
+            let busy = core.core.busy_after(&outlook, n);
             let done = core.core.leap(
                 &self.rules,
                 &outlook,
@@ -265,17 +266,14 @@ impl Simulation<'_, '_> {
             (self.sent, self.taken) = (sent, taken);
             if outlook.is_event() {
                 let path = match outlook.ahead {
-                    Some(_) => &mut self.paths.ahead,
-                    None => &mut self.paths.leap,
+                    true => &mut self.paths.ahead,
+                    false => &mut self.paths.leap,
                 };
                 *path += n;
                 self.event(core.from - 1);
             }
-            if let (true, Some(idle)) = (self.computes, outlook.busy_after(n)) {
+            if let (true, Some(idle)) = (self.computes, busy) {
                 core.core.counters.first_busy.get_or_insert(from + idle);
-            }
-            if let Some(issue) = &mut core.outlook.ahead {
-                *issue = issue.saturating_sub(n as u32);
             }
         }
         self.cores[pe as usize] = Some(core);

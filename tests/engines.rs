@@ -9,6 +9,7 @@ mod common;
 use common::{Choices, on_both, small};
 use meshloom_simulator::engine::{self, Engine, Options, Outcome, Probe, RunError};
 use meshloom_simulator::program::*;
+use meshloom_simulator::text::{DataStore, parse};
 use meshloom_simulator::{Expr, Machine, Side, verify};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -1597,4 +1598,52 @@ fn chain_of_thousands() {
     let cycles = ended.map(|o| (o.engine, o.cycles));
     let last = 27 + 6 + 6 * (all as u64 - 2) + columns as u64;
     assert_eq!(cycles, Ok((Engine::Fast, last + 1)));
+}
+
+/// What a thread does by itself (an axpy's list, scalar code, an instruction in memory, again) is cut by the begin of epoch 1 at every one of its
+/// cycles: what it did before and after is counted as the rules say.
+#[test]
+fn an_epoch_begins_anywhere_in_what_a_thread_does_alone() {
+    let machine = small(&["mesh.width=2", "mesh.height=1"]);
+    let data = DataStore::default();
+    for words in 1..160 {
+        let loads = ["1"; 160][..words].join(" ");
+        let text = format!(
+            "program epochs
+region a at 0, 0 size 2 x 1
+route c1 w 0 x 0: west -> east
+route c1 w 1 x 0: west -> ramp
+block 0 x 0
+  memory y @0 64 bytes
+  memory x @64 64 bytes
+  memory i @128 64 bytes
+  memory v @192 64 bytes
+  task main start -> main
+  main:
+    desc d0 = mem f32 @y [5] by [1]
+    desc d1 = mem f32 @x [5] by [1]
+    axpy d0 += d1 * list mem f32 index @i value @v count 4 modulo 1 divisor 1 y_step 4 x_step 4 #mac
+    set r1 = 3
+    mac d0 += d0 * d1 #mac
+    add r1 = r1 + 1
+    axpy d0 += d1 * list mem f32 index @i value @v count 3 modulo 1 divisor 1 y_step 4 x_step 4 #mac
+    halt
+block 1 x 0
+  memory w @0 640 bytes
+  task main start -> main
+  main:
+    desc d0 = mem f32 @w [{words}] by [1]
+    desc d1 = in c1 f32 [{words}]
+    mov d0 = d1
+    halt
+feed w west row 0 c1 epoch 0 = [{loads}]
+"
+        );
+        let program = parse(&text, &data).unwrap_or_else(|e| panic!("{e}"));
+        let violations = verify::verify(&program, &machine);
+        violations.unwrap_or_else(|v| panic!("{}", v[0]));
+        let outcome = on_both(&program, &machine, &Options::default());
+        let outcome = outcome.unwrap_or_else(|e| panic!("{words} words: {e}"));
+        outcome.unwrap_or_else(|e| panic!("{words} words: {e}"));
+    }
 }

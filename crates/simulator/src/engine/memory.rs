@@ -15,11 +15,11 @@ pub struct MemoryNeed {
     pub streams: u64,
 }
 
-/// Bytes of a core's state beside its SRAM (its registers, descriptors and threads; measured, rounded up).
+/// Bytes of a core's state beside its SRAM: its registers, descriptors and threads. Assumed, as the two below: generous, not measured.
 const CORE: u64 = 3 << 10;
 /// Bytes of a PE's router and its place in tables, without its colours.
 const ROUTER: u64 = 512;
-/// Bytes of a colour in a router: its queues, positions and stream (measured, rounded up).
+/// Bytes of a colour in a router: its queues, positions and stream.
 const COLOR: u64 = 768;
 
 impl MemoryNeed {

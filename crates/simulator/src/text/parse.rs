@@ -650,17 +650,9 @@ impl<'a> Parser<'a> {
                 self.skip_lines();
             }
             let count = self.magnitude("a number of wavelets", u64::MAX)?;
-            self.word("of")?;
-            self.word("stage")?;
-            let stage = self.u32("the drain's stage")?;
-            self.word("drain")?;
-            let drain = self.u32("the drain's number in its stage")?;
-            let optional = |parser: &mut Self, word: &str, what: &str| match parser.eat_word(word) {
-                true => parser.magnitude(what, u64::MAX),
-                false => Ok(0),
-            };
-            let first = optional(self, "from", "the first wavelet")?;
-            let flag_every = optional(self, "flag", "the wavelets of a block")?;
+            let (stage, drain) = self.of_drain()?;
+            let first = self.or_zero("from", "the first wavelet")?;
+            let flag_every = self.or_zero("flag", "the wavelets of a block")?;
             self.skip_lines();
             self.push(
                 &mut spans,
@@ -674,6 +666,23 @@ impl<'a> Parser<'a> {
             )?;
         }
         Ok(spans)
+    }
+
+    /// `of stage 0 drain 1`
+    fn of_drain(&mut self) -> Res<(u32, u32)> {
+        self.word("of")?;
+        self.word("stage")?;
+        let stage = self.u32("the drain's stage")?;
+        self.word("drain")?;
+        Ok((stage, self.u32("the drain's number in its stage")?))
+    }
+
+    /// The number behind a word that may be left out: 0 then.
+    fn or_zero(&mut self, word: &str, what: &str) -> Res<u64> {
+        match self.eat_word(word) {
+            true => self.magnitude(what, u64::MAX),
+            false => Ok(0),
+        }
     }
 
     /// `f16 by 2 rows 8 [16 of stage 0 drain 1 from 4 skip 1 step 9, 7 fill fc00]`
@@ -704,18 +713,10 @@ impl<'a> Parser<'a> {
                 self.next();
                 Piece::Fill { bits, count }
             } else {
-                self.word("of")?;
-                self.word("stage")?;
-                let stage = self.u32("the drain's stage")?;
-                self.word("drain")?;
-                let drain = self.u32("the drain's number in its stage")?;
-                let optional = |parser: &mut Self, word: &str, what: &str| match parser.eat_word(word) {
-                    true => parser.magnitude(what, u64::MAX),
-                    false => Ok(0),
-                };
-                let first = optional(self, "from", "the first wavelet")?;
-                let skip = optional(self, "skip", "elements before the piece")?;
-                let step = optional(self, "step", "wavelets from row to row")?;
+                let (stage, drain) = self.of_drain()?;
+                let first = self.or_zero("from", "the first wavelet")?;
+                let skip = self.or_zero("skip", "elements before the piece")?;
+                let step = self.or_zero("step", "wavelets from row to row")?;
                 Piece::Kept {
                     stage,
                     drain,

@@ -14,36 +14,44 @@ use crate::engine::network::NONE;
 const FAR: usize = 64;
 
 impl Core<'_> {
-    /// For how many cycles thread `t` goes on by itself, if it is the only one that wants the slot; 0 if that can't be said.
-    pub(super) fn ahead(&self, rules: &Rules, t: u8) -> u64 {
+    /// For how many cycles thread `t` goes on by itself, if it is the only one that wants the slot; 0 if that can't be said. Something else
+    /// ends it after `most` cycles: it need not be looked at much further.
+    pub(super) fn ahead(&self, rules: &Rules, t: u8, most: u64) -> u64 {
         if t > 0 {
             let run = self.micro[t as usize].queue.front();
             // its last step makes it leave the queue
             return run.map_or(0, |run| {
-                run.ahead(&self.memory, rules.machine).0.saturating_sub(1)
+                run.ahead(&self.memory, rules.machine, most).0.saturating_sub(1)
             });
         }
         match &self.main {
             Main::Vector(run) => {
-                let (cycles, ends) = run.ahead(&self.memory, rules.machine);
-                match ends && cycles > 0 {
-                    true => cycles + self.scalar_ahead(rules, self.pc + 1, None, false),
+                let (cycles, ends) = run.ahead(&self.memory, rules.machine, most);
+                match ends && (1..most).contains(&cycles) {
+                    true => cycles + self.scalar_ahead(rules, self.pc + 1, None, false, most - cycles),
                     false => cycles,
                 }
             }
-            Main::Scalar(left) => self.scalar_ahead(rules, self.pc, Some(*left), true),
-            Main::Ready => self.scalar_ahead(rules, self.pc, None, true),
+            Main::Scalar(left) => self.scalar_ahead(rules, self.pc, Some(*left), true, most),
+            Main::Ready => self.scalar_ahead(rules, self.pc, None, true, most),
             _ => 0,
         }
     }
 
     /// The slots of scalar code from `pc` on, of whose first instruction `left` are left. `loads`: SRAM is what it will be.
-    fn scalar_ahead(&self, rules: &Rules, mut pc: u32, mut left: Option<u32>, mut loads: bool) -> u64 {
+    fn scalar_ahead(
+        &self,
+        rules: &Rules,
+        mut pc: u32,
+        mut left: Option<u32>,
+        mut loads: bool,
+        most: u64,
+    ) -> u64 {
         let cost = &rules.machine.pe.cost;
         let mut registers = self.registers;
         let mut cycles = 0;
         for _ in 0..FAR {
-            let Some(instr) = self.block.code.get(pc as usize) else {
+            let Some(instr) = self.block.code.get(pc as usize).filter(|_| cycles < most) else {
                 break;
             };
             if !is_scalar(instr) && left.is_none() {
@@ -194,7 +202,7 @@ impl Run {
     }
 
     /// The cycles of its issue and steps, of an axpy for some stored weights, and whether that is all of it.
-    fn ahead(&self, memory: &[u8], machine: &Machine) -> (u64, bool) {
+    fn ahead(&self, memory: &[u8], machine: &Machine, most: u64) -> (u64, bool) {
         if !self.is_apart() || self.shape.contains(&0) {
             return (0, false);
         }
@@ -204,10 +212,10 @@ impl Run {
             Phase::Fetch | Phase::Done => return (0, false),
         };
         let here = issue + self.slots_left();
-        let Some(cycles) = self.rest_of_list(memory, machine, FAR) else {
+        let Some((list, ends)) = self.rest_of_list(memory, machine, FAR, most.saturating_sub(here)) else {
             return (here, true);
         };
-        (here + cycles.0, cycles.1)
+        (here + list, ends)
     }
 }
 

@@ -187,7 +187,7 @@ impl Core<'_> {
         if let Some(t) = alone
             && found.until > u
         {
-            let cycles = self.ahead(rules, t);
+            let cycles = self.ahead(rules, t, found.until - u);
             if cycles > 0 {
                 return Outlook {
                     winner: Some(t),

@@ -516,11 +516,17 @@ impl Run {
         Ok(true)
     }
 
-    /// The cycles of the sparse elements that follow the one at hand, of at most `most`, and whether these are all. `None` if it has no
-    /// list.
+    /// The cycles of the sparse elements that follow the one at hand, of at most `far`, until there are `most` cycles, and whether these
+    /// are all. `None` if it has no list.
     ///
     /// None are counted where the products may change the list itself, or reach where they must not: those are looked at one by one.
-    pub(super) fn rest_of_list(&self, memory: &[u8], machine: &Machine, most: usize) -> Option<(u64, bool)> {
+    pub(super) fn rest_of_list(
+        &self,
+        memory: &[u8],
+        machine: &Machine,
+        far: usize,
+        most: u64,
+    ) -> Option<(u64, bool)> {
         let s = self.sparse.as_ref()?;
         let Source::Memory {
             index,
@@ -559,7 +565,7 @@ impl Run {
         if touches(&run) {
             return Some((0, left == 0));
         }
-        while seen < (left as usize).min(most) {
+        while seen < (left as usize).min(far) && cycles < most {
             if run.next_from_memory(memory, machine).is_err() || touches(&run) {
                 return Some((cycles, false));
             }

@@ -171,8 +171,7 @@ impl Simulation<'_, '_> {
 
     /// Has the values of a log up to before `index` computed, as far as they can be now. Returns how far they are.
     pub fn supply(&mut self, log: u32, index: u64) -> u64 {
-        if let Some((mut there, part)) = self.logs[log as usize].unsupplied() {
-            let mut part = part;
+        if let Some((mut there, mut part)) = self.logs[log as usize].unsupplied() {
             while let Some(p) = part
                 && there < index
             {

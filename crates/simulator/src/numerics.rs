@@ -1,6 +1,7 @@
 //! The machine's arithmetic (rule M19): f32 with fused multiply-add, f16 storage, and the special functions as fixed
 //! sequences of f32 operations, so that every engine on every host gives the same bits.
 
+pub(crate) mod axpy;
 pub(crate) mod block;
 pub(crate) mod product;
 

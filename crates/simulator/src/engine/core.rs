@@ -3,6 +3,7 @@
 mod ahead;
 mod bulk;
 mod leap;
+mod list;
 mod vector;
 
 use super::{Class, PeCounters};

@@ -82,7 +82,7 @@ pub(super) struct Position {
     pub queue: u32,
     /// First and last + 1 of its outputs in [`Network::outputs`].
     pub outputs: (u32, u32),
-    hold: u64,
+    pub hold: u64,
 }
 
 pub(super) struct Filter {
@@ -170,14 +170,33 @@ impl Routed {
 
     /// A flagged wavelet left.
     pub fn count_flag(&mut self, all: &[Position]) {
-        if self.positions.1 - self.positions.0 > 1 {
-            self.flags += 1;
-            if self.flags == all[self.current as usize].hold {
-                self.flags = 0;
-                self.next();
-                self.skip_empty(all);
-            }
+        self.count_flags(1, all);
+    }
+
+    /// So many flagged wavelets left, none of which but the last could turn the switch. Returns whether it stands where it began.
+    pub fn count_flags(&mut self, flags: u64, all: &[Position]) -> bool {
+        if !self.is_switch() {
+            return false;
         }
+        self.flags += flags;
+        let before = self.current;
+        if self.flags < all[before as usize].hold {
+            return false;
+        }
+        self.flags = 0;
+        self.next();
+        self.skip_empty(all);
+        self.current <= before
+    }
+
+    /// Whether it has several positions.
+    pub fn is_switch(&self) -> bool {
+        self.positions.1 - self.positions.0 > 1
+    }
+
+    /// Before how many more flagged wavelets its switch does not turn.
+    pub fn flags_left(&self, all: &[Position]) -> u64 {
+        all[self.current as usize].hold - self.flags
     }
 }
 

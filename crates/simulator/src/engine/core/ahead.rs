@@ -10,8 +10,11 @@ use super::vector::{Arg, Phase, Run, Source};
 use super::*;
 use crate::engine::network::NONE;
 
-/// Scalar instructions, or stored weights, that are looked at at most: others may interrupt, and it is then done again.
+/// Scalar instructions that are looked at at most: others may interrupt, and it is then done again.
 const FAR: usize = 64;
+
+/// Stored weights that are looked at at most.
+const FAR_IN_LIST: usize = 256;
 
 impl Core<'_> {
     /// For how many cycles thread `t` goes on by itself, if it is the only one that wants the slot; 0 if that can't be said. Something else
@@ -119,6 +122,12 @@ impl Core<'_> {
                     (m.queue.front_mut().expect("it goes on"), &mut m.elements)
                 }
             };
+            let listed = run.leap_list(now, left, memory, rules.machine, counters, elements, scratch);
+            if listed > 0 {
+                left -= listed;
+                self.class = Class::Busy;
+                continue;
+            }
             if let Phase::Issue(issue) = &mut run.phase {
                 let n = left.min(*issue as u64);
                 *issue -= n as u32;
@@ -212,7 +221,8 @@ impl Run {
             Phase::Fetch | Phase::Done => return (0, false),
         };
         let here = issue + self.slots_left();
-        let Some((list, ends)) = self.rest_of_list(memory, machine, FAR, most.saturating_sub(here)) else {
+        let Some((list, ends)) = self.rest_of_list(memory, machine, FAR_IN_LIST, most.saturating_sub(here))
+        else {
             return (here, true);
         };
         (here + list, ends)

@@ -10,6 +10,7 @@
 use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
 use crate::numerics as num;
+use crate::numerics::axpy::Axpy;
 use crate::numerics::block::{self, Host, Operand, Target, Word};
 use crate::numerics::product::{Product, VECTOR};
 use crate::program::*;
@@ -21,7 +22,7 @@ mod tests;
 /// Room for operands, kept from one use to the next.
 #[derive(Default)]
 pub(in crate::engine) struct Scratch {
-    host: Host,
+    pub(super) host: Host,
     /// What came from the fabric, by source.
     came: [Vec<Word>; 2],
     gathered: [Vec<Word>; 2],
@@ -29,6 +30,9 @@ pub(in crate::engine) struct Scratch {
     /// What goes to the fabric.
     sent: Vec<Word>,
     convert: Convert,
+    /// Of an axpy's list, a row of each element after another; and a row of f16 as f32.
+    pub(super) axpys: Vec<Axpy>,
+    pub(super) wide: Vec<Word>,
 }
 
 /// Room for conversions between f16 and f32.

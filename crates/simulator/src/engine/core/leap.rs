@@ -179,20 +179,21 @@ impl Core<'_> {
                 found.winner = Some(0);
             }
         }
-        let alone = match (found.winner, found.issuing) {
-            (Some(t), None) if found.ready == 1 && found.issuers == 0 => Some(t),
-            (None, issuing) => issuing.map(|(t, _)| t),
-            _ => None,
+        let (alone, until) = match (found.winner, found.issuing) {
+            // others that issue can't interrupt before they are done
+            (Some(t), _) if found.ready == 1 => (Some(t), found.until.min(found.holds)),
+            (None, issuing) => (issuing.map(|(t, _)| t), found.until),
+            _ => (None, u),
         };
         if let Some(t) = alone
-            && found.until > u
+            && until > u
         {
-            let cycles = self.ahead(rules, t, found.until - u);
+            let cycles = self.ahead(rules, t, until - u);
             if cycles > 0 {
                 return Outlook {
                     winner: Some(t),
                     ahead: true,
-                    until: found.until.min(u.saturating_add(cycles)),
+                    until: until.min(u.saturating_add(cycles)),
                     ..Outlook::nothing(u)
                 };
             }
@@ -400,23 +401,27 @@ impl Core<'_> {
         if cycles == 0 {
             return Ok(());
         }
-        if let (Some(t), true) = (outlook.winner, outlook.ahead) {
-            return self.run_ahead(rules, t, from, cycles, scratch);
-        }
-        self.counters.classes[outlook.class as usize] += cycles;
-        self.class = outlook.class;
+        let alone = outlook.winner.filter(|_| outlook.ahead);
         if self.queued > 0 {
-            for m in &mut self.micro {
-                if let Some(run) = m.queue.front_mut() {
+            for (t, m) in self.micro.iter_mut().enumerate() {
+                if let Some(run) = m.queue.front_mut()
+                    && alone != Some(t as u8)
+                {
                     run.hold_for(cycles as u32);
                 }
             }
         }
         match &mut self.main {
+            _ if alone == Some(0) => {}
             Main::Launching(left) => *left -= cycles as u32,
             Main::Vector(run) => run.hold_for(cycles as u32),
             _ => {}
         }
+        if let Some(t) = alone {
+            return self.run_ahead(rules, t, from, cycles, scratch);
+        }
+        self.counters.classes[outlook.class as usize] += cycles;
+        self.class = outlook.class;
         let Some(t) = outlook.winner else { return Ok(()) };
         self.counters.last_busy = from + cycles - 1;
         let Core {

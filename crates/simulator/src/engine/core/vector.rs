@@ -33,13 +33,13 @@ pub(super) enum Arg {
 /// The sparse elements of an Axpy that runs.
 #[derive(Clone, Copy)]
 pub(super) struct Sparse {
-    modulo: i64,
-    divisor: i64,
-    y_step: i64,
-    x_step: i64,
+    pub(super) modulo: i64,
+    pub(super) divisor: i64,
+    pub(super) y_step: i64,
+    pub(super) x_step: i64,
     pub(super) source: Source,
-    value: f32,
-    last: bool,
+    pub(super) value: f32,
+    pub(super) last: bool,
     index: Option<i64>,
 }
 
@@ -327,7 +327,7 @@ impl Core<'_> {
 }
 
 /// The bytes from the first to before the last of a memory operand.
-fn reach(at: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> (i64, i64) {
+pub(super) fn reach(at: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> (i64, i64) {
     let (mut low, mut high) = (at, at.saturating_add(ty.bytes() as i64));
     for (s, n) in strides.iter().zip(shape) {
         let reach = s.saturating_mul((n - 1).max(0));
@@ -514,65 +514,6 @@ impl Run {
             self.phase = Phase::Fetch;
         }
         Ok(true)
-    }
-
-    /// The cycles of the sparse elements that follow the one at hand, of at most `far`, until there are `most` cycles, and whether these
-    /// are all. `None` if it has no list.
-    ///
-    /// None are counted where the products may change the list itself, or reach where they must not: those are looked at one by one.
-    pub(super) fn rest_of_list(
-        &self,
-        memory: &[u8],
-        machine: &Machine,
-        far: usize,
-        most: u64,
-    ) -> Option<(u64, bool)> {
-        let s = self.sparse.as_ref()?;
-        let Source::Memory {
-            index,
-            value,
-            left,
-            ty,
-        } = s.source
-        else {
-            return Some((0, false));
-        };
-        let list = [
-            (index, index + 2 * left),
-            (value, value + ty.bytes() as i64 * left),
-        ];
-        let mut run = Run {
-            sparse: self.sparse,
-            ..*self
-        };
-        let steps = (0..4).map(|d| {
-            if d < 3 {
-                self.shape[d]
-            } else {
-                (self.shape[3] + self.width - 1) / self.width
-            }
-        });
-        let steps: i64 = steps.product();
-        let (mut cycles, mut seen) = (0, 0);
-        let written = |run: &Run| match &run.dst {
-            Arg::Memory { ty, strides, at, .. } => reach(*at, strides, &run.shape, *ty),
-            _ => unreachable!("checked at issue"),
-        };
-        let touches = |run: &Run| {
-            let y = written(run);
-            list.iter().any(|l| y.0 < l.1 && l.0 < y.1)
-        };
-        if touches(&run) {
-            return Some((0, left == 0));
-        }
-        while seen < (left as usize).min(far) && cycles < most {
-            if run.next_from_memory(memory, machine).is_err() || touches(&run) {
-                return Some((cycles, false));
-            }
-            cycles += machine.pe.cost.issue as u64 + steps as u64 * run.cost as u64;
-            seen += 1;
-        }
-        Some((cycles, seen == left as usize))
     }
 
     /// The next (index, value) of a list in memory.

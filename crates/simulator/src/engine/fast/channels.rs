@@ -14,8 +14,6 @@ struct Entry {
     feed: u32,
     /// Up to this cycle what entered is counted.
     settled: u64,
-    /// The flow ends before this wavelet of the feed: the one after the next flagged one.
-    end: usize,
 }
 
 impl Simulation<'_, '_> {
@@ -37,17 +35,13 @@ impl Simulation<'_, '_> {
         }
         let found = self.entering(i, t, &mut next);
         let goes_on = match (&self.channels[i].flow, &found) {
-            (Some(old), Some((_, new))) => old.feed == new.feed && old.end == new.end,
+            (Some(old), Some((_, new))) => old.feed == new.feed,
             _ => false,
         };
         if !goes_on {
             if let Some(old) = self.channels[i].flow.take() {
                 let queue = self.net.feed_queue[old.feed as usize];
-                let flag = self.feed_flags[old.feed as usize]
-                    .binary_search(&(old.end as u64 - 1))
-                    .is_ok();
-                let reached = self.feed_position(i, old.feed) >= old.end;
-                self.queues[queue as usize].end_puts(t, reached && flag);
+                self.queues[queue as usize].end_puts(t, 0);
                 self.puts_ended(queue, t);
             }
             if let Some((_, new)) = found {
@@ -66,16 +60,6 @@ impl Simulation<'_, '_> {
         }
         if next != u64::MAX {
             self.gates.schedule(c, next, t);
-        }
-    }
-
-    /// The next wavelet of a feed that enters by the channel; past the end if it has no more.
-    fn feed_position(&self, channel: usize, feed: u32) -> usize {
-        let c = &self.net.channels[channel];
-        if c.feeds.front() == Some(&feed) {
-            c.position
-        } else {
-            usize::MAX
         }
     }
 
@@ -120,7 +104,6 @@ impl Simulation<'_, '_> {
             *next = (*next).min(waits);
             return None;
         }
-        let at = c.position;
         let queue = self.net.feed_queue[feed as usize];
         let q = &mut self.queues[queue as usize];
         let room = match q.room(t) {
@@ -134,16 +117,8 @@ impl Simulation<'_, '_> {
                 return None;
             }
         };
-        let flags = &self.feed_flags[feed as usize];
-        let len = self.net.data[feed as usize].len();
-        let flag = flags.partition_point(|f| (*f as usize) < at);
-        let end = flags.get(flag).map_or(len, |f| *f as usize + 1);
-        let cycles = if gap > 1 { 1 } else { room.min((end - at) as u64) };
-        let entry = Entry {
-            feed,
-            settled: t,
-            end,
-        };
-        Some((cycles, entry))
+        let left = self.net.data[feed as usize].len() - c.position;
+        let cycles = if gap > 1 { 1 } else { room.min(left as u64) };
+        Some((cycles, Entry { feed, settled: t }))
     }
 }

@@ -107,7 +107,7 @@ impl Simulation<'_, '_> {
             self.queues[q as usize].takes.close(t);
         }
         if let Some(q) = puts {
-            self.queues[q as usize].end_puts(t, false);
+            self.queues[q as usize].end_puts(t, 0);
         }
         let rules = self.rules;
         match core.core.cycle(self, &rules, t) {

@@ -93,12 +93,12 @@ pub(super) struct Segment {
     pub at: u64,
     pub log: u32,
     pub index: u64,
-    /// The last one is flagged; no other is.
-    pub flag: bool,
+    /// The flagged ones among them, the last one being one, for who turns a switch by them. 0 in a feed's, which knows its flags.
+    pub flags: u64,
 }
 
 impl Segment {
-    fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.first.saturating_add(self.count)
     }
 }
@@ -119,8 +119,8 @@ pub(super) struct Queue {
     /// The taker waits for a wavelet, the putter for room.
     pub wants_head: bool,
     pub wants_room: bool,
-    /// Nobody who is to get these wavelets asks which of them are flagged, but for cores, which see the wavelets themselves.
-    pub plain: bool,
+    /// Of the flagged wavelets that are put only every so manieth may turn a switch: 0 if none may. Cores see the wavelets themselves.
+    pub turns: u64,
     /// Wavelets of which a core has read the values.
     pub read: u64,
     /// Arrivals of the wavelets of forgotten segments, if they are recorded.
@@ -177,7 +177,7 @@ impl Queue {
     /// Whether a wavelet put in cycle `t` would follow the last segment without a gap.
     fn follows(&self, t: u64, log: u32, index: u64) -> bool {
         self.segments.back().is_some_and(|s| {
-            !s.flag
+            s.flags == 0
                 && s.count != u64::MAX
                 && s.log == log
                 && s.index + s.count == index
@@ -188,12 +188,12 @@ impl Queue {
     /// Puts one wavelet in cycle `t`.
     pub fn put(&mut self, t: u64, log: u32, index: u64, flag: bool, logs: &mut [Log]) {
         let first = self.puts.before(t);
-        let flag = flag && !self.plain;
+        let flags = (flag && self.turns > 0) as u64;
         self.puts.once(t);
         if self.follows(t, log, index) {
             let last = self.segments.back_mut().expect("it was looked at");
             last.count += 1;
-            last.flag = flag;
+            last.flags = flags;
             return;
         }
         logs[log as usize].held += 1;
@@ -203,7 +203,7 @@ impl Queue {
             at: t,
             log,
             index,
-            flag,
+            flags,
         });
     }
 
@@ -222,17 +222,17 @@ impl Queue {
             at: t,
             log,
             index,
-            flag: false,
+            flags: 0,
         });
     }
 
-    /// No more is put from `t` on; the last one was flagged or not.
-    pub fn end_puts(&mut self, t: u64, flag: bool) {
+    /// No more is put from `t` on; so many were flagged, the last one among them.
+    pub fn end_puts(&mut self, t: u64, flags: u64) {
         self.puts.close(t);
         let n = self.puts.before(t);
         let last = self.segments.back_mut().expect("an open segment");
         last.count = n - last.first;
-        last.flag = flag && !self.plain;
+        last.flags = if self.turns > 0 { flags } else { 0 };
     }
 
     /// Forgets segments of which all wavelets have numbers below `n`.
@@ -261,6 +261,8 @@ impl Queue {
 #[derive(Default)]
 pub(super) struct Log {
     pub feed: Option<Arc<Vec<Wavelet>>>,
+    /// The numbers of a feed's flagged wavelets.
+    flags: Vec<u64>,
     /// The PE whose core sends them.
     pub source: u32,
     values: Vec<Wavelet>,
@@ -307,10 +309,26 @@ impl Log {
 
     /// Of a feed.
     pub fn of_feed(data: Arc<Vec<Wavelet>>) -> Log {
+        let flags = data.iter().zip(0..).filter(|(w, _)| w.flag).map(|(_, n)| n);
         Log {
+            flags: flags.collect(),
             feed: Some(data),
             ..Log::default()
         }
+    }
+
+    /// How many of `n` wavelets of a feed from `index` on are flagged; `None` if it is another kind of log.
+    pub fn feed_flags(&self, index: u64, n: u64) -> Option<u64> {
+        self.feed.as_ref()?;
+        let before = |index| self.flags.partition_point(|f| *f < index) as u64;
+        Some(before(index + n) - before(index))
+    }
+
+    /// How many wavelets of a feed there are from `index` on up to the one that is the `n`th flagged one; `None` if there is none.
+    pub fn up_to_flag(&self, index: u64, n: u64) -> Option<u64> {
+        let first = self.flags.partition_point(|f| *f < index);
+        let flag = self.flags.get(first + n as usize - 1)?;
+        Some(flag + 1 - index)
     }
 
     /// Of what a switch lets by.
@@ -369,7 +387,7 @@ pub(super) fn values(logs: &[Log], log: u32, index: u64, n: u64, to: &mut Vec<Wa
     while at < end {
         let p = &j.parts[i];
         let n = end.min(p.end()) - at;
-        to.extend_from_slice(logs[p.log as usize].values(p.index + (at - p.first), n));
+        values(logs, p.log, p.index + (at - p.first), n, to);
         at += n;
         i += 1;
     }

@@ -14,7 +14,7 @@ mod flow;
 mod routers;
 
 use super::core::{Core, Outlook, Rules, Scratch};
-use super::network::{NONE, Network, Routed, Target};
+use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
@@ -57,8 +57,6 @@ struct Simulation<'p, 'm> {
     feed_logs: Vec<u32>,
     /// The log of what a switch lets by, by routed colour, where it is joined.
     joined: Vec<u32>,
-    /// The flagged wavelets of each feed, by number.
-    feed_flags: Vec<Vec<u64>>,
     routers: Vec<Router>,
     channels: Vec<Gate>,
     cores: Vec<Option<Box<Pe<'p>>>>,
@@ -197,6 +195,43 @@ impl StageRun<'_> {
     }
 }
 
+/// The queues that a position puts into.
+fn outputs<'n>(net: &'n Network, position: &'n Position) -> impl Iterator<Item = u32> + use<'n> {
+    net.outputs(position).iter().filter_map(|o| match o.target {
+        Target::Queue { queue, .. } if queue != NONE => Some(queue),
+        _ => None,
+    })
+}
+
+/// The greatest common divisor; 0 is a multiple of everything.
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+impl Routed {
+    /// The positions at which it may stand.
+    fn live<'n>(&self, net: &'n Network) -> impl Iterator<Item = &'n Position> + use<'n> {
+        let switch = self.is_switch();
+        net.positions(self).iter().filter(move |p| !switch || p.hold > 0)
+    }
+
+    /// The flagged wavelets of a round, after which a switch stands where it began.
+    fn round(&self, net: &Network) -> u64 {
+        self.live(net).map(|p| p.hold).sum()
+    }
+
+    /// Whether a switch may hide which wavelets within a round are flagged: only every `turns`th one turns a switch behind it, if any,
+    /// and all of a round's go there.
+    fn joins(&self, net: &Network, turns: u64) -> bool {
+        let mut positions = self.live(net).map(|p| outputs(net, p).collect::<Vec<_>>());
+        let first = positions.next();
+        turns == 0
+            || (self.filters.is_empty()
+                && turns.is_multiple_of(self.round(net).max(1))
+                && positions.all(|to| Some(&to) == first.as_ref()))
+    }
+}
+
 impl<'p, 'm> Simulation<'p, 'm> {
     fn new(
         net: Network<'p>,
@@ -223,7 +258,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
                     taking: 0,
                     wants_head: true,
                     wants_room: false,
-                    plain: true,
+                    turns: 0,
                     read: 0,
                     record: None,
                 })
@@ -232,7 +267,6 @@ impl<'p, 'm> Simulation<'p, 'm> {
             log_of: vec![NONE; net.queues.len()],
             feed_logs: Vec::new(),
             joined: vec![NONE; net.routed.len()],
-            feed_flags: Vec::new(),
             routers: (0..pes).map(|pe| Router::new(&net, pe as u32)).collect(),
             channels: vec![Gate::default(); net.channels.len()],
             cores,
@@ -268,15 +302,10 @@ impl<'p, 'm> Simulation<'p, 'm> {
                 s.logs.push(Log::of_core(pe));
             }
         }
-        s.find_plain();
+        s.find_turns();
         for (f, data) in s.net.data.iter().enumerate() {
             s.feed_logs.push(s.logs.len() as u32);
             s.logs.push(Log::of_feed(data.clone()));
-            let flags = data.iter().zip(0..).filter(|(w, _)| w.flag).map(|(_, n)| n);
-            let first = s.net.feed_queue[f];
-            let plain = first != NONE && s.queues[first as usize].plain;
-            s.feed_flags
-                .push(if plain { Vec::new() } else { flags.collect() });
             let feed = &s.net.feeds[f];
             let channel = s
                 .net
@@ -315,8 +344,10 @@ impl<'p, 'm> Simulation<'p, 'm> {
         }
     }
 
-    /// Finds the queues from which no switch is reached, and the switches after which there is no other: what these let by is joined.
-    fn find_plain(&mut self) {
+    /// Finds for each queue how many of the flagged wavelets in it it takes to turn a switch ([`Queue::turns`]), from the ends of the
+    /// streams back to their beginnings; and the switches that join what they let by, since nobody behind them turns within a round
+    /// of theirs.
+    fn find_turns(&mut self) {
         let Simulation {
             net,
             queues,
@@ -324,37 +355,78 @@ impl<'p, 'm> Simulation<'p, 'm> {
             logs,
             ..
         } = self;
-        let outputs = |r: &Routed| {
-            let outputs = net.positions(r).iter().flat_map(|p| net.outputs(p));
-            outputs.filter_map(|o| match o.target {
-                Target::Queue { queue, .. } if queue != NONE => Some(queue),
-                _ => None,
-            })
-        };
-        // who puts into a queue, and what it takes from
-        let mut before: Vec<Vec<u32>> = vec![Vec::new(); queues.len()];
-        let mut open = Vec::new();
-        for r in &net.routed {
-            let inputs = net.positions(r).iter().map(|p| p.queue);
-            if net.positions(r).len() > 1 {
-                open.extend(inputs);
-            } else {
-                for from in inputs {
-                    outputs(r).for_each(|to| before[to as usize].push(from));
+        // who takes from a queue: a router's colour, or a ramp up into another queue
+        let mut colors = vec![NONE; queues.len()];
+        let mut ramps = vec![NONE; queues.len()];
+        for (i, r) in net.routed.iter().enumerate() {
+            for p in net.positions(r) {
+                if p.queue != NONE {
+                    colors[p.queue as usize] = i as u32;
                 }
             }
         }
         for (from, to) in net.ramps.iter().flatten() {
-            before[*to as usize].push(*from);
+            ramps[*from as usize] = *to;
         }
-        while let Some(q) = open.pop() {
-            if q != NONE && std::mem::take(&mut queues[q as usize].plain) {
-                open.extend(&before[q as usize]);
+        let behind = |q: u32| -> Vec<u32> {
+            match colors[q as usize] {
+                NONE => Some(ramps[q as usize])
+                    .filter(|to| *to != NONE)
+                    .into_iter()
+                    .collect(),
+                i => net.routed[i as usize]
+                    .live(net)
+                    .flat_map(|p| outputs(net, p))
+                    .collect(),
+            }
+        };
+        // queues in an order in which those behind come first; a circle, which the verifier refuses, would end somewhere in it
+        let mut order = Vec::new();
+        let mut seen = vec![false; queues.len()];
+        for q in 0..queues.len() as u32 {
+            let mut open = vec![(q, false)];
+            while let Some((q, done)) = open.pop() {
+                if done {
+                    order.push(q);
+                } else if !std::mem::replace(&mut seen[q as usize], true) {
+                    open.push((q, true));
+                    open.extend(behind(q).into_iter().map(|to| (to, false)));
+                }
             }
         }
+        for q in order {
+            let turns = match colors[q as usize] {
+                NONE => behind(q)
+                    .iter()
+                    .fold(0, |all, to| gcd(all, queues[*to as usize].turns)),
+                i => {
+                    let r = &net.routed[i as usize];
+                    let all = behind(q)
+                        .iter()
+                        .fold(0, |all, to| gcd(all, queues[*to as usize].turns));
+                    match r.is_switch() {
+                        // what a filter drops is not counted behind it
+                        false => {
+                            if r.filters.is_empty() {
+                                all
+                            } else {
+                                all.min(1)
+                            }
+                        }
+                        true if r.joins(net, all) => {
+                            let own = r.live(net).filter(|p| p.queue == q);
+                            own.fold(0, |all, p| gcd(all, p.hold))
+                        }
+                        true => 1,
+                    }
+                }
+            };
+            queues[q as usize].turns = turns;
+        }
         for (i, r) in net.routed.iter().enumerate() {
-            let switch = net.positions(r).len() > 1;
-            if switch && outputs(r).next().is_some() && outputs(r).all(|q| queues[q as usize].plain) {
+            let to = || r.live(net).flat_map(|p| outputs(net, p));
+            let all = to().fold(0, |all, to| gcd(all, queues[to as usize].turns));
+            if r.is_switch() && to().next().is_some() && r.joins(net, all) {
                 joined[i] = logs.len() as u32;
                 logs.push(Log::of_switch());
             }

@@ -55,6 +55,14 @@ impl Flow {
     }
 }
 
+/// A switch joins what it lets by.
+#[derive(Clone, Copy)]
+struct Joins {
+    log: u32,
+    /// Flagged wavelets of the round that has just ended; 0 within a round.
+    flags: u64,
+}
+
 /// Why a stream does not flow, and so what must happen before it is worth another look.
 #[derive(Clone, Copy)]
 enum Wait {
@@ -195,9 +203,10 @@ impl Simulation<'_, '_> {
                     continue;
                 }
             }
-            if let Some(flow) = &mut stream.flow {
-                self.settle(flow, routed, t);
-            }
+            let round = match &mut stream.flow {
+                Some(flow) => self.settle(flow, routed, t),
+                None => false,
+            };
             let found = match routed {
                 None if ramp => Err(Wait::Port),
                 None => {
@@ -220,8 +229,14 @@ impl Simulation<'_, '_> {
                     }
                 }
             }
-            let joined = routed.map_or(NONE, |i| self.joined[i]);
-            self.change(&mut stream.flow, found.ok().map(|(_, flow)| flow), joined, t);
+            let joins = routed.filter(|i| self.joined[*i] != NONE).map(|i| Joins {
+                log: self.joined[i],
+                flags: match round {
+                    true => self.net.routed[i].round(&self.net),
+                    false => 0,
+                },
+            });
+            self.change(&mut stream.flow, found.ok().map(|(_, flow)| flow), joins, t);
         }
         // what it told itself is for its next visit
         router.told = self.routers[pe as usize].told;
@@ -282,6 +297,16 @@ impl Simulation<'_, '_> {
         }
         let position = *self.net.position(r);
         let (mut cycles, segment) = self.head(position.queue, t)?;
+        let r = &self.net.routed[routed];
+        if r.is_switch() {
+            let n = self.queues[position.queue as usize].takes.before(t);
+            let log = &self.logs[segment.log as usize];
+            let turn = log.up_to_flag(
+                segment.index + (n - segment.first),
+                r.flags_left(&self.net.positions),
+            );
+            cycles = turn.map_or(cycles, |turn| cycles.min(turn));
+        }
         let mut flow = Flow {
             from: position.queue,
             segment: segment.first,
@@ -332,32 +357,38 @@ impl Simulation<'_, '_> {
         Ok((cycles, flow))
     }
 
-    /// Ends, begins or leaves what a stream does. Where what it lets by is `joined`, others need not know that one source follows another.
-    fn change(&mut self, slot: &mut Option<Flow>, found: Option<Flow>, joined: u32, t: u64) {
+    /// Ends, begins or leaves what a stream does. Where what it lets by is joined, others need not know that one source follows another,
+    /// but for the end of a round.
+    fn change(&mut self, slot: &mut Option<Flow>, found: Option<Flow>, joins: Option<Joins>, t: u64) {
         let mut takes = false;
         if let Some(old) = *slot {
-            if found.is_some_and(|new| new.same(&old)) {
+            let turns = |to: &Target| match *to {
+                Target::Queue { queue, .. } => self.queues[queue as usize].turns > 0,
+                Target::Drain { .. } => false,
+            };
+            let parts = joins.is_some_and(|j| j.flags > 0) && old.to().iter().any(turns);
+            if !parts && found.is_some_and(|new| new.same(&old)) {
                 return;
             }
             takes = found.is_some_and(|new| new.from == old.from);
-            let follows = joined != NONE && found.is_some_and(|new| new.same_outputs(&old));
-            self.stop(&old, takes, follows, joined, t);
+            let follows = joins.is_some() && !parts && found.is_some_and(|new| new.same_outputs(&old));
+            self.stop(&old, takes, follows, joins, t);
             *slot = None;
             if let (true, Some(new)) = (follows, found) {
-                self.start(&new, takes, true, joined, t);
+                self.start(&new, takes, true, joins, t);
                 *slot = Some(new);
                 return;
             }
         }
         if let Some(new) = found {
-            self.start(&new, takes, false, joined, t);
+            self.start(&new, takes, false, joins, t);
             *slot = Some(new);
         }
     }
 
     /// A flow begins in cycle `t`; `takes` if its queue was taken from in the cycle before and goes on being so, `puts` if the same of
     /// all its outputs.
-    fn start(&mut self, flow: &Flow, takes: bool, puts: bool, joined: u32, t: u64) {
+    fn start(&mut self, flow: &Flow, takes: bool, puts: bool, joins: Option<Joins>, t: u64) {
         let q = &mut self.queues[flow.from as usize];
         let n = q.takes.before(t);
         let segment = *q.segment(n).expect("it begins with a wavelet");
@@ -366,9 +397,9 @@ impl Simulation<'_, '_> {
             self.taken_from(flow.from, t);
         }
         let (mut log, mut index) = (segment.log, segment.index + (n - segment.first));
-        if joined != NONE && flow.puts() {
-            index = join(&mut self.logs, joined, log, index);
-            log = joined;
+        if let Some(j) = joins.filter(|_| flow.puts()) {
+            index = join(&mut self.logs, j.log, log, index);
+            log = j.log;
         }
         for to in flow.to() {
             match *to {
@@ -386,14 +417,17 @@ impl Simulation<'_, '_> {
     }
 
     /// A flow has ended: it moves nothing in cycle `t`. `takes` and `puts` as for [`Self::start`].
-    fn stop(&mut self, flow: &Flow, takes: bool, puts: bool, joined: u32, t: u64) {
+    fn stop(&mut self, flow: &Flow, takes: bool, puts: bool, joins: Option<Joins>, t: u64) {
         let q = &mut self.queues[flow.from as usize];
         let n = q.takes.before(t);
         let segment = q.segments.iter().find(|s| s.first == flow.segment);
-        let flag = segment.is_some_and(|s| s.flag && s.first + s.count == n);
-        if joined != NONE && flow.puts() {
-            let s = segment.expect("its segment is not forgotten before it ends");
-            end_joined(&mut self.logs, joined, s.index + (n - s.first));
+        let mut flags = segment.map_or(0, |s| if s.end() == n { s.flags } else { 0 });
+        if let Some(j) = joins {
+            flags = j.flags;
+            if flow.puts() {
+                let s = segment.expect("its segment is not forgotten before it ends");
+                end_joined(&mut self.logs, j.log, s.index + (n - s.first));
+            }
         }
         if !takes {
             q.takes.close(t);
@@ -402,17 +436,18 @@ impl Simulation<'_, '_> {
         self.queues[flow.from as usize].forget(n, &mut self.logs);
         for to in flow.to() {
             if let (Target::Queue { queue, .. }, false) = (*to, puts) {
-                self.queues[queue as usize].end_puts(t, flag);
+                self.queues[queue as usize].end_puts(t, flags);
                 self.puts_ended(queue, t);
             }
         }
     }
 
-    /// Counts what a flow moved up to before cycle `t`: filters, the switch, and what left at the edge.
-    fn settle(&mut self, flow: &mut Flow, routed: Option<usize>, t: u64) {
+    /// Counts what a flow moved up to before cycle `t`: filters, the switch, and what left at the edge. Returns whether a round of the
+    /// switch ended.
+    fn settle(&mut self, flow: &mut Flow, routed: Option<usize>, t: u64) -> bool {
         let cycles = t - flow.settled;
         if cycles == 0 {
-            return;
+            return false;
         }
         self.event(t - 1);
         let q = &self.queues[flow.from as usize];
@@ -431,7 +466,7 @@ impl Simulation<'_, '_> {
                     let index = segment.index + (n - segment.first);
                     if self.supply(segment.log, index + cycles) < index + cycles {
                         self.fault = true;
-                        return;
+                        return false;
                     }
                     let mut left = std::mem::take(&mut self.popped);
                     left.clear();
@@ -444,7 +479,7 @@ impl Simulation<'_, '_> {
             }
         }
         flow.settled = t;
-        let Some(routed) = routed else { return };
+        let Some(routed) = routed else { return false };
         let r = &mut self.net.routed[routed];
         let position = self.net.positions[r.current as usize];
         for output in &self.net.outputs[position.outputs.0 as usize..position.outputs.1 as usize] {
@@ -458,8 +493,15 @@ impl Simulation<'_, '_> {
             1 => self.paths.hops_single += hops,
             _ => self.paths.hops_flow += hops,
         }
-        if segment.flag && segment.first.saturating_add(segment.count) == end {
-            r.count_flag(&self.net.positions);
+        if !r.is_switch() {
+            return false;
         }
+        let index = segment.index + (n - segment.first);
+        let flags = match self.logs[segment.log as usize].feed_flags(index, cycles) {
+            Some(flags) => flags,
+            None if segment.end() == end => segment.flags,
+            None => 0,
+        };
+        flags > 0 && r.count_flags(flags, &self.net.positions)
     }
 }

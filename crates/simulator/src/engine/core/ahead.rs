@@ -98,6 +98,7 @@ impl Core<'_> {
         cycles: u64,
         scratch: &mut Scratch,
     ) -> Result<(), ()> {
+        let (mut none, mut out) = Default::default();
         let mut left = cycles;
         while left > 0 {
             let now = from + (cycles - left);
@@ -136,7 +137,7 @@ impl Core<'_> {
             self.class = Class::Busy;
             let now = from + (cycles - left) - n;
             counters.last_busy = now + n - 1;
-            *elements += run.leap(now, n, memory, [&[]; 2], &mut Vec::new(), counters, scratch)?;
+            *elements += run.leap(now, n, memory, &mut none, &mut out, counters, scratch)?;
             if run.phase == Phase::Done && !run.next(memory, rules.machine).map_err(|_| ())? {
                 debug_assert!(t == 0, "a microthread's last step is not ahead");
                 self.pc += 1;

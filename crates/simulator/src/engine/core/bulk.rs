@@ -9,6 +9,7 @@
 
 use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
+use crate::engine::wavelets::Wavelets;
 use crate::numerics as num;
 use crate::numerics::block::{self, Host, Operand, Target, Word};
 use crate::numerics::product::{Product, VECTOR};
@@ -82,8 +83,8 @@ impl Run {
         from: u64,
         slots: u64,
         memory: &mut [u8],
-        inputs: [&[Wavelet]; 2],
-        out: &mut Vec<Wavelet>,
+        inputs: &mut [Wavelets; 2],
+        out: &mut Wavelets,
         counters: &mut PeCounters,
         scratch: &mut Scratch,
     ) -> Result<u64, ()> {
@@ -951,22 +952,10 @@ impl Grid {
 }
 
 /// The elements that wavelets carry, a wavelet a step.
-fn take(wavelets: &[Wavelet], ty: Ty, grid: Grid, to: &mut Vec<Word>) -> Result<(), ()> {
-    if grid.width == 1 {
-        let one = wavelets.iter().fold(true, |one, w| one & (w.elements == 1));
-        match ty {
-            Ty::F32 => to.extend(wavelets.iter().map(|w| (w.bits as u32).to_le_bytes())),
-            Ty::F16 => to.extend(
-                wavelets
-                    .iter()
-                    .map(|w| num::from_bits(ty, w.bits, 0).to_le_bytes()),
-            ),
-        }
-        return if one && to.len() == grid.n {
-            Ok(())
-        } else {
-            Err(())
-        };
+fn take(wavelets: &mut Wavelets, ty: Ty, grid: Grid, to: &mut Vec<Word>) -> Result<(), ()> {
+    if grid.width == 1 && ty == Ty::F32 && wavelets.single() {
+        std::mem::swap(wavelets.words(), to);
+        return if to.len() == grid.n { Ok(()) } else { Err(()) };
     }
     let mut wavelets = wavelets.iter();
     for lanes in grid.steps() {
@@ -985,17 +974,12 @@ fn take(wavelets: &[Wavelet], ty: Ty, grid: Grid, to: &mut Vec<Word>) -> Result<
 }
 
 /// Results as wavelets, one a step.
-fn give(results: &[Word], ty: Ty, grid: Grid, out: &mut Vec<Wavelet>) {
+fn give(results: &[Word], ty: Ty, grid: Grid, out: &mut Wavelets) {
     if grid.width == 1 {
-        let one = |bits| Wavelet {
-            bits,
-            elements: 1,
-            flag: false,
-        };
         let values = results.iter().map(|w| f32::from_le_bytes(*w));
         match ty {
-            Ty::F32 => out.extend(values.map(|x| one(num::to_bits(Ty::F32, x)))),
-            Ty::F16 => out.extend(values.map(|x| one(num::to_bits(Ty::F16, x)))),
+            Ty::F32 => out.add_words(values.map(|x| num::canonical(x).to_le_bytes())),
+            Ty::F16 => out.add_words(values.map(|x| (num::to_bits(Ty::F16, x) as u32).to_le_bytes())),
         }
         return;
     }

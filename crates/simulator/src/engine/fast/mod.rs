@@ -16,6 +16,7 @@ mod routers;
 use super::core::{Core, Outlook, Rules, Scratch};
 use super::network::{NONE, Network, Routed, Target};
 use super::run::StageRun;
+use super::wavelets::Wavelets;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
@@ -44,6 +45,17 @@ struct Pe<'p> {
     core: Core<'p>,
     from: u64,
     outlook: Outlook,
+}
+
+/// Where all wavelets of a queue go.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Into the core.
+    Core,
+    On(u32),
+    /// Out at the edge, by this port.
+    Out(u8),
+    Several,
 }
 
 /// A stage being simulated.
@@ -77,9 +89,9 @@ struct Simulation<'p, 'm> {
     /// Epoch 1 has begun.
     computes: bool,
     scratch: Scratch,
-    sent: Vec<Wavelet>,
-    taken: [Vec<Wavelet>; 2],
-    popped: Vec<Wavelet>,
+    sent: Wavelets,
+    taken: [Wavelets; 2],
+    popped: Wavelets,
 }
 
 impl StageRun<'_> {
@@ -247,9 +259,9 @@ impl<'p, 'm> Simulation<'p, 'm> {
             paths: Paths::default(),
             computes: false,
             scratch: Scratch::default(),
-            sent: Vec::new(),
+            sent: Wavelets::default(),
             taken: Default::default(),
-            popped: Vec::new(),
+            popped: Wavelets::default(),
             rules: Rules { machine },
             net,
         };
@@ -269,6 +281,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             }
         }
         s.find_plain();
+        s.find_readers();
         for (f, data) in s.net.data.iter().enumerate() {
             s.feed_logs.push(s.logs.len() as u32);
             s.logs.push(Log::of_feed(data.clone()));
@@ -358,6 +371,44 @@ impl<'p, 'm> Simulation<'p, 'm> {
                 joined[i] = logs.len() as u32;
                 logs.push(Log::of_switch());
             }
+        }
+    }
+
+    /// Finds the logs of which each value is read once: their wavelets have one way, without a multicast.
+    fn find_readers(&mut self) {
+        let Simulation {
+            net, logs, log_of, ..
+        } = self;
+        // where a queue's wavelets go
+        let mut ways = vec![Way::Core; log_of.len()];
+        for p in net.routed.iter().flat_map(|r| net.positions(r)) {
+            let way = &mut ways[p.queue as usize];
+            for o in net.outputs(p) {
+                let to = match o.target {
+                    Target::Queue { queue, .. } if queue != NONE => Way::On(queue),
+                    Target::Queue { .. } => Way::Several,
+                    Target::Drain { .. } => Way::Out(o.port as u8),
+                };
+                *way = match *way {
+                    Way::Core => to,
+                    same if same == to => same,
+                    _ => Way::Several,
+                };
+            }
+        }
+        for (from, to) in net.ramps.iter().flatten() {
+            ways[*from as usize] = Way::On(*to);
+        }
+        for (from, log) in log_of.iter().enumerate().filter(|(_, log)| **log != NONE) {
+            let mut way = ways[from];
+            // positions that are never taken may go in a circle
+            for _ in 0..ways.len() {
+                match way {
+                    Way::On(queue) => way = ways[queue as usize],
+                    _ => break,
+                }
+            }
+            logs[*log as usize].one_reader = matches!(way, Way::Core | Way::Out(_));
         }
     }
 

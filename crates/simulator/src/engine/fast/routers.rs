@@ -1,7 +1,7 @@
 //! Routers and ramps: which of their streams flow, and until when (rules M3 to M7).
 
 use super::Simulation;
-use super::flow::{Segment, end_joined, join, values};
+use super::flow::{Segment, end_joined, join, read};
 use crate::engine::Landed;
 use crate::engine::core::{Head, Room};
 use crate::engine::network::{NONE, Network, Target};
@@ -435,10 +435,10 @@ impl Simulation<'_, '_> {
                     }
                     let mut left = std::mem::take(&mut self.popped);
                     left.clear();
-                    values(&self.logs, segment.log, index, cycles, &mut left);
+                    read(&mut self.logs, segment.log, index, cycles, &mut left);
                     let landed = left.iter().zip(flow.settled + latency..);
                     self.landed[drain as usize]
-                        .extend(landed.map(|(w, cycle)| Landed { cycle, wavelet: *w }));
+                        .extend(landed.map(|(wavelet, cycle)| Landed { cycle, wavelet }));
                     self.popped = left;
                 }
             }

@@ -71,7 +71,9 @@ impl Core<'_> {
                 Instr::Load(word, d, a, b) => {
                     let at = val(a).saturating_add(val(b));
                     match self.load(*word, at) {
-                        Ok(value) if loads => registers[*d as usize] = value,
+                        Ok(value) if loads && !self.memory.waits_for(word_at(at)) => {
+                            registers[*d as usize] = value
+                        }
                         // what follows may depend on it
                         _ => return cycles + here - 1,
                     }
@@ -138,7 +140,7 @@ impl Core<'_> {
             let now = from + (cycles - left) - n;
             counters.last_busy = now + n - 1;
             *elements += run.leap(now, n, memory, &mut none, &mut out, counters, scratch)?;
-            if run.phase == Phase::Done && !run.next(memory, rules.machine).map_err(|_| ())? {
+            if run.phase == Phase::Done && !run.next(memory.bytes(), rules.machine).map_err(|_| ())? {
                 debug_assert!(t == 0, "a microthread's last step is not ahead");
                 self.pc += 1;
                 self.main = Main::Ready;
@@ -203,7 +205,7 @@ impl Run {
     }
 
     /// The cycles of its issue and steps, of an axpy for some stored weights, and whether that is all of it.
-    fn ahead(&self, memory: &[u8], machine: &Machine, most: u64) -> (u64, bool) {
+    fn ahead(&self, memory: &Sram, machine: &Machine, most: u64) -> (u64, bool) {
         if !self.is_apart() || self.shape.contains(&0) {
             return (0, false);
         }
@@ -213,7 +215,11 @@ impl Run {
             Phase::Fetch | Phase::Done => return (0, false),
         };
         let here = issue + self.slots_left();
-        let Some((list, ends)) = self.rest_of_list(memory, machine, FAR, most.saturating_sub(here)) else {
+        if self.sparse.is_some() && memory.waits() {
+            return (here, false);
+        }
+        let Some((list, ends)) = self.rest_of_list(memory.bytes(), machine, FAR, most.saturating_sub(here))
+        else {
             return (here, true);
         };
         (here + list, ends)

@@ -172,6 +172,10 @@ impl<'p> Core<'p> {
             .max()
             .unwrap_or(0);
         let above = sram.split_off(bytes.min(sram.len()));
+        if sram.is_empty() {
+            // fresh memory is 0 without being touched
+            sram = vec![0; bytes];
+        }
         sram.resize(bytes, 0);
         Core {
             region,

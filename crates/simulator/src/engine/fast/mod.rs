@@ -20,11 +20,11 @@ use super::wavelets::Wavelets;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
-use crate::program::{Stage, Wavelet};
+use crate::program::{Drain, Stage, Wavelet};
 use calendar::Calendar;
 use channels::Gate;
 use flow::{Log, Moves, Queue};
-use routers::Router;
+use routers::Routers;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
@@ -36,6 +36,9 @@ pub(super) enum Stop {
     /// `Options::max_cycles` was reached.
     TooLong,
 }
+
+/// Wavelets of a drain for which room is made at once.
+const MOST_RESERVED: u64 = 1 << 20;
 
 /// Bytes of stack that asking one core for its numbers takes, with a margin.
 const STACK_A_CORE: usize = 2048;
@@ -71,7 +74,7 @@ struct Simulation<'p, 'm> {
     joined: Vec<u32>,
     /// The flagged wavelets of each feed, by number.
     feed_flags: Vec<Vec<u64>>,
-    routers: Vec<Router>,
+    routers: Routers,
     channels: Vec<Gate>,
     cores: Vec<Option<Box<Pe<'p>>>>,
     /// Routers by PE, then cores.
@@ -148,7 +151,7 @@ impl StageRun<'_> {
             probes[(p.y * width + p.x) as usize].push((p.color, i));
         }
         let probed = &mut outcome.probes;
-        let mut simulation = Simulation::new(net, machine, cores, probes, probed, stage.drains.len());
+        let mut simulation = Simulation::new(net, machine, cores, probes, probed, &stage.drains);
         if options.record {
             let queues = simulation.queues.iter_mut();
             queues.for_each(|q| q.record = Some(Vec::new()));
@@ -216,7 +219,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
         cores: Vec<Option<Box<Pe<'p>>>>,
         probes: Vec<Vec<(u8, usize)>>,
         probed: &'m mut [Vec<Wavelet>],
-        drains: usize,
+        drains: &[Drain],
     ) -> Simulation<'p, 'm> {
         let pes = cores.len();
         let mut s = Simulation {
@@ -245,14 +248,17 @@ impl<'p, 'm> Simulation<'p, 'm> {
             feed_logs: Vec::new(),
             joined: vec![NONE; net.routed.len()],
             feed_flags: Vec::new(),
-            routers: (0..pes).map(|pe| Router::new(&net, pe as u32)).collect(),
+            routers: Routers::new(&net),
             channels: vec![Gate::default(); net.channels.len()],
             cores,
             calendar: Calendar::new(2 * pes),
             gates: Calendar::new(net.channels.len() + 1),
             now: 0,
             last_event: None,
-            landed: vec![Vec::new(); drains],
+            landed: drains
+                .iter()
+                .map(|d| Vec::with_capacity(d.wavelets.min(MOST_RESERVED) as usize))
+                .collect(),
             probes,
             probed,
             fault: false,

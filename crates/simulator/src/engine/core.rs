@@ -3,7 +3,6 @@
 mod ahead;
 mod bulk;
 mod leap;
-mod sram;
 mod vector;
 
 use super::{Class, PeCounters};
@@ -12,7 +11,6 @@ use crate::machine::{Cost, Machine};
 use crate::program::*;
 pub(super) use bulk::Scratch;
 pub(super) use leap::{Flows, Head, Outlook, Room};
-use sram::Sram;
 use std::collections::VecDeque;
 use vector::{Phase, Run};
 
@@ -81,7 +79,7 @@ pub(super) struct Core<'p> {
     pub block_index: u32,
     block: &'p Block,
     params: Vec<i64>,
-    memory: Sram,
+    memory: Vec<u8>,
     /// SRAM above the block's buffers, which it cannot reach.
     above: Vec<u8>,
     registers: [i64; 16],
@@ -127,8 +125,11 @@ fn slots(instr: &Instr, cost: &Cost) -> u32 {
     }
 }
 
+/// From an address to before another one.
+type Range = (i64, i64);
+
 /// The bytes that a load or store may touch.
-fn word_at(at: i64) -> sram::Range {
+fn word_at(at: i64) -> Range {
     (at, at.saturating_add(4))
 }
 
@@ -186,7 +187,7 @@ impl<'p> Core<'p> {
                 .iter()
                 .map(|p| p.value.at(x as i64, y as i64))
                 .collect(),
-            memory: Sram::new(sram),
+            memory: sram,
             above,
             registers: [0; 16],
             descriptors: vec![None; 44],
@@ -204,9 +205,8 @@ impl<'p> Core<'p> {
 
     /// The SRAM that the stage leaves.
     pub fn into_sram(mut self) -> Vec<u8> {
-        let mut bytes = self.memory.into_bytes();
-        bytes.append(&mut self.above);
-        bytes
+        self.memory.append(&mut self.above);
+        self.memory
     }
 
     /// Whether the main thread has halted and the microthreads are idle.
@@ -324,7 +324,6 @@ impl<'p> Core<'p> {
                     ..
                 } = self;
                 let run = micro[t].queue.front_mut().expect("it was ready");
-                let memory = run.memory(memory);
                 let done = run
                     .slot(memory, net, rules, now, counters, &mut sent)
                     .map_err(|m| (run.pc, m))?;
@@ -440,7 +439,7 @@ impl<'p> Core<'p> {
                         }
                         Instr::Vector(v) => {
                             let run = self
-                                .issue(v, self.pc, None, net, rules)
+                                .start(v, self.pc, None, net, rules)
                                 .map_err(|m| (self.pc, m))?;
                             self.main = Main::Vector(Box::new(run));
                         }
@@ -495,8 +494,7 @@ impl<'p> Core<'p> {
     ) -> Result<(), Fault> {
         self.counters.last_busy = now;
         if let Main::Vector(run) = &mut self.main {
-            let memory = run.memory(&mut self.memory);
-            run.slot(memory, net, rules, now, &mut self.counters, sent)
+            run.slot(&mut self.memory, net, rules, now, &mut self.counters, sent)
                 .map_err(|m| (run.pc, m))?;
             if run.phase == Phase::Done {
                 self.pc += 1;
@@ -534,16 +532,14 @@ impl<'p> Core<'p> {
             }
             Instr::Load(word, d, a, b) => {
                 let at = self.val(*a).saturating_add(self.val(*b));
-                self.memory.within([word_at(at)]);
                 self.registers[*d as usize] = self.load(*word, at)?;
             }
             Instr::Store(word, a, b, v) => {
                 let at = self.address(*word, self.val(*a).saturating_add(self.val(*b)))?;
                 let v = self.val(*v);
-                let memory = self.memory.within([word_at(at as i64)]);
                 match word {
-                    Word::U16 => memory[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()),
-                    Word::I32 => memory[at..at + 4].copy_from_slice(&(v as i32).to_le_bytes()),
+                    Word::U16 => self.memory[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()),
+                    Word::I32 => self.memory[at..at + 4].copy_from_slice(&(v as i32).to_le_bytes()),
                 }
             }
             Instr::Jump(to) => self.pc = *to,
@@ -560,7 +556,7 @@ impl<'p> Core<'p> {
                 *base = base.saturating_add(by);
             }
             Instr::Async(t, vector, then) => {
-                let run = self.issue(vector, pc, *then, net, rules)?;
+                let run = self.start(vector, pc, *then, net, rules)?;
                 self.micro[*t as usize].queue.push_back(run);
                 self.queued += 1;
             }
@@ -572,10 +568,10 @@ impl<'p> Core<'p> {
         Ok(())
     }
 
-    /// What a scalar load gets, if nothing waits for it.
+    /// What a scalar load gets.
     fn load(&self, word: Word, at: i64) -> Result<i64, String> {
         let at = self.address(word, at)?;
-        let m = self.memory.bytes();
+        let m = &self.memory;
         Ok(match word {
             Word::U16 => u16::from_le_bytes([m[at], m[at + 1]]) as i64,
             Word::I32 => i32::from_le_bytes([m[at], m[at + 1], m[at + 2], m[at + 3]]) as i64,

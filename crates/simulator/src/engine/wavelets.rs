@@ -76,11 +76,15 @@ impl Wavelets {
 
     /// Adds wavelets that the host keeps.
     pub fn add_all(&mut self, from: &[Wavelet]) {
-        self.words
-            .extend(from.iter().map(|w| (w.bits as u32).to_le_bytes()));
-        let form = |w: &Wavelet| w.elements | if w.flag { FLAG } else { 0 };
-        self.forms.extend(from.iter().map(form));
-        if from.iter().fold(0, |all, w| all | w.bits) >> 32 > 0 {
+        self.words.reserve(from.len());
+        self.forms.reserve(from.len());
+        let mut all = 0;
+        for w in from {
+            all |= w.bits;
+            self.words.push((w.bits as u32).to_le_bytes());
+            self.forms.push(w.elements | if w.flag { FLAG } else { 0 });
+        }
+        if all >> 32 > 0 {
             self.high.resize(self.words.len() - from.len(), [0; 4]);
             let high = from.iter().map(|w| ((w.bits >> 32) as u32).to_le_bytes());
             self.high.extend(high);

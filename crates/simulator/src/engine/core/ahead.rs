@@ -28,23 +28,24 @@ impl Core<'_> {
             Main::Vector(run) => {
                 let (cycles, ends) = run.ahead(&self.memory, rules.machine, most);
                 match ends && (1..most).contains(&cycles) {
-                    true => cycles + self.scalar_ahead(rules, self.pc + 1, None, false, most - cycles),
+                    true => cycles + self.scalar_ahead(rules, self.pc + 1, None, run.writes(), most - cycles),
                     false => cycles,
                 }
             }
-            Main::Scalar(left) => self.scalar_ahead(rules, self.pc, Some(*left), true, most),
-            Main::Ready => self.scalar_ahead(rules, self.pc, None, true, most),
+            Main::Scalar(left) => self.scalar_ahead(rules, self.pc, Some(*left), (0, 0), most),
+            Main::Ready => self.scalar_ahead(rules, self.pc, None, (0, 0), most),
             _ => 0,
         }
     }
 
-    /// The slots of scalar code from `pc` on, of whose first instruction `left` are left. `loads`: SRAM is what it will be.
+    /// The slots of scalar code from `pc` on, of whose first instruction `left` are left. Of SRAM all is what it will be but for the
+    /// bytes that are `stale`.
     fn scalar_ahead(
         &self,
         rules: &Rules,
         mut pc: u32,
         mut left: Option<u32>,
-        mut loads: bool,
+        mut stale: Range,
         most: u64,
     ) -> u64 {
         let cost = &rules.machine.pe.cost;
@@ -70,15 +71,14 @@ impl Core<'_> {
                 Instr::Mul(d, a, b) => registers[*d as usize] = wrap(val(a).wrapping_mul(val(b))),
                 Instr::Load(word, d, a, b) => {
                     let at = val(a).saturating_add(val(b));
+                    let (first, end) = word_at(at);
                     match self.load(*word, at) {
-                        Ok(value) if loads && !self.memory.waits_for(word_at(at)) => {
-                            registers[*d as usize] = value
-                        }
+                        Ok(value) if end <= stale.0 || stale.1 <= first => registers[*d as usize] = value,
                         // what follows may depend on it
                         _ => return cycles + here - 1,
                     }
                 }
-                Instr::Store(..) => loads = false,
+                Instr::Store(..) => stale = (i64::MIN, i64::MAX),
                 Instr::Jump(to) => pc = *to,
                 Instr::Branch(cond, a, b, to) if cond.holds(val(a), val(b)) => pc = *to,
                 Instr::Branch(..) | Instr::Desc(..) | Instr::Base(..) | Instr::Advance(..) => {}
@@ -140,7 +140,7 @@ impl Core<'_> {
             let now = from + (cycles - left) - n;
             counters.last_busy = now + n - 1;
             *elements += run.leap(now, n, memory, &mut none, &mut out, counters, scratch)?;
-            if run.phase == Phase::Done && !run.next(memory.bytes(), rules.machine).map_err(|_| ())? {
+            if run.phase == Phase::Done && !run.next(memory, rules.machine).map_err(|_| ())? {
                 debug_assert!(t == 0, "a microthread's last step is not ahead");
                 self.pc += 1;
                 self.main = Main::Ready;
@@ -205,7 +205,7 @@ impl Run {
     }
 
     /// The cycles of its issue and steps, of an axpy for some stored weights, and whether that is all of it.
-    fn ahead(&self, memory: &Sram, machine: &Machine, most: u64) -> (u64, bool) {
+    fn ahead(&self, memory: &[u8], machine: &Machine, most: u64) -> (u64, bool) {
         if !self.is_apart() || self.shape.contains(&0) {
             return (0, false);
         }
@@ -215,11 +215,7 @@ impl Run {
             Phase::Fetch | Phase::Done => return (0, false),
         };
         let here = issue + self.slots_left();
-        if self.sparse.is_some() && memory.waits() {
-            return (here, false);
-        }
-        let Some((list, ends)) = self.rest_of_list(memory.bytes(), machine, FAR, most.saturating_sub(here))
-        else {
+        let Some((list, ends)) = self.rest_of_list(memory, machine, FAR, most.saturating_sub(here)) else {
             return (here, true);
         };
         (here + list, ends)

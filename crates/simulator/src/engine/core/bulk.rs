@@ -7,7 +7,6 @@
 //! results are written in place, or scattered afterwards. Where an element might read what another one wrote, the block is cut
 //! into rows, and these into elements: the order of the step-by-step form, always.
 
-use super::sram::{Accumulators, Range, Sram};
 use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
 use crate::engine::wavelets::Wavelets;
@@ -19,9 +18,6 @@ use half::f16;
 
 #[cfg(test)]
 mod tests;
-
-/// A product of so many features, or fewer, waits for more of them.
-const FEW: i64 = 8;
 
 /// Room for operands, kept from one use to the next.
 #[derive(Default)]
@@ -86,7 +82,7 @@ impl Run {
         &mut self,
         from: u64,
         slots: u64,
-        memory: &mut Sram,
+        memory: &mut [u8],
         inputs: &mut [Wavelets; 2],
         out: &mut Wavelets,
         counters: &mut PeCounters,
@@ -134,9 +130,6 @@ impl Run {
             }
         }
         scratch.sent.clear();
-        if self.sparse.is_some() {
-            memory.settled();
-        }
         if in_row {
             Nest::row(self, n, &came).execute(self.op, memory, scratch);
             self.advance(n);
@@ -312,23 +305,11 @@ impl<'a> Nest<'a> {
         from
     }
 
-    /// The bytes of an operand in memory.
-    fn range(&self, i: usize) -> Option<Range> {
-        let Side::Memory { ty, at } = self.sides[i] else {
-            return None;
-        };
-        let reach = |d: usize| self.strides[i][d] * (self.turns[d] - 1);
-        let low = (0..4).map(|d| reach(d).min(0)).sum::<i64>();
-        let high = (0..4).map(|d| reach(d).max(0)).sum::<i64>();
-        Some((at + low, at + high + ty.bytes() as i64))
-    }
-
-    fn execute(&self, op: Op, sram: &mut Sram, scratch: &mut Scratch) {
+    fn execute(&self, op: Op, memory: &mut [u8], scratch: &mut Scratch) {
         // (a single row is none)
-        if op == Op::Mac && self.turns[2] > 1 && self.multiply(sram, scratch) {
+        if op == Op::Mac && self.turns[2] > 1 && self.multiply(memory, scratch) {
             return;
         }
-        let memory = sram.within((0..3).filter_map(|i| self.range(i)));
         for i in 0..self.turns[0] {
             for j in 0..self.turns[1] {
                 let moved = |k: usize| {
@@ -369,7 +350,7 @@ impl<'a> Nest<'a> {
 
     /// Multiply-adds that are a product of matrices: positions innermost, along which one factor stays; then outputs, along which the
     /// other one does; then features, along which the accumulators do. `false` if they are none, or if order might matter.
-    fn multiply(&self, sram: &mut Sram, scratch: &mut Scratch) -> bool {
+    fn multiply(&self, memory: &mut [u8], scratch: &mut Scratch) -> bool {
         let Side::Memory { ty: Ty::F32, .. } = self.sides[0] else {
             return false;
         };
@@ -426,7 +407,7 @@ impl<'a> Nest<'a> {
             for i in 0..turns(0) {
                 for j in 0..turns(1) {
                     for k in 0..turns(2) {
-                        matrices.multiply(&self.from([i, j, k, 0]), sram, scratch);
+                        matrices.multiply(&self.from([i, j, k, 0]), memory, scratch);
                     }
                 }
             }
@@ -481,15 +462,23 @@ impl Matrices {
 
     /// Whether no factor shares bytes with an accumulator, in all turns of the loops outside.
     fn apart(&self, nest: &Nest) -> bool {
-        let y = nest.range(0);
-        [1, 2].into_iter().all(|i| match (y, nest.range(i)) {
+        let range = |i: usize| {
+            let Side::Memory { ty, at } = nest.sides[i] else {
+                return None;
+            };
+            let reach = |d: usize| nest.strides[i][d] * (nest.turns[d] - 1);
+            let low = (0..4).map(|d| reach(d).min(0)).sum::<i64>();
+            let high = (0..4).map(|d| reach(d).max(0)).sum::<i64>();
+            Some((at + low, at + high + ty.bytes() as i64))
+        };
+        let y = range(0);
+        [1, 2].into_iter().all(|i| match (y, range(i)) {
             (Some(y), Some(x)) => x.1 <= y.0 || y.1 <= x.0,
             _ => true,
         })
     }
 
-    fn multiply(&self, nest: &Nest, sram: &mut Sram, scratch: &mut Scratch) {
-        let memory = sram.within([1, 2].into_iter().filter_map(|i| nest.range(i)));
+    fn multiply(&self, nest: &Nest, memory: &mut [u8], scratch: &mut Scratch) {
         let Scratch {
             host,
             gathered,
@@ -527,21 +516,7 @@ impl Matrices {
         let span = |rows: i64, row: usize| 4 * product.span(rows as usize, row);
         let last = y + (r.y * (r.n - 1)).max(0);
         let by_rows = by_rows && o.n == 1 && c.y == 4 && p.y >= 0;
-        let by_rows = by_rows && last as usize + span(p.n, product.y_row) <= memory.len();
-        if by_rows && r.n == 1 && f.n <= FEW {
-            let dims = [f, Dim::ONE, c].map(|d| pick(d, b));
-            panel(nest.sides[1 + b], dims, memory, to_b, convert);
-            let y = Accumulators {
-                at: y as usize,
-                outputs: product.outputs,
-                positions: product.positions,
-                row: product.y_row,
-            };
-            sram.add_later(y, product.features, to_a, to_b);
-            return;
-        }
-        let memory = sram.within(nest.range(0));
-        if by_rows {
+        if by_rows && last as usize + span(p.n, product.y_row) <= memory.len() {
             // f16 is widened once, for all rows, with the gaps between them
             let wide = match nest.sides[1 + b] {
                 Side::Memory { ty: Ty::F16, .. } if c.by[b] == 2 && f.by[b] >= 0 && r.by[b] >= 0 => {
@@ -802,12 +777,35 @@ impl<'a> Block<'a> {
             convert,
             ..
         } = scratch;
-        for (i, room) in gathered.iter_mut().enumerate() {
+        let (rows, n) = (self.rows, self.n);
+        let lies = |i: usize| match self.sources[i] {
+            Source::Memory(p) => p.plain(rows, n) || p.step == 0 && p.plain(rows, 1),
+            _ => false,
+        };
+        for (i, room) in gathered.iter_mut().enumerate().filter(|(i, _)| !lies(*i)) {
             self.gather(i, memory, room, convert);
         }
         results.clear();
-        results.resize(self.rows * self.n, [0; 4]);
-        self.apply(*host, Ty::F32, results, gathered);
+        results.resize(rows * n, [0; 4]);
+        let operand = |i: usize| match self.sources[i] {
+            Source::Memory(p) if lies(i) => {
+                let splat = p.step == 0 && n > 1;
+                let (from, end) = p.range(rows, if splat { 1 } else { n });
+                Operand {
+                    words: memory[from as usize..end as usize].as_chunks().0,
+                    row: (p.row / 4) as usize,
+                    splat,
+                }
+            }
+            _ => self.operand(i, &gathered[i]),
+        };
+        let target = Target {
+            words: results,
+            row: n,
+            rows,
+            columns: n,
+        };
+        block::compute(*host, self.op, Ty::F32, target, operand(0), operand(1));
     }
 
     /// Computes compact rows from what was gathered.

@@ -1,7 +1,6 @@
 //! Vector instructions: how they issue (operands, width, bank conflicts), and what each slot that they get does (rules M8, M9, M12 to M14).
 
-use super::sram::Sram;
-use super::{Core, DescPlace, Ports, Rules, Wait};
+use super::{Core, DescPlace, Ports, Range, Rules, Wait};
 use crate::engine::PeCounters;
 use crate::engine::network::NONE;
 use crate::machine::Machine;
@@ -102,23 +101,8 @@ impl Core<'_> {
         ))
     }
 
-    /// Issues a vector instruction; an axpy reads its list.
-    pub(super) fn issue(
-        &mut self,
-        v: &Vector,
-        pc: u32,
-        then: Option<u16>,
-        net: &impl Ports,
-        rules: &Rules,
-    ) -> Result<Run, String> {
-        if let Vector::Axpy { .. } = v {
-            self.memory.settled();
-        }
-        self.start(v, pc, then, net, rules)
-    }
-
     /// Issues a vector instruction: captures its operands, fixes the width of its steps and their cost (rules M8, M9).
-    fn start(
+    pub(super) fn start(
         &self,
         v: &Vector,
         pc: u32,
@@ -334,7 +318,7 @@ impl Core<'_> {
                 } else if empty {
                     run.shape[3] = 0;
                 } else {
-                    run.next_from_memory(self.memory.bytes(), machine)?;
+                    run.next_from_memory(&self.memory, machine)?;
                 }
                 Ok(run)
             }
@@ -475,19 +459,16 @@ impl Run {
         Ok(())
     }
 
-    /// Memory for its steps.
-    pub(super) fn memory<'m>(&self, sram: &'m mut Sram) -> &'m mut [u8] {
-        // where a list leads is not known before
-        if self.sparse.is_some() {
-            return sram.settled();
-        }
-        let range = |arg: &Arg| match arg {
+    /// The bytes among which those are that it writes.
+    pub(super) fn writes(&self) -> Range {
+        match &self.dst {
             Arg::Memory {
                 ty, base, strides, ..
-            } => Some(reach(*base, strides, &self.shape, *ty)),
-            _ => None,
-        };
-        sram.within([&self.dst, &self.a, &self.b].into_iter().filter_map(range))
+            } if self.sparse.is_none() => reach(*base, strides, &self.shape, *ty),
+            Arg::Out { .. } => (0, 0),
+            // a list leads anywhere
+            _ => (i64::MIN, i64::MAX),
+        }
     }
 
     /// Uses one slot. Returns the elements handled.

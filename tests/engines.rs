@@ -687,7 +687,10 @@ impl Plan<'_, '_, '_> {
         let (there, back) = (self.next_color(), self.next_color());
         let &[a, b, ..] = &places[..] else { return };
         self.straight(there, a.0, a.1, Port::Ramp, &[to]);
-        self.straight(there, b.0, b.1, to.opposite(), &[Port::Ramp]);
+        // now and then by a switch that turns to the same again
+        let positions = 1 + self.c.below(2) as usize;
+        let into = self.position(to.opposite(), &[Port::Ramp], 1);
+        self.route(there, b.0, b.1, vec![into; positions], Vec::new());
         self.straight(back, b.0, b.1, Port::Ramp, &[to.opposite()]);
         self.straight(back, a.0, a.1, to, &[Port::Ramp]);
         let n = self.length();

@@ -10,6 +10,10 @@ use meshloom_simulator::engine::{self, Engine};
 use meshloom_simulator::program::{Program, Ty};
 use std::time::Instant;
 
+/// As in the program.
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The graph that `meshloom run NAME --batch BATCH` has.
 fn graph(name: &str, batch: usize) -> Graph {
     models::load(name, Some(batch), 0)

@@ -213,6 +213,42 @@ fn random_spans(c: &mut Choices, drained: &[(u32, u32, u32)]) -> Vec<Span> {
     vec![span(0, first.into(), first.into()), tail]
 }
 
+/// Rows of pieces of what left before, put together anew.
+fn random_cut(c: &mut Choices, drained: &[(u32, u32, u32)]) -> Cut {
+    let (ty, per) = match c.below(12) {
+        10 => (Ty::F16, 1),
+        11 => (Ty::F16, 2),
+        _ => (Ty::F32, 1),
+    };
+    let rows = 1 + c.below(3);
+    let pieces = (0..1 + c.below(3)).map(|_| {
+        if c.one_in(4) {
+            let (bits, count) = (0x3c00 + c.below(9), c.below(4).into());
+            return Piece::Fill { bits, count };
+        }
+        let (stage, drain, all) = drained[c.below(drained.len() as u32) as usize];
+        let step = c.below(all / rows + 1);
+        let room = all - (rows - 1) * step;
+        let first = c.below(room + 1);
+        let elements = (room - first) * per;
+        let skip = c.below(elements.min(3) + 1);
+        Piece::Kept {
+            stage,
+            drain,
+            first: first.into(),
+            skip: skip.into(),
+            count: c.below(elements - skip + 1).into(),
+            step: step.into(),
+        }
+    });
+    Cut {
+        ty,
+        per,
+        rows: rows.into(),
+        pieces: pieces.collect(),
+    }
+}
+
 /// A stage for the machine: trees of routes, code that sends and receives, feeds from the host and from the stages before.
 fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage, Vec<Probe>) {
     let (w, h) = (machine.mesh.width, machine.mesh.height);
@@ -236,7 +272,7 @@ fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage,
             0 => 0,
             n => n * 3 + c.below(3),
         };
-        let fed_back = !back.is_empty() && c.one_in(2);
+        let fed_back = !back.is_empty() && c.below(4) > 0;
         let from_edge = fed_back || c.one_in(3);
         let (x, y) = if from_edge {
             let channel = &edge[c.below(edge.len() as u32) as usize];
@@ -245,7 +281,9 @@ fn random_stage(c: &mut Choices, machine: &Machine, before: &[Stage]) -> (Stage,
             } else {
                 Port::East
             };
-            let data = if fed_back {
+            let data = if fed_back && c.one_in(3) {
+                FeedData::Cut(random_cut(c, &back))
+            } else if fed_back {
                 FeedData::Drained(random_spans(c, &back))
             } else {
                 let one = |i| Wavelet {
@@ -516,7 +554,7 @@ fn code(c: &mut Choices, at: Lattice, ports: &[(Color, bool, u32)]) -> Block {
 }
 
 fn fed_back(feed: &Feed) -> bool {
-    !feed.data.is_empty() && matches!(feed.data, FeedData::Drained(_))
+    !feed.data.is_empty() && !matches!(feed.data, FeedData::Host(_))
 }
 
 /// Behind an empty stage all of the program happens as before, only later (rule M2).

@@ -687,7 +687,10 @@ impl Plan<'_, '_, '_> {
         let (there, back) = (self.next_color(), self.next_color());
         let &[a, b, ..] = &places[..] else { return };
         self.straight(there, a.0, a.1, Port::Ramp, &[to]);
-        self.straight(there, b.0, b.1, to.opposite(), &[Port::Ramp]);
+        // now and then by a switch that turns to the same again
+        let positions = 1 + self.c.below(2) as usize;
+        let into = self.position(to.opposite(), &[Port::Ramp], 1);
+        self.route(there, b.0, b.1, vec![into; positions], Vec::new());
         self.straight(back, b.0, b.1, Port::Ramp, &[to.opposite()]);
         self.straight(back, a.0, a.1, to, &[Port::Ramp]);
         let n = self.length();
@@ -1646,4 +1649,390 @@ feed w west row 0 c1 epoch 0 = [{loads}]
         let outcome = outcome.unwrap_or_else(|e| panic!("{words} words: {e}"));
         outcome.unwrap_or_else(|e| panic!("{words} words: {e}"));
     }
+}
+
+/// Words of memory of what follows, and the bytes behind them that lists take.
+const WORDS: u32 = 24;
+
+/// One PE whose main thread works for itself: scalar code that stores, loads what was stored or what a vector instruction wrote, branches on
+/// it, axpys that may change their own lists, microthreads now and then. At its end it sends its memory to itself.
+fn alone(c: &mut Choices) -> Program {
+    let mut code = vec![Instr::Set(1, Val::Imm(3 + c.below(5) as i64))];
+    // the list's indices and values, and some numbers
+    for i in 0..WORDS {
+        let value = if i < 8 {
+            c.below(40)
+        } else {
+            (0.5 * c.below(9) as f32).to_bits()
+        };
+        let (at, value) = (Val::Imm(4 * i as i64), Val::Imm(value as i64));
+        if i < 8 || c.one_in(2) {
+            code.push(Instr::Store(Word::I32, at, Val::Imm(0), value));
+        }
+    }
+    let place = |first: u32, step: i64| Place::Memory {
+        base: Val::Imm(4 * first as i64),
+        strides: vec![Val::Imm(step)],
+        wide: false,
+    };
+    let desc = |d, n: u32, place| {
+        let shape = vec![Val::Imm(n as i64)];
+        Instr::Desc(
+            d,
+            Descriptor {
+                ty: Ty::F32,
+                shape,
+                place,
+            },
+        )
+    };
+    // what vector instructions use is set once, so that little lies between them and scalar code
+    for d in 0..6 {
+        let n = 1 + d as u32 % 3 * 2;
+        let step = [0, 1, 1, 2][c.below(4) as usize];
+        code.push(desc(d, n, place(c.below(WORDS - 2 * n), step)));
+    }
+    let top = code.len() as u32;
+    code.push(Instr::Add(9, Val::Reg(9), Val::Imm(1)));
+    for _ in 0..4 + c.below(24) {
+        let r = 2 + c.below(4) as u8;
+        let at = Val::Imm(4 * c.below(WORDS) as i64);
+        let word = if c.one_in(2) { Word::I32 } else { Word::U16 };
+        let d = c.below(3) as u8;
+        let thread = if c.one_in(8) { 1 + c.below(2) as u8 } else { 0 };
+        let mut issue = |v| {
+            code.push(match thread {
+                0 => Instr::Vector(v),
+                t => Instr::Async(t, v, None),
+            });
+        };
+        match c.below(9) {
+            0 => code.push(Instr::Add(r, Val::Reg(r), Val::Reg(9))),
+            1 => code.push(Instr::Mul(r, Val::Reg(r), Val::Imm(3))),
+            2 => code.push(Instr::Store(word, at, Val::Imm(0), Val::Reg(r))),
+            3 | 4 => {
+                // its value says how much comes next
+                code.push(Instr::Load(word, r, at, Val::Imm(0)));
+                let cond = [Cond::Eq, Cond::Ne, Cond::Lt, Cond::Ge][c.below(4) as usize];
+                let over = code.len() as u32 + 2 + c.below(2);
+                let than = Val::Imm([0, 5, 0x3f00_0000][c.below(3) as usize]);
+                code.push(Instr::Branch(cond, Val::Reg(r), than, over));
+                code.push(Instr::Mul(6, Val::Reg(6), Val::Reg(9)));
+                code.push(Instr::Add(7, Val::Reg(7), Val::Imm(1)));
+            }
+            5 => {
+                let list = List::Memory {
+                    index: Val::Imm(4 * c.below(4) as i64),
+                    value: Val::Imm(4 * (8 + c.below(8)) as i64),
+                    count: Val::Imm(c.below(7) as i64),
+                    ty: Ty::F32,
+                };
+                issue(Vector::Axpy {
+                    y: d,
+                    x: d + 3,
+                    list,
+                    modulo: Val::Imm(1 + c.below(4) as i64),
+                    divisor: Val::Imm(1 << 20),
+                    y_step: Val::Imm(4),
+                    x_step: Val::Imm(4),
+                    count: Count::Mac,
+                });
+            }
+            6 if c.one_in(2) => code.push(Instr::Wait(1 + c.below(2) as u8, None)),
+            _ => {
+                let (op, b) = match c.below(3) {
+                    0 => (Op::Mov, None),
+                    1 => (Op::Add, Some(Operand::Reg(9))),
+                    _ => (Op::Mac, Some(Operand::Imm(0.5))),
+                };
+                let count = Count::Other;
+                let a = Operand::Desc(d + 3);
+                issue(Vector::Map {
+                    op,
+                    dst: d,
+                    a,
+                    b,
+                    count,
+                });
+            }
+        }
+    }
+    code.push(Instr::Sub(1, Val::Reg(1), Val::Imm(1)));
+    code.push(Instr::Branch(Cond::Ne, Val::Reg(1), Val::Imm(0), top));
+    code.extend([Instr::Wait(1, None), Instr::Wait(2, None)]);
+    for r in 2..8 {
+        let at = Val::Imm(4 * r as i64);
+        code.push(Instr::Store(Word::I32, at, Val::Imm(0), Val::Reg(r)));
+    }
+    let (out, flag) = (DUMP, false);
+    code.push(desc(40, WORDS, Place::In(DUMP)));
+    code.push(desc(41, WORDS, Place::Out { color: out, flag }));
+    code.push(desc(42, WORDS, place(0, 1)));
+    code.push(desc(43, WORDS, place(WORDS, 1)));
+    let mov = |dst, a| Vector::Map {
+        op: Op::Mov,
+        dst,
+        a: Operand::Desc(a),
+        b: None,
+        count: Count::None,
+    };
+    code.push(Instr::Async(1, mov(43, 40), None));
+    code.extend([Instr::Vector(mov(41, 42)), Instr::Halt]);
+    let position = Position {
+        input: Port::Ramp,
+        outputs: vec![Port::Ramp],
+        hold: constant(1),
+    };
+    let route = Route {
+        color: DUMP,
+        stream: "s".into(),
+        at: Lattice::rect(0, 0, 1, 1),
+        positions: vec![position],
+        filters: Vec::new(),
+    };
+    let block = Block {
+        at: Lattice::rect(0, 0, 1, 1),
+        params: Vec::new(),
+        memory: vec![Buffer {
+            name: "m".into(),
+            address: 0,
+            bytes: 8 * WORDS,
+        }],
+        tasks: vec![Task {
+            name: "main".into(),
+            trigger: Trigger::Start,
+            blocked: false,
+            entry: 0,
+        }],
+        labels: Vec::new(),
+        code,
+    };
+    let region = Region {
+        name: "r".into(),
+        x: 0,
+        y: 0,
+        width: 1,
+        height: 1,
+        routes: vec![route],
+        blocks: vec![block],
+    };
+    let stage = Stage {
+        regions: vec![region],
+        ..Stage::default()
+    };
+    Program::single("alone", stage)
+}
+
+#[test]
+fn what_a_thread_does_by_itself_is_equal_on_both_engines() {
+    let machine = small(&["mesh.width=1", "mesh.height=1"]);
+    let config = Config {
+        cases: 3000,
+        failure_persistence: None,
+        max_shrink_time: 20_000,
+        ..Config::default()
+    };
+    let done = RefCell::new(0);
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let result = runner.run(&prop::collection::vec(any::<u16>(), 40..250), |all| {
+        let program = alone(&mut Choices::new(&all));
+        let options = Options {
+            probes: vec![Probe {
+                color: DUMP,
+                ..Probe::default()
+            }],
+            max_cycles: Some(40_000),
+            ..Options::default()
+        };
+        let text = || meshloom_simulator::text::print(&program);
+        let violations = verify::verify(&program, &machine);
+        prop_assert!(violations.is_ok(), "{}", text());
+        match on_both(&program, &machine, &options) {
+            Ok(ended) => *done.borrow_mut() += ended.is_ok() as u32,
+            Err(e) => return Err(TestCaseError::fail(format!("{e}\n{}", text()))),
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|e| panic!("{e}"));
+    let done = done.into_inner();
+    assert!(done > 2500, "only {done} end well");
+}
+
+/// What one stage drains enters the next one cut anew: rows of pieces of any size, of f32 or of pairs of f16, and what surrounds them. A core
+/// takes each row and sends it on.
+#[test]
+fn what_is_cut_anew_is_equal_on_both_engines() {
+    let machine = small(&["mesh.width=3", "mesh.height=1", "edge.bits_per_second=54.4e9"]);
+    let config = Config {
+        cases: 500,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let most = RefCell::new(0);
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let result = runner.run(&prop::collection::vec(any::<u16>(), 10..80), |all| {
+        let (program, elements) = cut(&mut Choices::new(&all));
+        let text = || meshloom_simulator::text::print(&program);
+        let violations = verify::verify(&program, &machine);
+        prop_assert!(violations.is_ok(), "{}", text());
+        match on_both(&program, &machine, &Options::default()) {
+            Ok(Ok(o)) => {
+                let left: u64 = o.drains[1].iter().map(|l| l.wavelet.elements as u64).sum();
+                prop_assert_eq!(left, elements, "{}", text());
+                let kept = most.replace(elements).max(elements);
+                most.replace(kept);
+                Ok(())
+            }
+            Ok(Err(e)) => Err(TestCaseError::fail(format!("{e}\n{}", text()))),
+            Err(e) => Err(TestCaseError::fail(format!("{e}\n{}", text()))),
+        }
+    });
+    result.unwrap_or_else(|e| panic!("{e}"));
+    let most = most.into_inner();
+    assert!(most > 400, "at most {most} elements");
+}
+
+/// Two stages for `what_is_cut_anew_is_equal_on_both_engines`, and the elements that leave the second one.
+fn cut(c: &mut Choices) -> (Program, u64) {
+    let (ty, per) = if c.one_in(3) { (Ty::F16, 2) } else { (Ty::F32, 1) };
+    let n = 1 + c.below(200);
+    let one = |i: u32| Wavelet {
+        bits: match ty {
+            Ty::F32 => (i as f32 + 0.5).to_bits() as u64,
+            Ty::F16 => 0x3c00_3800 + i as u64,
+        },
+        // a last wavelet may be narrower
+        elements: if i + 1 == n { 1 } else { per as u8 },
+        flag: i % 7 == 3,
+    };
+    let data: Vec<Wavelet> = (0..n)
+        .map(one)
+        .map(|w| Wavelet {
+            bits: w.bits & (u64::MAX >> (64 - 16 * w.elements as u32 * 2 / per)),
+            ..w
+        })
+        .collect();
+    let rows = 1 + c.below(4);
+    let mut pieces = Vec::new();
+    for _ in 0..1 + c.below(3) {
+        let step = c.below(n / rows + 1);
+        let first = c.below(n - (rows - 1) * step);
+        let left = (n - (rows - 1) * step - first) * per;
+        let skip = c.below(left.min(4));
+        pieces.push(Piece::Kept {
+            stage: 0,
+            drain: 0,
+            first: first.into(),
+            skip: skip.into(),
+            count: (1 + c.below(left - skip)).into(),
+            step: step.into(),
+        });
+        if c.one_in(2) {
+            let (bits, count) = (0x3c00, c.below(5).into());
+            let at = c.below(pieces.len() as u32 + 1) as usize;
+            pieces.insert(at, Piece::Fill { bits, count });
+        }
+    }
+    let columns: u64 = pieces.iter().map(Piece::count).sum();
+    let cut = Cut {
+        ty,
+        per,
+        rows: rows.into(),
+        pieces,
+    };
+    let wavelets = cut.wavelets();
+    let route = |color, x, input, output| Route {
+        color,
+        stream: "s".into(),
+        at: Lattice::rect(x, 0, 1, 1),
+        positions: vec![Position {
+            input,
+            outputs: vec![output],
+            hold: constant(1),
+        }],
+        filters: Vec::new(),
+    };
+    let stage = |routes, blocks, data, wavelets| {
+        let region = Region {
+            name: "r".into(),
+            x: 0,
+            y: 0,
+            width: 3,
+            height: 1,
+            routes,
+            blocks,
+        };
+        Stage {
+            regions: vec![region],
+            feeds: vec![Feed {
+                name: "f".into(),
+                side: Side::West,
+                row: 0,
+                color: 0,
+                epoch: 1,
+                data,
+            }],
+            drains: vec![Drain {
+                name: "d".into(),
+                side: Side::East,
+                row: 0,
+                color: 1,
+                wavelets,
+            }],
+            ..Stage::default()
+        }
+    };
+    // the first stage's core passes on what comes, wavelet by wavelet as it came
+    let desc = |d, shape: &[u32], place| {
+        let shape = shape.iter().map(|n| Val::Imm(*n as i64)).collect();
+        Instr::Desc(d, Descriptor { ty, shape, place })
+    };
+    let pass = |shape: &[u32], op| {
+        let flag = false;
+        let vector = Vector::Map {
+            op,
+            dst: 1,
+            a: Operand::Desc(0),
+            b: (op != Op::Mov).then_some(Operand::Imm(0.25)),
+            count: Count::Other,
+        };
+        let code = vec![
+            desc(0, shape, Place::In(0)),
+            desc(1, shape, Place::Out { color: 1, flag }),
+            Instr::Vector(vector),
+            Instr::Halt,
+        ];
+        let task = Task {
+            name: "main".into(),
+            trigger: Trigger::Start,
+            blocked: false,
+            entry: 0,
+        };
+        Block {
+            at: Lattice::rect(1, 0, 1, 1),
+            params: Vec::new(),
+            memory: Vec::new(),
+            tasks: vec![task],
+            labels: Vec::new(),
+            code,
+        }
+    };
+    let routes = || {
+        vec![
+            route(0, 0, Port::West, Port::East),
+            route(0, 1, Port::West, Port::Ramp),
+            route(1, 1, Port::Ramp, Port::East),
+            route(1, 2, Port::West, Port::East),
+        ]
+    };
+    let elements: u32 = data.iter().map(|w| w.elements as u32).sum();
+    let first = stage(routes(), vec![pass(&[elements], Op::Mov)], data.into(), n.into());
+    let op = if c.one_in(2) { Op::Mov } else { Op::Add };
+    let block = pass(&[rows, columns as u32], op);
+    let second = stage(routes(), vec![block], FeedData::Cut(cut), wavelets);
+    let program = Program {
+        name: "cut".into(),
+        stages: vec![first, second],
+    };
+    (program, rows as u64 * columns)
 }

@@ -126,6 +126,14 @@ fn slots(instr: &Instr, cost: &Cost) -> u32 {
     }
 }
 
+/// From an address to before another one.
+type Range = (i64, i64);
+
+/// The bytes that a load or store may touch.
+fn word_at(at: i64) -> Range {
+    (at, at.saturating_add(4))
+}
+
 /// Registers hold 32 bits.
 fn wrap(n: i64) -> i64 {
     n as i32 as i64
@@ -166,6 +174,10 @@ impl<'p> Core<'p> {
             .max()
             .unwrap_or(0);
         let above = sram.split_off(bytes.min(sram.len()));
+        if sram.is_empty() {
+            // fresh memory is 0 without being touched
+            sram = vec![0; bytes];
+        }
         sram.resize(bytes, 0);
         Core {
             region,

@@ -34,6 +34,13 @@ impl From<Vec<PeCounters>> for SharedCounters {
         let mut shared = SharedCounters::default();
         let mut known: HashMap<PeCounters, u32> = HashMap::new();
         for pe in all {
+            // idle neighbours are equal
+            if let Some(&last) = shared.of.last()
+                && shared.different[last as usize] == pe
+            {
+                shared.of.push(last);
+                continue;
+            }
             let next = shared.different.len() as u32;
             let index = *known.entry(pe).or_insert(next);
             if index == next {

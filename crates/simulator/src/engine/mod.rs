@@ -8,6 +8,7 @@ mod memory;
 mod network;
 mod reference;
 mod run;
+mod wavelets;
 
 use crate::change::Change;
 use crate::program::{Color, Port, Wavelet};

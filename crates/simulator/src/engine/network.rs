@@ -3,7 +3,7 @@
 use super::{Arrivals, QueueKind};
 use crate::machine::{Channel, Machine};
 use crate::program::{Color, Feed, Port, Stage, Wavelet};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub(super) const NONE: u32 = u32::MAX;
@@ -228,6 +228,29 @@ struct Activity {
     asleep: bool,
 }
 
+/// The queues of routers by PE, colour and input.
+struct Inputs {
+    /// Of each PE and colour which of `queues`, if it has a route.
+    places: Vec<u32>,
+    queues: Vec<[u32; 5]>,
+}
+
+impl Inputs {
+    fn get(&self, slot: usize, port: Port) -> Option<u32> {
+        let place = *self.places.get(slot)?;
+        let queues = self.queues.get(place as usize)?;
+        Some(queues[port as usize]).filter(|q| *q != NONE)
+    }
+
+    fn set(&mut self, slot: usize, port: Port, queue: u32) {
+        if self.places[slot] == NONE {
+            self.places[slot] = self.queues.len() as u32;
+            self.queues.push([NONE; 5]);
+        }
+        self.queues[self.places[slot] as usize][port as usize] = queue;
+    }
+}
+
 pub(super) struct Network<'p> {
     pub queues: Vec<Queue>,
     /// The colours of all routers by PE, highest priority first, and where each PE's begin.
@@ -328,7 +351,10 @@ impl<'p> Network<'p> {
         }
         places.sort_unstable();
         // first every queue, so that outputs can name their neighbours'
-        let mut input = HashMap::new();
+        let mut input = Inputs {
+            places: vec![NONE; pes * colors as usize],
+            queues: Vec::with_capacity(places.len()),
+        };
         for &(pe, _, r, i, ..) in &places {
             let route = &stage.regions[r as usize].routes[i as usize];
             let slot = (pe * colors) as usize + route.color as usize;
@@ -340,13 +366,17 @@ impl<'p> Network<'p> {
                     _ if edge => machine.edge.latency_cycles,
                     _ => machine.router.hop_cycles,
                 };
-                let key = (pe, route.color, p.input);
-                input
-                    .entry(key)
-                    .or_insert_with(|| net.queue(pe, machine.router.queue_depth, latency));
+                let into = match input.get(slot, p.input) {
+                    Some(queue) => queue,
+                    None => {
+                        let queue = net.queue(pe, machine.router.queue_depth, latency);
+                        input.set(slot, p.input, queue);
+                        queue
+                    }
+                };
                 if p.input == Port::Ramp && net.core_out[slot] == NONE {
                     net.core_out[slot] = net.queue(pe, machine.pe.output_queue_depth, 1);
-                    net.ramps[pe as usize].push((net.core_out[slot], input[&key]));
+                    net.ramps[pe as usize].push((net.core_out[slot], into));
                 }
                 if p.outputs.contains(&Port::Ramp) && net.core_in[slot] == NONE {
                     net.core_in[slot] =
@@ -381,8 +411,9 @@ impl<'p> Network<'p> {
                         net.queues[queue as usize].sender = pe;
                     }
                 }
+                let slot = (pe * colors) as usize + route.color as usize;
                 let (queue, outputs) = (
-                    input[&(pe, route.color, p.input)],
+                    input.get(slot, p.input).unwrap_or(NONE),
                     (first, net.outputs.len() as u32),
                 );
                 net.positions.push(Position {
@@ -415,12 +446,8 @@ impl<'p> Network<'p> {
                 crate::Side::West => (0, Port::West),
                 crate::Side::East => (width - 1, Port::East),
             };
-            net.feed_queue.push(
-                input
-                    .get(&(feed.row * width + x, feed.color, port))
-                    .copied()
-                    .unwrap_or(NONE),
-            );
+            let slot = ((feed.row * width + x) * colors) as usize + feed.color as usize;
+            net.feed_queue.push(input.get(slot, port).unwrap_or(NONE));
             if net.data[i].is_empty() {
                 continue;
             }
@@ -504,7 +531,7 @@ impl<'p> Network<'p> {
         &self,
         stage: &Stage,
         machine: &Machine,
-        input: &HashMap<(u32, Color, Port), u32>,
+        input: &Inputs,
         x: u32,
         y: u32,
         color: Color,
@@ -550,8 +577,10 @@ impl<'p> Network<'p> {
             };
         }
         let neighbour = ny as u32 * self.width + nx as u32;
-        match input.get(&(neighbour, color, port.opposite())) {
-            Some(&queue) if ny >= 0 && ny < self.height as i64 => Target::Queue {
+        let inside = ny >= 0 && ny < self.height as i64;
+        let slot = || (neighbour * self.colors) as usize + color as usize;
+        match inside.then(|| input.get(slot(), port.opposite())).flatten() {
+            Some(queue) => Target::Queue {
                 queue,
                 latency: machine.router.hop_cycles,
             },

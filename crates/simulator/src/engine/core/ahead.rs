@@ -31,23 +31,24 @@ impl Core<'_> {
             Main::Vector(run) => {
                 let (cycles, ends) = run.ahead(&self.memory, rules.machine, most);
                 match ends && (1..most).contains(&cycles) {
-                    true => cycles + self.scalar_ahead(rules, self.pc + 1, None, false, most - cycles),
+                    true => cycles + self.scalar_ahead(rules, self.pc + 1, None, run.writes(), most - cycles),
                     false => cycles,
                 }
             }
-            Main::Scalar(left) => self.scalar_ahead(rules, self.pc, Some(*left), true, most),
-            Main::Ready => self.scalar_ahead(rules, self.pc, None, true, most),
+            Main::Scalar(left) => self.scalar_ahead(rules, self.pc, Some(*left), (0, 0), most),
+            Main::Ready => self.scalar_ahead(rules, self.pc, None, (0, 0), most),
             _ => 0,
         }
     }
 
-    /// The slots of scalar code from `pc` on, of whose first instruction `left` are left. `loads`: SRAM is what it will be.
+    /// The slots of scalar code from `pc` on, of whose first instruction `left` are left. Of SRAM all is what it will be but for the
+    /// bytes that are `stale`.
     fn scalar_ahead(
         &self,
         rules: &Rules,
         mut pc: u32,
         mut left: Option<u32>,
-        mut loads: bool,
+        mut stale: Range,
         most: u64,
     ) -> u64 {
         let cost = &rules.machine.pe.cost;
@@ -73,13 +74,14 @@ impl Core<'_> {
                 Instr::Mul(d, a, b) => registers[*d as usize] = wrap(val(a).wrapping_mul(val(b))),
                 Instr::Load(word, d, a, b) => {
                     let at = val(a).saturating_add(val(b));
+                    let (first, end) = word_at(at);
                     match self.load(*word, at) {
-                        Ok(value) if loads => registers[*d as usize] = value,
+                        Ok(value) if end <= stale.0 || stale.1 <= first => registers[*d as usize] = value,
                         // what follows may depend on it
                         _ => return cycles + here - 1,
                     }
                 }
-                Instr::Store(..) => loads = false,
+                Instr::Store(..) => stale = (i64::MIN, i64::MAX),
                 Instr::Jump(to) => pc = *to,
                 Instr::Branch(cond, a, b, to) if cond.holds(val(a), val(b)) => pc = *to,
                 Instr::Branch(..) | Instr::Desc(..) | Instr::Base(..) | Instr::Advance(..) => {}
@@ -101,6 +103,7 @@ impl Core<'_> {
         cycles: u64,
         scratch: &mut Scratch,
     ) -> Result<(), ()> {
+        let (mut none, mut out) = Default::default();
         let mut left = cycles;
         while left > 0 {
             let now = from + (cycles - left);
@@ -145,7 +148,7 @@ impl Core<'_> {
             self.class = Class::Busy;
             let now = from + (cycles - left) - n;
             counters.last_busy = now + n - 1;
-            *elements += run.leap(now, n, memory, [&[]; 2], &mut Vec::new(), counters, scratch)?;
+            *elements += run.leap(now, n, memory, &mut none, &mut out, counters, scratch)?;
             if run.phase == Phase::Done && !run.next(memory, rules.machine).map_err(|_| ())? {
                 debug_assert!(t == 0, "a microthread's last step is not ahead");
                 self.pc += 1;

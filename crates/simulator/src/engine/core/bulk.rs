@@ -9,6 +9,7 @@
 
 use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
+use crate::engine::wavelets::Wavelets;
 use crate::numerics as num;
 use crate::numerics::axpy::Axpy;
 use crate::numerics::block::{self, Host, Operand, Target, Word};
@@ -86,8 +87,8 @@ impl Run {
         from: u64,
         slots: u64,
         memory: &mut [u8],
-        inputs: [&[Wavelet]; 2],
-        out: &mut Vec<Wavelet>,
+        inputs: &mut [Wavelets; 2],
+        out: &mut Wavelets,
         counters: &mut PeCounters,
         scratch: &mut Scratch,
     ) -> Result<u64, ()> {
@@ -780,12 +781,35 @@ impl<'a> Block<'a> {
             convert,
             ..
         } = scratch;
-        for (i, room) in gathered.iter_mut().enumerate() {
+        let (rows, n) = (self.rows, self.n);
+        let lies = |i: usize| match self.sources[i] {
+            Source::Memory(p) => p.plain(rows, n) || p.step == 0 && p.plain(rows, 1),
+            _ => false,
+        };
+        for (i, room) in gathered.iter_mut().enumerate().filter(|(i, _)| !lies(*i)) {
             self.gather(i, memory, room, convert);
         }
         results.clear();
-        results.resize(self.rows * self.n, [0; 4]);
-        self.apply(*host, Ty::F32, results, gathered);
+        results.resize(rows * n, [0; 4]);
+        let operand = |i: usize| match self.sources[i] {
+            Source::Memory(p) if lies(i) => {
+                let splat = p.step == 0 && n > 1;
+                let (from, end) = p.range(rows, if splat { 1 } else { n });
+                Operand {
+                    words: memory[from as usize..end as usize].as_chunks().0,
+                    row: (p.row / 4) as usize,
+                    splat,
+                }
+            }
+            _ => self.operand(i, &gathered[i]),
+        };
+        let target = Target {
+            words: results,
+            row: n,
+            rows,
+            columns: n,
+        };
+        block::compute(*host, self.op, Ty::F32, target, operand(0), operand(1));
     }
 
     /// Computes compact rows from what was gathered.
@@ -955,22 +979,10 @@ impl Grid {
 }
 
 /// The elements that wavelets carry, a wavelet a step.
-fn take(wavelets: &[Wavelet], ty: Ty, grid: Grid, to: &mut Vec<Word>) -> Result<(), ()> {
-    if grid.width == 1 {
-        let one = wavelets.iter().fold(true, |one, w| one & (w.elements == 1));
-        match ty {
-            Ty::F32 => to.extend(wavelets.iter().map(|w| (w.bits as u32).to_le_bytes())),
-            Ty::F16 => to.extend(
-                wavelets
-                    .iter()
-                    .map(|w| num::from_bits(ty, w.bits, 0).to_le_bytes()),
-            ),
-        }
-        return if one && to.len() == grid.n {
-            Ok(())
-        } else {
-            Err(())
-        };
+fn take(wavelets: &mut Wavelets, ty: Ty, grid: Grid, to: &mut Vec<Word>) -> Result<(), ()> {
+    if grid.width == 1 && ty == Ty::F32 && wavelets.single() {
+        std::mem::swap(wavelets.words(), to);
+        return if to.len() == grid.n { Ok(()) } else { Err(()) };
     }
     let mut wavelets = wavelets.iter();
     for lanes in grid.steps() {
@@ -989,17 +1001,12 @@ fn take(wavelets: &[Wavelet], ty: Ty, grid: Grid, to: &mut Vec<Word>) -> Result<
 }
 
 /// Results as wavelets, one a step.
-fn give(results: &[Word], ty: Ty, grid: Grid, out: &mut Vec<Wavelet>) {
+fn give(results: &[Word], ty: Ty, grid: Grid, out: &mut Wavelets) {
     if grid.width == 1 {
-        let one = |bits| Wavelet {
-            bits,
-            elements: 1,
-            flag: false,
-        };
         let values = results.iter().map(|w| f32::from_le_bytes(*w));
         match ty {
-            Ty::F32 => out.extend(values.map(|x| one(num::to_bits(Ty::F32, x)))),
-            Ty::F16 => out.extend(values.map(|x| one(num::to_bits(Ty::F16, x)))),
+            Ty::F32 => out.add_words(values.map(|x| num::canonical(x).to_le_bytes())),
+            Ty::F16 => out.add_words(values.map(|x| (num::to_bits(Ty::F16, x) as u32).to_le_bytes())),
         }
         return;
     }

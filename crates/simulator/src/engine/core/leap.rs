@@ -8,6 +8,7 @@ use super::bulk::Scratch;
 use super::vector::{Arg, Phase, Run};
 use super::{Core, Main, Ports, Rules, Wait};
 use crate::engine::Class;
+use crate::engine::wavelets::Wavelets;
 use crate::program::*;
 
 /// What is at the head of a queue.
@@ -394,8 +395,8 @@ impl Core<'_> {
         outlook: &Outlook,
         from: u64,
         cycles: u64,
-        inputs: [&[Wavelet]; 2],
-        out: &mut Vec<Wavelet>,
+        inputs: &mut [Wavelets; 2],
+        out: &mut Wavelets,
         scratch: &mut Scratch,
     ) -> Result<(), ()> {
         if cycles == 0 {

@@ -1,6 +1,6 @@
 //! Vector instructions: how they issue (operands, width, bank conflicts), and what each slot that they get does (rules M8, M9, M12 to M14).
 
-use super::{Core, DescPlace, Ports, Rules, Wait};
+use super::{Core, DescPlace, Ports, Range, Rules, Wait};
 use crate::engine::PeCounters;
 use crate::engine::network::NONE;
 use crate::machine::Machine;
@@ -457,6 +457,18 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// The bytes among which those are that it writes.
+    pub(super) fn writes(&self) -> Range {
+        match &self.dst {
+            Arg::Memory {
+                ty, base, strides, ..
+            } if self.sparse.is_none() => reach(*base, strides, &self.shape, *ty),
+            Arg::Out { .. } => (0, 0),
+            // a list leads anywhere
+            _ => (i64::MIN, i64::MAX),
+        }
     }
 
     /// Uses one slot. Returns the elements handled.

@@ -12,8 +12,8 @@ pub(super) struct Calendar {
     far: BinaryHeap<Reverse<(u64, u32)>>,
     /// When each component is to be looked at; `u64::MAX` for never.
     at: Vec<u64>,
-    /// Entries in `near`, stale ones included.
-    listed: usize,
+    /// Which lists of `near` have entries, stale ones included, one bit each.
+    listed: [u64; NEAR as usize / 64],
 }
 
 impl Calendar {
@@ -22,7 +22,7 @@ impl Calendar {
             near: vec![Vec::new(); NEAR as usize],
             far: BinaryHeap::new(),
             at: vec![u64::MAX; components],
-            listed: 0,
+            listed: [0; NEAR as usize / 64],
         }
     }
 
@@ -35,8 +35,9 @@ impl Calendar {
         }
         *at = time;
         if time - now < NEAR {
-            self.near[(time % NEAR) as usize].push(component);
-            self.listed += 1;
+            let list = (time % NEAR) as usize;
+            self.near[list].push(component);
+            self.listed[list / 64] |= 1 << (list % 64);
         } else {
             self.far.push(Reverse((time, component)));
         }
@@ -50,26 +51,43 @@ impl Calendar {
             self.far.pop();
         }
         let far = self.far.peek().map(|Reverse((far, _))| *far);
-        let mut time = now;
-        while self.listed > 0 {
-            let list = &mut self.near[(time % NEAR) as usize];
+        while let Some(time) = self.listed_from(now) {
+            let i = (time % NEAR) as usize;
+            let list = &mut self.near[i];
             while let Some(&component) = list.last() {
                 if self.at[component as usize] == time {
                     return Some(far.map_or(time, |far| far.min(time)));
                 }
                 list.pop();
-                self.listed -= 1;
             }
-            time += 1;
+            self.listed[i / 64] &= !(1 << (i % 64));
         }
         far
+    }
+
+    /// The first near cycle, `now` or later, whose list has entries.
+    #[inline]
+    fn listed_from(&self, now: u64) -> Option<u64> {
+        let (words, from) = (self.listed.len(), (now % NEAR) as usize);
+        // the word of `now` comes twice: first the bits from there on, at the end those before
+        for n in 0..=words {
+            let i = (from / 64 + n) % words;
+            let mut word = self.listed[i];
+            if n == 0 {
+                word &= u64::MAX << (from % 64);
+            }
+            if word > 0 {
+                let list = (64 * i + word.trailing_zeros() as usize) as u64;
+                return Some(now + (NEAR + list - from as u64) % NEAR);
+            }
+        }
+        None
     }
 
     /// A component to look at in cycle `now`, before which there is none.
     #[inline]
     pub fn pop(&mut self, now: u64) -> Option<u32> {
         while let Some(component) = self.near[(now % NEAR) as usize].pop() {
-            self.listed -= 1;
             if self.at[component as usize] == now {
                 self.at[component as usize] = u64::MAX;
                 return Some(component);

@@ -1,9 +1,10 @@
 //! Cores: the cycle in which one is looked at is executed as the rules say; those in between in one go, when their numbers are needed.
 
 use super::Simulation;
-use super::flow::values;
+use super::flow::read;
 use crate::engine::Class;
 use crate::engine::core::{Flows, Head, Ports, Room};
+use crate::engine::wavelets::Wavelets;
 use crate::program::{Color, Wavelet};
 
 impl Ports for Simulation<'_, '_> {
@@ -33,8 +34,8 @@ impl Ports for Simulation<'_, '_> {
         let wavelet = if self.supply(s.log, index + 1) > index {
             let mut one = std::mem::take(&mut self.popped);
             one.clear();
-            values(&self.logs, s.log, index, 1, &mut one);
-            let wavelet = one[0];
+            read(&mut self.logs, s.log, index, 1, &mut one);
+            let wavelet = one.get(0);
             self.popped = one;
             wavelet
         } else {
@@ -236,7 +237,6 @@ impl Simulation<'_, '_> {
                 }
             }
             let mut sent = std::mem::take(&mut self.sent);
-            let inputs = [taken[0].as_slice(), taken[1].as_slice()];
             let (from, outlook) = (core.from, core.outlook);
             let busy = core.core.busy_after(&outlook, n);
             let done = core.core.leap(
@@ -244,7 +244,7 @@ impl Simulation<'_, '_> {
                 &outlook,
                 from,
                 n,
-                inputs,
+                &mut taken,
                 &mut sent,
                 &mut self.scratch,
             );
@@ -254,11 +254,11 @@ impl Simulation<'_, '_> {
                 let log = self.log_of[q as usize] as usize;
                 for &(c, i) in &self.probes[pe as usize] {
                     if self.core_out(pe, c) == q {
-                        self.probed[i].extend_from_slice(&sent);
+                        self.probed[i].extend(sent.iter());
                     }
                 }
                 self.net.wavelets += sent.len() as u64;
-                self.logs[log].extend(&mut sent);
+                self.logs[log].extend(&sent);
                 self.net.last_arrival = self.net.last_arrival.max(core.from);
             }
             sent.clear();
@@ -279,7 +279,7 @@ impl Simulation<'_, '_> {
     }
 
     /// The values of the next `n` wavelets in a queue into a core, which are then read.
-    fn read(&mut self, queue: u32, n: u64, to: &mut Vec<Wavelet>) {
+    fn read(&mut self, queue: u32, n: u64, to: &mut Wavelets) {
         let mut got = 0;
         while got < n {
             let q = &self.queues[queue as usize];
@@ -287,7 +287,7 @@ impl Simulation<'_, '_> {
             let s = *q.segment(number).expect("what is taken was put");
             let part = (n - got).min(s.first.saturating_add(s.count) - number);
             let index = s.index + (number - s.first);
-            values(&self.logs, s.log, index, part, to);
+            read(&mut self.logs, s.log, index, part, to);
             got += part;
         }
         let q = &mut self.queues[queue as usize];

@@ -2,6 +2,7 @@
 //! cycle of another is taken.
 
 use crate::engine::core::{Head, Room};
+use crate::engine::wavelets::Wavelets;
 use crate::program::Wavelet;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -257,6 +258,9 @@ impl Queue {
     }
 }
 
+/// Values at the front of a log that are worth being forgotten.
+const PAST: usize = 1024;
+
 /// The wavelets that a core sent on a colour, or those of a feed, by number. A core's are kept while any queue holds one of them.
 #[derive(Default)]
 pub(super) struct Log {
@@ -265,9 +269,13 @@ pub(super) struct Log {
     flags: Vec<u64>,
     /// The PE whose core sends them.
     pub source: u32,
-    values: Vec<Wavelet>,
+    values: Wavelets,
     /// The number of the first value.
     base: u64,
+    /// Of these values so many at the front are not asked for any more.
+    past: usize,
+    /// Only one core or drain gets what the core sends, each wavelet once: what it has read is not asked for any more.
+    pub one_reader: bool,
     /// Segments, and parts of joined logs, that refer to it.
     held: u32,
     /// What was sent by several, one after another ([`Joined`]).
@@ -362,32 +370,53 @@ impl Log {
         self.values.push(w);
     }
 
-    pub fn extend(&mut self, from: &mut Vec<Wavelet>) {
-        self.values.append(from);
+    pub fn extend(&mut self, from: &Wavelets) {
+        self.values.add(from, 0..from.len());
     }
 
-    /// The values from `index` on, of a log that is not joined.
-    fn values(&self, index: u64, n: u64) -> &[Wavelet] {
-        match &self.feed {
-            Some(feed) => &feed[index as usize..(index + n) as usize],
-            None => &self.values[(index - self.base) as usize..(index - self.base + n) as usize],
+    /// Adds `n` values from `index` on, of a log that is not joined, to others.
+    fn read(&mut self, index: u64, n: u64, to: &mut Wavelets) {
+        if let Some(feed) = &self.feed {
+            to.add_all(&feed[index as usize..(index + n) as usize]);
+            return;
         }
+        let from = (index - self.base) as usize;
+        let end = from + n as usize;
+        to.add(&self.values, from..end);
+        if self.one_reader {
+            self.past = end;
+            if self.past == self.values.len() {
+                self.empty();
+            } else if self.past >= PAST && 2 * self.past > self.values.len() {
+                self.values.drop_first(self.past);
+                self.base += self.past as u64;
+                self.past = 0;
+            }
+        }
+    }
+
+    /// None of its values is asked for any more.
+    fn empty(&mut self) {
+        self.base = self.next();
+        self.values.clear();
+        self.past = 0;
     }
 }
 
-/// Adds `n` values of a log from `index` on.
-pub(super) fn values(logs: &[Log], log: u32, index: u64, n: u64, to: &mut Vec<Wavelet>) {
-    let log = &logs[log as usize];
-    let Some(j) = &log.joined else {
-        to.extend_from_slice(log.values(index, n));
+/// Adds `n` values of a log from `index` on, which a core or drain gets.
+pub(super) fn read(logs: &mut [Log], log: u32, index: u64, n: u64, to: &mut Wavelets) {
+    let (mut at, end) = (index, index + n);
+    let Some(j) = &logs[log as usize].joined else {
+        logs[log as usize].read(index, n, to);
         return;
     };
-    let (mut at, end) = (index, index + n);
     let mut i = j.parts.partition_point(|p| p.end() <= at);
-    while at < end {
-        let p = &j.parts[i];
+    while at < end
+        && let Some(j) = &logs[log as usize].joined
+    {
+        let p = j.parts[i];
         let n = end.min(p.end()) - at;
-        values(logs, p.log, p.index + (at - p.first), n, to);
+        read(logs, p.log, p.index + (at - p.first), n, to);
         at += n;
         i += 1;
     }
@@ -425,8 +454,7 @@ fn release(logs: &mut [Log], log: u32) {
         return;
     }
     let Some(j) = &mut l.joined else {
-        l.base = l.next();
-        l.values.clear();
+        l.empty();
         return;
     };
     // a part that still comes has a segment

@@ -16,14 +16,15 @@ mod routers;
 use super::core::{Core, Outlook, Rules, Scratch};
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
+use super::wavelets::Wavelets;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
-use crate::program::{Stage, Wavelet};
+use crate::program::{Drain, Stage, Wavelet};
 use calendar::Calendar;
 use channels::Gate;
 use flow::{Log, Moves, Queue};
-use routers::Router;
+use routers::Routers;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 
@@ -36,6 +37,9 @@ pub(super) enum Stop {
     TooLong,
 }
 
+/// Wavelets of a drain for which room is made at once.
+const MOST_RESERVED: u64 = 1 << 20;
+
 /// Bytes of stack that asking one core for its numbers takes, with a margin.
 const STACK_A_CORE: usize = 2048;
 
@@ -44,6 +48,17 @@ struct Pe<'p> {
     core: Core<'p>,
     from: u64,
     outlook: Outlook,
+}
+
+/// Where all wavelets of a queue go.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// Into the core.
+    Core,
+    On(u32),
+    /// Out at the edge, by this port.
+    Out(u8),
+    Several,
 }
 
 /// A stage being simulated.
@@ -57,7 +72,7 @@ struct Simulation<'p, 'm> {
     feed_logs: Vec<u32>,
     /// The log of what a switch lets by, by routed colour, where it is joined.
     joined: Vec<u32>,
-    routers: Vec<Router>,
+    routers: Routers,
     channels: Vec<Gate>,
     cores: Vec<Option<Box<Pe<'p>>>>,
     /// Routers by PE, then cores.
@@ -75,9 +90,9 @@ struct Simulation<'p, 'm> {
     /// Epoch 1 has begun.
     computes: bool,
     scratch: Scratch,
-    sent: Vec<Wavelet>,
-    taken: [Vec<Wavelet>; 2],
-    popped: Vec<Wavelet>,
+    sent: Wavelets,
+    taken: [Wavelets; 2],
+    popped: Wavelets,
 }
 
 impl StageRun<'_> {
@@ -134,7 +149,7 @@ impl StageRun<'_> {
             probes[(p.y * width + p.x) as usize].push((p.color, i));
         }
         let probed = &mut outcome.probes;
-        let mut simulation = Simulation::new(net, machine, cores, probes, probed, stage.drains.len());
+        let mut simulation = Simulation::new(net, machine, cores, probes, probed, &stage.drains);
         if options.record {
             let queues = simulation.queues.iter_mut();
             queues.for_each(|q| q.record = Some(Vec::new()));
@@ -239,7 +254,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
         cores: Vec<Option<Box<Pe<'p>>>>,
         probes: Vec<Vec<(u8, usize)>>,
         probed: &'m mut [Vec<Wavelet>],
-        drains: usize,
+        drains: &[Drain],
     ) -> Simulation<'p, 'm> {
         let pes = cores.len();
         let mut s = Simulation {
@@ -267,23 +282,26 @@ impl<'p, 'm> Simulation<'p, 'm> {
             log_of: vec![NONE; net.queues.len()],
             feed_logs: Vec::new(),
             joined: vec![NONE; net.routed.len()],
-            routers: (0..pes).map(|pe| Router::new(&net, pe as u32)).collect(),
+            routers: Routers::new(&net),
             channels: vec![Gate::default(); net.channels.len()],
             cores,
             calendar: Calendar::new(2 * pes),
             gates: Calendar::new(net.channels.len() + 1),
             now: 0,
             last_event: None,
-            landed: vec![Vec::new(); drains],
+            landed: drains
+                .iter()
+                .map(|d| Vec::with_capacity(d.wavelets.min(MOST_RESERVED) as usize))
+                .collect(),
             probes,
             probed,
             fault: false,
             paths: Paths::default(),
             computes: false,
             scratch: Scratch::default(),
-            sent: Vec::new(),
+            sent: Wavelets::default(),
             taken: Default::default(),
-            popped: Vec::new(),
+            popped: Wavelets::default(),
             rules: Rules { machine },
             net,
         };
@@ -303,6 +321,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             }
         }
         s.find_turns();
+        s.find_readers();
         for (f, data) in s.net.data.iter().enumerate() {
             s.feed_logs.push(s.logs.len() as u32);
             s.logs.push(Log::of_feed(data.clone()));
@@ -430,6 +449,44 @@ impl<'p, 'm> Simulation<'p, 'm> {
                 joined[i] = logs.len() as u32;
                 logs.push(Log::of_switch());
             }
+        }
+    }
+
+    /// Finds the logs of which each value is read once: their wavelets have one way, without a multicast.
+    fn find_readers(&mut self) {
+        let Simulation {
+            net, logs, log_of, ..
+        } = self;
+        // where a queue's wavelets go
+        let mut ways = vec![Way::Core; log_of.len()];
+        for p in net.routed.iter().flat_map(|r| net.positions(r)) {
+            let way = &mut ways[p.queue as usize];
+            for o in net.outputs(p) {
+                let to = match o.target {
+                    Target::Queue { queue, .. } if queue != NONE => Way::On(queue),
+                    Target::Queue { .. } => Way::Several,
+                    Target::Drain { .. } => Way::Out(o.port as u8),
+                };
+                *way = match *way {
+                    Way::Core => to,
+                    same if same == to => same,
+                    _ => Way::Several,
+                };
+            }
+        }
+        for (from, to) in net.ramps.iter().flatten() {
+            ways[*from as usize] = Way::On(*to);
+        }
+        for (from, log) in log_of.iter().enumerate().filter(|(_, log)| **log != NONE) {
+            let mut way = ways[from];
+            // positions that are never taken may go in a circle
+            for _ in 0..ways.len() {
+                match way {
+                    Way::On(queue) => way = ways[queue as usize],
+                    _ => break,
+                }
+            }
+            logs[*log as usize].one_reader = matches!(way, Way::Core | Way::Out(_));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Routers and ramps: which of their streams flow, and until when (rules M3 to M7).
 
 use super::Simulation;
-use super::flow::{Segment, end_joined, join, values};
+use super::flow::{Segment, end_joined, join, read};
 use crate::engine::Landed;
 use crate::engine::core::{Head, Room};
 use crate::engine::network::{NONE, Network, Target};
@@ -28,6 +28,23 @@ struct Flow {
 }
 
 impl Flow {
+    /// From a segment of a queue, to nowhere yet.
+    fn new(from: u32, segment: u64, settled: u64) -> Flow {
+        let nowhere = Target::Queue {
+            queue: NONE,
+            latency: 0,
+        };
+        Flow {
+            from,
+            segment,
+            to: [nowhere; OUTPUTS],
+            outputs: 0,
+            hops: 0,
+            ports: 0,
+            settled,
+        }
+    }
+
     fn to(&self) -> &[Target] {
         &self.to[..self.outputs as usize]
     }
@@ -78,40 +95,48 @@ enum Wait {
 
 /// A stream of a router: a ramp up, or a colour.
 #[derive(Clone, Copy)]
-struct Stream {
-    flow: Option<Flow>,
-    /// A flow does not end before this cycle unless it is told.
-    until: u64,
-    wait: Wait,
+enum Stream {
+    /// It does not end before this cycle unless it is told. It uses these ports.
+    Flows {
+        until: u64,
+        ports: u8,
+    },
+    Waits(Wait),
 }
 
-/// A router: its core's output queues with the ramp up, then its colours, both highest priority first.
-#[derive(Default)]
-pub(super) struct Router {
+/// The streams of all routers: of each its core's output queues with the ramp up, then its colours, both highest priority first.
+pub(super) struct Routers {
+    /// Where each PE's begin, and where the last one's end.
+    first: Vec<u32>,
     streams: Vec<Stream>,
-    /// Streams that were told that a flow of theirs may end, one bit each; the last bit stands for all beyond.
-    told: u64,
+    /// What those that flow do. Apart from the rest, which is all that most visits look at.
+    flows: Vec<Flow>,
+    /// Of each PE the streams that were told that a flow of theirs may end, one bit each; the last bit stands for all beyond.
+    told: Vec<u64>,
 }
 
-impl Router {
-    pub fn new(net: &Network, pe: u32) -> Router {
-        let idle = Stream {
-            flow: None,
-            until: 0,
-            wait: Wait::Until(0),
-        };
-        Router {
-            streams: vec![idle; net.ramps[pe as usize].len() + net.router(pe).len()],
-            told: 0,
+impl Routers {
+    pub fn new(net: &Network) -> Routers {
+        let pes = net.ramps.len();
+        let mut first = vec![0; pes + 1];
+        for pe in 0..pes {
+            let streams = net.ramps[pe].len() + net.router(pe as u32).len();
+            first[pe + 1] = first[pe] + streams as u32;
+        }
+        let all = first[pes] as usize;
+        Routers {
+            first,
+            streams: vec![Stream::Waits(Wait::Until(0)); all],
+            flows: vec![Flow::new(NONE, 0, 0); all],
+            told: vec![0; pes],
         }
     }
 
-    fn tell(&mut self, stream: u8) {
-        self.told |= 1 << stream.min(63);
-    }
-
-    fn is_told(&self, stream: usize) -> bool {
-        self.told >> stream.min(63) & 1 == 1
+    /// A flow of a router's stream may end. Other components know by themselves.
+    fn tell(&mut self, component: u32, stream: u8) {
+        if let Some(told) = self.told.get_mut(component as usize) {
+            *told |= 1 << stream.min(63);
+        }
     }
 }
 
@@ -143,9 +168,7 @@ impl Simulation<'_, '_> {
         let q = &self.queues[queue as usize];
         if q.puts.is_open() || q.wants_room {
             let (putter, stream) = (q.putter, q.putting);
-            if let Some(router) = self.routers.get_mut(putter as usize) {
-                router.tell(stream);
-            }
+            self.routers.tell(putter, stream);
             self.wake(putter, t + 1);
         }
     }
@@ -155,9 +178,7 @@ impl Simulation<'_, '_> {
     pub fn puts_ended(&mut self, queue: u32, t: u64) {
         let q = &self.queues[queue as usize];
         if q.takes.is_open() {
-            if let Some(router) = self.routers.get_mut(q.taker as usize) {
-                router.tell(q.taking);
-            }
+            self.routers.tell(q.taker, q.taking);
             self.calendar.schedule(q.taker, t + q.latency, self.now);
         }
     }
@@ -165,48 +186,52 @@ impl Simulation<'_, '_> {
     /// Decides what a router does from now on.
     pub fn visit_router(&mut self, pe: u32) {
         let t = self.now;
-        let mut router = std::mem::take(&mut self.routers[pe as usize]);
+        // what it tells itself is for its next visit
+        let all_told = std::mem::take(&mut self.routers.told[pe as usize]);
+        let streams = self.routers.first[pe as usize] as usize..self.routers.first[pe as usize + 1] as usize;
         let ramps = self.net.ramps[pe as usize].len();
         let first = self.net.first_routed[pe as usize] as usize;
         let mut next = u64::MAX;
         let mut ramp = false;
         let mut used = 0u8;
-        for i in 0..router.streams.len() {
-            let told = router.is_told(i);
-            let stream = &mut router.streams[i];
+        for (i, stream) in streams.enumerate() {
+            let told = all_told >> i.min(63) & 1 == 1;
             let routed = i.checked_sub(ramps).map(|i| first + i);
-            if let Some(flow) = &stream.flow {
-                let free = if routed.is_some() {
-                    flow.ports & used == 0
-                } else {
-                    !ramp
-                };
-                if !told && t < stream.until && free {
-                    next = next.min(stream.until);
-                    ramp |= routed.is_none();
-                    used |= flow.ports;
-                    continue;
-                }
-            } else {
-                let asleep = match stream.wait {
-                    Wait::Head(queue) => self.queues[queue as usize].wants_head,
-                    Wait::Room(queue) => self.queues[queue as usize].wants_room,
-                    Wait::Until(cycle) => {
-                        if t < cycle {
-                            next = next.min(cycle);
-                        }
-                        t < cycle
+            let (mut flow, mut round) = (None, false);
+            match self.routers.streams[stream] {
+                Stream::Flows { until, ports } => {
+                    let free = if routed.is_some() {
+                        ports & used == 0
+                    } else {
+                        !ramp
+                    };
+                    if !told && t < until && free {
+                        next = next.min(until);
+                        ramp |= routed.is_none();
+                        used |= ports;
+                        continue;
                     }
-                    Wait::Port => false,
-                };
-                if asleep {
-                    continue;
+                    let mut old = self.routers.flows[stream];
+                    round = self.settle(&mut old, routed, t);
+                    flow = Some(old);
+                }
+                Stream::Waits(wait) => {
+                    let asleep = match wait {
+                        Wait::Head(queue) => self.queues[queue as usize].wants_head,
+                        Wait::Room(queue) => self.queues[queue as usize].wants_room,
+                        Wait::Until(cycle) => {
+                            if t < cycle {
+                                next = next.min(cycle);
+                            }
+                            t < cycle
+                        }
+                        Wait::Port => false,
+                    };
+                    if asleep {
+                        continue;
+                    }
                 }
             }
-            let round = match &mut stream.flow {
-                Some(flow) => self.settle(flow, routed, t),
-                None => false,
-            };
             let found = match routed {
                 None if ramp => Err(Wait::Port),
                 None => {
@@ -215,20 +240,21 @@ impl Simulation<'_, '_> {
                 }
                 Some(i) => self.granted(i, used, t),
             };
-            match &found {
+            self.routers.streams[stream] = match &found {
                 Ok((cycles, flow)) => {
-                    stream.until = t.saturating_add(*cycles);
-                    next = next.min(stream.until);
+                    let (until, ports) = (t.saturating_add(*cycles), flow.ports);
+                    next = next.min(until);
                     ramp |= routed.is_none();
-                    used |= flow.ports;
+                    used |= ports;
+                    Stream::Flows { until, ports }
                 }
                 Err(wait) => {
-                    stream.wait = *wait;
                     if let Wait::Until(cycle) = wait {
                         next = next.min(*cycle);
                     }
+                    Stream::Waits(*wait)
                 }
-            }
+            };
             let joins = routed.filter(|i| self.joined[*i] != NONE).map(|i| Joins {
                 log: self.joined[i],
                 flags: match round {
@@ -236,11 +262,11 @@ impl Simulation<'_, '_> {
                     false => 0,
                 },
             });
-            self.change(&mut stream.flow, found.ok().map(|(_, flow)| flow), joins, t);
+            self.change(&mut flow, found.ok().map(|(_, flow)| flow), joins, t);
+            if let Some(flow) = flow {
+                self.routers.flows[stream] = flow;
+            }
         }
-        // what it told itself is for its next visit
-        router.told = self.routers[pe as usize].told;
-        self.routers[pe as usize] = router;
         if next != u64::MAX {
             self.calendar.schedule(pe, next, t);
         }
@@ -277,15 +303,9 @@ impl Simulation<'_, '_> {
         let (cycles, segment) = self.head(from, t)?;
         let room = self.room(to, t)?;
         let latency = self.queues[to as usize].latency as u32;
-        let flow = Flow {
-            from,
-            segment: segment.first,
-            to: [Target::Queue { queue: to, latency }; OUTPUTS],
-            outputs: 1,
-            hops: 0,
-            ports: 0,
-            settled: t,
-        };
+        let mut flow = Flow::new(from, segment.first, t);
+        flow.to[0] = Target::Queue { queue: to, latency };
+        flow.outputs = 1;
         Ok((cycles.min(room), flow))
     }
 
@@ -307,18 +327,7 @@ impl Simulation<'_, '_> {
             );
             cycles = turn.map_or(cycles, |turn| cycles.min(turn));
         }
-        let mut flow = Flow {
-            from: position.queue,
-            segment: segment.first,
-            to: [Target::Queue {
-                queue: NONE,
-                latency: 0,
-            }; OUTPUTS],
-            outputs: 0,
-            hops: 0,
-            ports: 0,
-            settled: t,
-        };
+        let mut flow = Flow::new(position.queue, segment.first, t);
         let mut gap = false;
         for o in position.outputs.0..position.outputs.1 {
             let output = self.net.outputs[o as usize];
@@ -470,10 +479,10 @@ impl Simulation<'_, '_> {
                     }
                     let mut left = std::mem::take(&mut self.popped);
                     left.clear();
-                    values(&self.logs, segment.log, index, cycles, &mut left);
+                    read(&mut self.logs, segment.log, index, cycles, &mut left);
                     let landed = left.iter().zip(flow.settled + latency..);
                     self.landed[drain as usize]
-                        .extend(landed.map(|(w, cycle)| Landed { cycle, wavelet: *w }));
+                        .extend(landed.map(|(wavelet, cycle)| Landed { cycle, wavelet }));
                     self.popped = left;
                 }
             }

@@ -1,0 +1,147 @@
+//! Wavelets one after another in little memory: words, elements and flags lie apart, so that the words of a stream of f32 are numbers in a
+//! row, to be copied and computed with as they are.
+
+use crate::numerics::block::Word;
+use crate::program::Wavelet;
+use std::ops::Range;
+
+/// The bit of a form that is the flag; the others are the number of elements (at most 4, see M3).
+const FLAG: u8 = 0x80;
+
+/// Wavelets one after another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wavelets {
+    /// The low 32 bits of each payload.
+    words: Vec<Word>,
+    /// The high ones; empty if all are 0.
+    high: Vec<Word>,
+    forms: Vec<u8>,
+}
+
+impl Wavelets {
+    pub fn len(&self) -> usize {
+        self.forms.len()
+    }
+
+    pub fn clear(&mut self) {
+        self.words.clear();
+        self.high.clear();
+        self.forms.clear();
+    }
+
+    pub fn get(&self, i: usize) -> Wavelet {
+        let high = self.high.get(i).map_or(0, |h| u32::from_le_bytes(*h));
+        Wavelet {
+            bits: (high as u64) << 32 | u32::from_le_bytes(self.words[i]) as u64,
+            elements: self.forms[i] & !FLAG,
+            flag: self.forms[i] & FLAG > 0,
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Wavelet> {
+        (0..self.len()).map(|i| self.get(i))
+    }
+
+    /// Whether each carries one element of 32 bits or fewer.
+    pub fn single(&self) -> bool {
+        self.high.is_empty() && self.forms.iter().fold(true, |all, f| all & (f & !FLAG == 1))
+    }
+
+    /// The low words.
+    pub fn words(&mut self) -> &mut Vec<Word> {
+        &mut self.words
+    }
+
+    pub fn push(&mut self, w: Wavelet) {
+        self.add_all(&[w]);
+    }
+
+    /// Adds wavelets of one element each, none flagged.
+    pub fn add_words(&mut self, words: impl Iterator<Item = Word>) {
+        self.words.extend(words);
+        self.forms.resize(self.words.len(), 1);
+        self.level();
+    }
+
+    /// Adds some of others.
+    pub fn add(&mut self, from: &Wavelets, range: Range<usize>) {
+        self.words.extend_from_slice(&from.words[range.clone()]);
+        self.forms.extend_from_slice(&from.forms[range.clone()]);
+        if !from.high.is_empty() {
+            self.high.resize(self.words.len() - range.len(), [0; 4]);
+            self.high.extend_from_slice(&from.high[range]);
+        }
+        self.level();
+    }
+
+    /// Adds wavelets that the host keeps.
+    pub fn add_all(&mut self, from: &[Wavelet]) {
+        self.words.reserve(from.len());
+        self.forms.reserve(from.len());
+        let mut all = 0;
+        for w in from {
+            all |= w.bits;
+            self.words.push((w.bits as u32).to_le_bytes());
+            self.forms.push(w.elements | if w.flag { FLAG } else { 0 });
+        }
+        if all >> 32 > 0 {
+            self.high.resize(self.words.len() - from.len(), [0; 4]);
+            let high = from.iter().map(|w| ((w.bits >> 32) as u32).to_le_bytes());
+            self.high.extend(high);
+        }
+        self.level();
+    }
+
+    /// Forgets the first ones.
+    pub fn drop_first(&mut self, n: usize) {
+        self.words.drain(..n);
+        self.high.drain(..n.min(self.high.len()));
+        self.forms.drain(..n);
+    }
+
+    /// High words, if there are any, are as many as the others.
+    fn level(&mut self) {
+        if !self.high.is_empty() {
+            self.high.resize(self.words.len(), [0; 4]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Payloads of 32 and 64 bits, elements and flags come back as they were put in, in whatever way.
+    #[test]
+    fn as_they_were() {
+        let of = |i: u64| Wavelet {
+            bits: if i % 5 == 3 { i << 40 | i } else { i },
+            elements: (i % 4) as u8 + 1,
+            flag: i.is_multiple_of(3),
+        };
+        let all: Vec<Wavelet> = (0..40).map(of).collect();
+        for cut in 0..40 {
+            let mut some = Wavelets::default();
+            all[..cut].iter().for_each(|w| some.push(*w));
+            some.add_all(&all[cut..]);
+            assert!(some.iter().eq(all.iter().copied()));
+            let mut part = Wavelets::default();
+            part.add_words([[1, 0, 0, 0]].into_iter());
+            assert!(part.single());
+            part.add(&some, cut / 2..cut);
+            let one = Wavelet {
+                bits: 1,
+                elements: 1,
+                flag: false,
+            };
+            part.add_words([[1, 0, 0, 0]].into_iter());
+            let want = [one]
+                .into_iter()
+                .chain(all[cut / 2..cut].iter().copied())
+                .chain([one]);
+            assert!(part.iter().eq(want), "{cut}");
+            some.drop_first(cut);
+            assert!(some.iter().eq(all[cut..].iter().copied()));
+        }
+    }
+}

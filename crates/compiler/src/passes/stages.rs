@@ -364,6 +364,11 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 let (mut good, mut bad) = (from, n + 1);
                 let mut step = 1;
                 let mut fit: Fit = place_whole;
+                let mut tiled = false;
+                // every token looks at all others, so what shares a stage with attention can't be in tiles
+                if n > 1 && matches!(plan.kernels[from].kind, Kind::Attention(_)) {
+                    bad = from + 2;
+                }
                 while good + step < bad {
                     match fit(&stage(&plan, good + step), machine, known, options) {
                         Ok(_) => {
@@ -376,10 +381,17 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                             let placed = alone(&mut plan, from, &single, machine, known, options)?;
                             good = from + 1;
                             // others may work on the same tiles
+                            tiled = true;
                             match placed.tiles > 1 {
                                 true => fit = in_tiles,
                                 false => bad = good + 1,
                             }
+                        }
+                        // what does not fit whole may in tiles, if those cost nothing
+                        Err(CompileError::DoesNotFit { .. }) if !tiled && tiles::free(&stage(&plan, good + 1)) => {
+                            tiled = true;
+                            fit = in_tiles;
+                            step = 1;
                         }
                         Err(CompileError::DoesNotFit { .. }) => {
                             bad = good + step;

@@ -67,8 +67,7 @@ impl EmbeddingKernel<'_> {
         let y = features * Context::pitch(Ty::F32, n as usize) as u64;
         let words = (rows * features * c.ty.bytes() as u64).next_multiple_of(4);
         let starts = features * (self.starts() * self.start_pitch(c, width as usize)) as u64;
-        let bytes =
-            words + starts + y + 4 * n + 64 + code_bytes(c.machine, 56);
+        let bytes = words + starts + y + 4 * n + 64 + code_bytes(c.machine, 56);
         (cycles.max(c.stream_cycles()), bytes)
     }
 
@@ -168,10 +167,20 @@ impl EmbeddingKernel<'_> {
             let positions = [features, a.param("positions", length)];
             let first = number("position", &|x, _| y + own[x] as i64 * ty.bytes() as i64);
             let at = a.param("position", first);
-            a.memory(3, c.ty, imm(weights), &positions, &[start_pitch / c.ty.bytes() as i64, 1], true);
+            a.memory(
+                3,
+                c.ty,
+                imm(weights),
+                &positions,
+                &[start_pitch / c.ty.bytes() as i64, 1],
+                true,
+            );
             a.memory(8, ty, at, &positions, &[pitch / ty.bytes() as i64, 1], true);
             if starts > 1 {
-                step = a.param("start.bytes", number("start.bytes", &|_, y| share(y) * start_pitch));
+                step = a.param(
+                    "start.bytes",
+                    number("start.bytes", &|_, y| share(y) * start_pitch),
+                );
                 // r5: items until what is added repeats
                 a.emit(Instr::Set(5, imm(starts)));
             }

@@ -387,11 +387,19 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                                 false => bad = good + 1,
                             }
                         }
-                        // what does not fit whole may in tiles, if those cost nothing
-                        Err(CompileError::DoesNotFit { .. }) if !tiled && tiles::free(&stage(&plan, good + 1)) => {
+                        // a kernel that needs tiles anyway: those before it may work on the same ones, if that costs nothing
+                        Err(CompileError::DoesNotFit { .. })
+                            if !tiled && step == 1 && tiles::free(&stage(&plan, good + 1)) =>
+                        {
                             tiled = true;
-                            fit = in_tiles;
-                            step = 1;
+                            let mut all = cuts.clone();
+                            all.extend([good, good + 1]);
+                            let next = split(&plan, &all).pop().expect("it has stages");
+                            match place_whole(&next, machine, known, options) {
+                                Err(CompileError::DoesNotFit { .. }) => (fit, bad) = (in_tiles, n + 1),
+                                Err(e) => return Err(e),
+                                Ok(_) => bad = good + 1,
+                            }
                         }
                         Err(CompileError::DoesNotFit { .. }) => {
                             bad = good + step;

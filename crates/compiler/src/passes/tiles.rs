@@ -37,7 +37,11 @@ pub fn free(plan: &Plan) -> bool {
     plan.kernels.iter().all(|k| match &k.kind {
         Kind::Mix(mix) | Kind::Streamed(mix) => mix.terms.iter().all(|t| t.slides.is_none()),
         Kind::Depthwise(_) | Kind::Pool(_) | Kind::Attention(_) | Kind::Flatten => false,
-        Kind::Binary { .. } | Kind::Pointwise(_) | Kind::Softmax | Kind::LayerNorm(_) | Kind::Embedding(_) => true,
+        Kind::Binary { .. }
+        | Kind::Pointwise(_)
+        | Kind::Softmax
+        | Kind::LayerNorm(_)
+        | Kind::Embedding(_) => true,
     })
 }
 

@@ -369,7 +369,22 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 if n > 1 && matches!(plan.kernels[from].kind, Kind::Attention(_)) {
                     bad = from + 2;
                 }
-                while good + step < bad {
+                loop {
+                    if good + step >= bad {
+                        // a kernel that needs tiles anyway: those before it may work on the same ones, if that costs nothing
+                        if tiled || good == from || good >= n || !tiles::free(&stage(&plan, good + 1)) {
+                            break;
+                        }
+                        tiled = true;
+                        let mut all = cuts.clone();
+                        all.extend([good, good + 1]);
+                        let next = split(&plan, &all).pop().expect("it has stages");
+                        match place_whole(&next, machine, known, options) {
+                            Err(CompileError::DoesNotFit { .. }) => (fit, bad, step) = (in_tiles, n + 1, 1),
+                            Err(e) => return Err(e),
+                            Ok(_) => break,
+                        }
+                    }
                     match fit(&stage(&plan, good + step), machine, known, options) {
                         Ok(_) => {
                             good += step;
@@ -385,20 +400,6 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                             match placed.tiles > 1 {
                                 true => fit = in_tiles,
                                 false => bad = good + 1,
-                            }
-                        }
-                        // a kernel that needs tiles anyway: those before it may work on the same ones, if that costs nothing
-                        Err(CompileError::DoesNotFit { .. })
-                            if !tiled && step == 1 && tiles::free(&stage(&plan, good + 1)) =>
-                        {
-                            tiled = true;
-                            let mut all = cuts.clone();
-                            all.extend([good, good + 1]);
-                            let next = split(&plan, &all).pop().expect("it has stages");
-                            match place_whole(&next, machine, known, options) {
-                                Err(CompileError::DoesNotFit { .. }) => (fit, bad) = (in_tiles, n + 1),
-                                Err(e) => return Err(e),
-                                Ok(_) => bad = good + 1,
                             }
                         }
                         Err(CompileError::DoesNotFit { .. }) => {

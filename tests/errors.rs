@@ -345,10 +345,10 @@ fn long_runs_end() {
         advice(&refused, "--set")
     ))
     .ok();
-    let stopped = meshloom(&format!("{line} --max-cycles 900"));
+    let stopped = meshloom(&format!("{line} --max-cycles 600"));
     assert_eq!(stopped.code, Some(3), "{}", stopped.err);
     assert!(
-        stopped.err.contains("is not finished after 900 cycles"),
+        stopped.err.contains("is not finished after 600 cycles"),
         "{}",
         stopped.err
     );

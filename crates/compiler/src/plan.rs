@@ -277,7 +277,8 @@ impl Kind {
             (Kind::Pointwise(a), Kind::Pointwise(b)) => a.costs_alike(b),
             (Kind::Attention(a), Kind::Attention(b)) => a == b,
             (Kind::Embedding(a), Kind::Embedding(b)) => {
-                (a.rows, a.width, a.start.is_some()) == (b.rows, b.width, b.start.is_some())
+                let of = |t: &Table| (t.rows, t.width, t.start.is_some(), t.starts);
+                of(a) == of(b)
             }
             (Kind::LayerNorm(_), Kind::LayerNorm(_)) => true,
             (Kind::Softmax, Kind::Softmax) | (Kind::Flatten, Kind::Flatten) => true,
@@ -368,8 +369,10 @@ pub struct Table {
     pub width: usize,
     /// \[rows, width\].
     pub values: Arc<Vec<f32>>,
-    /// Added at each position, \[positions, width\].
+    /// Added at each position, \[starts * positions, width\].
     pub start: Option<Arc<Vec<f32>>>,
+    /// Items after which what is added repeats: tiles of a sequence have each their own; 0 counts as 1.
+    pub starts: usize,
 }
 
 /// The sum of linear operators, each of a tensor of its own, with a bias and what is fused.

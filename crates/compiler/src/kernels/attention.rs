@@ -370,6 +370,23 @@ impl<'a> AttentionKernel<'a> {
         })
     }
 
+    /// The lowest rectangle of that width that fits and is little slower: the stream comes no faster, and what the softmax gains of more
+    /// rows its results lose on their longer ways.
+    fn fewer(&self, c: &Context, cycles: u64, (width, height): (u32, u32)) -> (u32, u32) {
+        let lanes = c.output.lanes as u32;
+        let enough = |h: &u32| {
+            let other = self.cycles_of(c, width, *h, 1);
+            other.is_some_and(|n| n <= cycles + cycles / 20)
+        };
+        let fits = |h: &u32| {
+            let estimate = self.estimate(c, width, *h);
+            estimate.is_some_and(|e| e.bytes <= c.machine.pe.sram_bytes as u64)
+        };
+        let heights = (1..height / lanes).map(|pes| pes * lanes);
+        let height = heights.filter(enough).find(fits).unwrap_or(height);
+        (width, height)
+    }
+
     /// The division of a rectangle into the number of parts that is expected to be the fastest.
     fn division(&self, c: &Context, width: u32, height: u32) -> Option<(Division, u64)> {
         let cycles = |parts: usize| Some((self.cycles_of(c, width, height, parts)?, parts));
@@ -909,7 +926,8 @@ impl Implementation for AttentionKernel<'_> {
                 best = Some((cycles, shape));
             }
         }
-        let best = best.map_or((heads, lanes), |(_, shape)| shape);
+        let fewer = best.map(|(cycles, shape)| self.fewer(c, cycles, shape));
+        let best = fewer.unwrap_or((heads, lanes));
         self.best.borrow_mut().insert((most_columns, rows), best);
         best
     }

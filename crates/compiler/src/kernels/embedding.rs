@@ -1,8 +1,8 @@
 //! Rows of a table, chosen by ids: the rows lie over the columns of the rectangle, their features over its rows.
 //!
 //! Every PE gets all ids; for each that is one of its own rows it copies that row's part to the token's place, for the others there are
-//! zeros. The parts are added along the row from west to east (one of them is not zero), in the last column to what is added to each
-//! position, and leave from there.
+//! zeros. The parts are added along the row from west to east (one of them is not zero), and leave from the last column. What is added to
+//! each position lies over the columns too: each begins its sums of some positions with it, and those of all others with zeros.
 
 use super::streams::{Role, alike, by_output_lane, role, sums_along_rows};
 use super::*;
@@ -42,13 +42,17 @@ impl EmbeddingKernel<'_> {
         (self.0.width / lanes).div_ceil((height as usize / lanes).max(1))
     }
 
-    /// Bytes between two features of what is added to positions.
-    fn start_pitch(&self, c: &Context) -> usize {
-        if self.0.start.is_some() {
-            Context::pitch(c.ty, c.output.length()) as usize
-        } else {
-            0
+    /// Bytes between two features of what a PE adds to its share of the positions.
+    fn start_pitch(&self, c: &Context, width: usize) -> usize {
+        match self.0.start.is_some() {
+            true => Context::pitch(c.ty, c.output.length().div_ceil(width)) as usize,
+            false => 0,
         }
+    }
+
+    /// Items after which what is added repeats.
+    fn starts(&self) -> usize {
+        self.0.starts.max(1)
     }
 
     fn cost(&self, c: &Context, width: u32, height: u32) -> (u64, u64) {
@@ -62,12 +66,12 @@ impl EmbeddingKernel<'_> {
         let cycles = n * (2 + skip) + n.div_ceil(width as u64) * copy + 2 * sums + 60;
         let y = features * Context::pitch(Ty::F32, n as usize) as u64;
         let words = (rows * features * c.ty.bytes() as u64).next_multiple_of(4);
-        let bytes =
-            words + features * self.start_pitch(c) as u64 + y + 4 * n + 32 + code_bytes(c.machine, 46);
+        let starts = features * (self.starts() * self.start_pitch(c, width as usize)) as u64;
+        let bytes = words + starts + y + 4 * n + 64 + code_bytes(c.machine, 56);
         (cycles.max(c.stream_cycles()), bytes)
     }
 
-    /// Weights of a PE: in the last column what is added to positions, then its part of the table.
+    /// Weights of a PE: what it adds to its positions, once for each item until that repeats, then its part of the table.
     fn image(&self, c: &Context, cut: &Cut, x: usize, y: usize) -> Vec<u32> {
         let (table, n) = (self.0, c.output.length());
         let order = c.output.order.as_deref();
@@ -75,11 +79,16 @@ impl EmbeddingKernel<'_> {
             .map(|f| order.map_or(f, |o| o[f]))
             .collect();
         let mut words = Vec::new();
-        if let (Some(start), true) = (&table.start, x + 2 == cut.rows.len()) {
-            for (i, f) in features.iter().enumerate() {
-                let values: Vec<f32> = (0..n).map(|p| start[p * table.width + f]).collect();
-                words.extend(pack(c.ty, &values));
-                words.resize((i + 1) * self.start_pitch(c) / 4, 0);
+        if let Some(start) = &table.start {
+            let width = cut.rows.len() - 1;
+            let own = balanced(n, width);
+            for item in 0..self.starts() {
+                for f in &features {
+                    let at = |p: usize| start[(item * n + p) * table.width + f];
+                    let end = words.len() + self.start_pitch(c, width) / 4;
+                    words.extend(pack(c.ty, &(own[x]..own[x + 1]).map(at).collect::<Vec<f32>>()));
+                    words.resize(end, 0);
+                }
             }
         }
         let rows = cut.rows[x]..cut.rows[x + 1];
@@ -136,20 +145,45 @@ impl EmbeddingKernel<'_> {
             "row.bytes",
             number("row.bytes", &|_, y| share(y) * c.ty.bytes() as i64),
         );
-        let before = if ends { self.start_pitch(c) as i64 } else { 0 };
-        let rows_at = a.param("rows.at", number("rows.at", &|_, y| weights + share(y) * before));
+        let start_pitch = self.start_pitch(c, width) as i64;
+        let starts = self.starts() as i64;
+        let rows_at = a.param(
+            "rows.at",
+            number("rows.at", &|_, y| weights + share(y) * starts * start_pitch),
+        );
         let (imm, reg) = (Val::Imm, Val::Reg);
         a.task("main", Trigger::Start);
         load_weights(&mut a, words, weights);
-        // d0, d1: ids; d2: results; d3: what they start from; d4, d5: a token's, and its row; d6, d7: sums
+        // d0, d1: ids; d2: results; d3, d8: what some of them start from, and these; d4, d5: a token's, and its row; d6, d7: sums
         a.memory(0, Ty::F32, imm(ids), &[imm(1), imm(n)], &[0, 1], true);
         a.input(1, c.input_colors[0][0], Ty::F32, &[imm(1), imm(n)]);
         let all = [features, imm(n)];
         a.memory(2, ty, imm(y), &all, &[pitch / ty.bytes() as i64, 1], true);
-        let started = ends && self.0.start.is_some();
+        let started = self.0.start.is_some();
+        let mut step = imm(0);
         if started {
-            let pitch = self.start_pitch(c) as i64 / c.ty.bytes() as i64;
-            a.memory(3, c.ty, imm(weights), &all, &[pitch, 1], true);
+            let own = balanced(n as usize, width);
+            let length = number("positions", &|x, _| (own[x + 1] - own[x]) as i64);
+            let positions = [features, a.param("positions", length)];
+            let first = number("position", &|x, _| y + own[x] as i64 * ty.bytes() as i64);
+            let at = a.param("position", first);
+            a.memory(
+                3,
+                c.ty,
+                imm(weights),
+                &positions,
+                &[start_pitch / c.ty.bytes() as i64, 1],
+                true,
+            );
+            a.memory(8, ty, at, &positions, &[pitch / ty.bytes() as i64, 1], true);
+            if starts > 1 {
+                step = a.param(
+                    "start.bytes",
+                    number("start.bytes", &|_, y| share(y) * start_pitch),
+                );
+                // r5: items until what is added repeats
+                a.emit(Instr::Set(5, imm(starts)));
+            }
         }
         a.memory(4, ty, imm(y), &[features], &[pitch / ty.bytes() as i64], true);
         a.memory(5, c.ty, rows_at, &[features], &[1], true);
@@ -165,12 +199,19 @@ impl EmbeddingKernel<'_> {
         receive(&mut a);
         a.emit(Instr::Set(0, imm(c.items as i64)));
         let item = a.here("item");
-        let start = if started {
-            Operand::Desc(3)
-        } else {
-            Operand::Imm(0.0)
-        };
-        a.map(Op::Mov, 2, start, None, Count::None);
+        a.map(Op::Mov, 2, Operand::Imm(0.0), None, Count::None);
+        if started {
+            a.map(Op::Mov, 8, Operand::Desc(3), None, Count::None);
+            if starts > 1 {
+                let more = a.label("more");
+                a.emit(Instr::Advance(3, step));
+                a.emit(Instr::Sub(5, reg(5), imm(1)));
+                a.branch(Cond::Ne, reg(5), imm(0), more);
+                a.emit(Instr::Base(3, imm(weights)));
+                a.emit(Instr::Set(5, imm(starts)));
+                a.bind(more);
+            }
+        }
         a.emit(Instr::Wait(1, None));
         a.map(
             Op::Add,
@@ -258,8 +299,8 @@ impl Implementation for EmbeddingKernel<'_> {
         Some(Estimate {
             cycles,
             bytes,
-            // the last column also has what is added to positions; its first row has as many features as any
-            fullest: (width - 1, 0),
+            // the first column has as many rows and the first row as many features as any; the last column adds up in f32
+            fullest: (if c.ty == Ty::F32 { 0 } else { width - 1 }, 0),
         })
     }
 

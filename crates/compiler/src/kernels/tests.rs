@@ -637,13 +637,13 @@ proptest! {
     }
 
     #[test]
-    fn embedding(rows in 1usize..40, width in 1usize..20, samples in 1usize..3, tokens in 1usize..9, started: bool, shuffled: bool,
+    fn embedding(rows in 1usize..40, width in 1usize..20, samples in 1usize..3, tokens in 1usize..9, started: bool, starts in 1usize..3, shuffled: bool,
                  stray: bool, lanes in lanes(), ty in ty(), items_n in 1usize..4, area in area(), sets in settings(), seed in 0u64..1000) {
         let n = samples * tokens;
         let x = layout(n, 1, 1, false);
         let y = on_lanes(layout(n, width, 1, shuffled), lanes);
         let values = rounded(numbers(seed, rows * width), ty);
-        let start = started.then(|| rounded(numbers(seed + 1, n * width), ty));
+        let start = started.then(|| rounded(numbers(seed + 1, starts * n * width), ty));
         let ids: Vec<Vec<f32>> = (0..items_n)
             .map(|i| (0..n).map(|t| ((t * 7 + i * 3 + seed as usize) % rows) as f32).collect())
             .collect();
@@ -659,12 +659,12 @@ proptest! {
                     .map(|e| {
                         let (t, f) = (e / width, e % width);
                         let row = if stray && t == 0 { 0.0 } else { values[ids[i][t] as usize * width + f] as f64 };
-                        row + start.as_ref().map_or(0.0, |s| s[t * width + f] as f64)
+                        row + start.as_ref().map_or(0.0, |s| s[(i % starts * n + t) * width + f] as f64)
                     })
                     .collect()
             })
             .collect();
-        let table = Table { rows, width, values: Arc::new(values), start: start.map(Arc::new) };
+        let table = Table { rows, width, values: Arc::new(values), start: start.map(Arc::new), starts };
         let case = Case {
             kind: Kind::Embedding(Arc::new(table)), ty, inputs: vec![x], output: y, slack: vec![1], items: items_n, area, sets,
         };
@@ -846,6 +846,7 @@ fn estimates_are_near() {
             width,
             values: Arc::new(numbers(1, rows * width)),
             start: Some(Arc::new(numbers(2, tokens * width))),
+            starts: 1,
         };
         let ids = |i: usize| {
             (0..tokens)

@@ -443,8 +443,16 @@ pub fn run(
             gives,
         });
     }
-    // partial sums first: what is nearer to its end never waits for what is farther
-    let priority = colors::REDUCE.to_vec();
+    // streams first: one that enters a kernel goes to all its PEs, and sums that its row's PEs send beside it would tear it to pieces for
+    // all of them; then sums. What has no room does not use its link, so nobody waits for ever
+    let mut priority: Vec<Color> = plan
+        .edges
+        .iter()
+        .flat_map(|e| e.ways.iter().map(|w| w.color))
+        .collect();
+    priority.sort_unstable();
+    priority.dedup();
+    priority.extend(colors::REDUCE);
     let stage = Stage {
         name: plan.stage_name.clone(),
         priority,

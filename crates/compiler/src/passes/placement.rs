@@ -379,6 +379,13 @@ pub fn run<'m>(
             (None, Placement::Strips) => by_strips(machine, &mut costs),
             (None, Placement::Work) => by_work(machine, &mut costs, slack),
         }
+        .map(|mut rects| {
+            // many small items overlap, so a kernel's pace is all that counts
+            if plan.tiles > 1 && fixed.is_none() && options.placement == Placement::Work {
+                no_larger(&mut costs, sram, &mut rects);
+            }
+            rects
+        })
         .and_then(|rects| {
             let choices: Option<Vec<Choice>> = rects
                 .iter()
@@ -522,6 +529,49 @@ fn by_work(machine: &Machine, costs: &mut Costs, slack: f64) -> Option<Vec<Rect>
     let mut rects = vec![Rect::default(); n];
     cutting.give(0, n, whole, &mut rects);
     Some(rects)
+}
+
+/// Makes rectangles as small as they can be without a slower pace of all kernels together: what is bound by its streams gains nothing from
+/// more PEs, but its weights and sums have longer ways.
+fn no_larger(costs: &mut Costs, sram: u64, rects: &mut [Rect]) {
+    let cycles = |costs: &mut Costs, k: usize, r: Rect| costs.of(k, r.width, r.height).map(|c| c.cycles);
+    let Some(pace) = (0..rects.len())
+        .map(|k| cycles(costs, k, rects[k]))
+        .collect::<Option<Vec<_>>>()
+        .and_then(|all| all.into_iter().max())
+    else {
+        return;
+    };
+    for (k, rect) in rects.iter_mut().enumerate() {
+        let mut least: Option<Rect> = None;
+        let step = (rect.width / GRID).max(1);
+        for width in (1..=rect.width).step_by(step as usize) {
+            // higher rectangles are no slower
+            let enough = |costs: &mut Costs, height: u32| {
+                let choice = costs.of(k, width, height);
+                choice.is_some_and(|c| c.bytes <= sram && c.cycles <= pace)
+            };
+            let (mut low, mut high) = (0, rect.height);
+            if !enough(costs, high) {
+                continue;
+            }
+            while high - low > 1 {
+                let middle = low + (high - low) / 2;
+                match enough(costs, middle) {
+                    true => high = middle,
+                    false => low = middle,
+                }
+            }
+            if least.is_none_or(|l| width * high < l.width * l.height) {
+                least = Some(Rect {
+                    width,
+                    height: high,
+                    ..*rect
+                });
+            }
+        }
+        *rect = least.unwrap_or(*rect);
+    }
 }
 
 /// The PEs that all kernels need together, each in the smallest rectangle that holds it, and the kernel that needs most of them with that

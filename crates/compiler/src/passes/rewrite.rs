@@ -513,6 +513,7 @@ impl<'a> Rewriter<'a> {
             width: table[1],
             values,
             start,
+            starts: 1,
         };
         self.kernel(Kind::Embedding(Arc::new(table)), vec![input], nodes)
             .map(drop)

@@ -364,7 +364,27 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                 let (mut good, mut bad) = (from, n + 1);
                 let mut step = 1;
                 let mut fit: Fit = place_whole;
-                while good + step < bad {
+                let mut tiled = false;
+                // every token looks at all others, so what shares a stage with attention can't be in tiles
+                if n > 1 && matches!(plan.kernels[from].kind, Kind::Attention(_)) {
+                    bad = from + 2;
+                }
+                loop {
+                    if good + step >= bad {
+                        // a kernel that needs tiles anyway: those before it may work on the same ones, if that costs nothing
+                        if tiled || good == from || good >= n || !tiles::free(&stage(&plan, good + 1)) {
+                            break;
+                        }
+                        tiled = true;
+                        let mut all = cuts.clone();
+                        all.extend([good, good + 1]);
+                        let next = split(&plan, &all).pop().expect("it has stages");
+                        match place_whole(&next, machine, known, options) {
+                            Err(CompileError::DoesNotFit { .. }) => (fit, bad, step) = (in_tiles, n + 1, 1),
+                            Err(e) => return Err(e),
+                            Ok(_) => break,
+                        }
+                    }
                     match fit(&stage(&plan, good + step), machine, known, options) {
                         Ok(_) => {
                             good += step;
@@ -376,6 +396,7 @@ pub fn run(plan: &Plan, machine: &Machine, options: &Options) -> Result<Vec<Plan
                             let placed = alone(&mut plan, from, &single, machine, known, options)?;
                             good = from + 1;
                             // others may work on the same tiles
+                            tiled = true;
                             match placed.tiles > 1 {
                                 true => fit = in_tiles,
                                 false => bad = good + 1,

@@ -32,6 +32,19 @@ pub fn numbers(plan: &Plan) -> Result<Vec<usize>, String> {
     }
 }
 
+/// Whether tiles of a stage cost nothing beside their number: no kernel looks beyond its own rows, so none is fed to two tiles.
+pub fn free(plan: &Plan) -> bool {
+    plan.kernels.iter().all(|k| match &k.kind {
+        Kind::Mix(mix) | Kind::Streamed(mix) => mix.terms.iter().all(|t| t.slides.is_none()),
+        Kind::Depthwise(_) | Kind::Pool(_) | Kind::Attention(_) | Kind::Flatten => false,
+        Kind::Binary { .. }
+        | Kind::Pointwise(_)
+        | Kind::Softmax
+        | Kind::LayerNorm(_)
+        | Kind::Embedding(_) => true,
+    })
+}
+
 /// Images have rows; other tensors have a row for each position.
 fn extents(edge: &Edge) -> Extents {
     let l = &edge.layout;
@@ -217,14 +230,15 @@ fn tile(kind: &Kind, inputs: &[&Edge], output: &Edge, shape: Shape) -> Result<(K
             (Kind::Pool(own), vec![layout])
         }
         Kind::Embedding(table) if table.start.is_some() => {
+            // as much as is needed until it repeats
             let start = table.start.as_deref().map_or(&[][..], |s| &s[..]);
-            let mut each = start.chunks((start.len() / shape.tiles).max(1));
-            let first = each.next().unwrap_or(&[]);
-            if each.any(|other| other != first) {
-                return Err("what it adds differs from tile to tile".into());
-            }
+            let each = start.len() / shape.tiles;
+            let repeats = |n: &usize| start.chunks(n * each).all(|part| part == &start[..n * each]);
+            let divisors = (1..=shape.tiles).filter(|n| shape.tiles.is_multiple_of(*n));
+            let starts = divisors.into_iter().find(repeats).unwrap_or(shape.tiles);
             let own = Table {
-                start: Some(Arc::new(first.to_vec())),
+                start: Some(Arc::new(start[..starts * each].to_vec())),
+                starts,
                 ..(**table).clone()
             };
             (Kind::Embedding(Arc::new(own)), blocks())

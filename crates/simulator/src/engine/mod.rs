@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use counters::SharedCounters;
 pub use memory::{MemoryNeed, memory};
-pub use run::run;
+pub use run::{run, run_on};
 
 /// How to run; nothing here may change a result.
 #[derive(Clone, Debug, Default)]

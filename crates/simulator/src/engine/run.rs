@@ -10,12 +10,35 @@ use crate::text::stage_name;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Runs a verified program to its end. The same program gives the same outcome whatever the options.
+/// Runs a verified program to its end, from SRAM that is 0. The same program gives the same outcome whatever the options.
 pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
+    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
+    run_on(program, machine, options, &mut vec![Vec::new(); pes])
+}
+
+/// The same from what an earlier program left in the SRAM of each PE, row by row of the mesh: bytes from address 0 on, 0 beyond them. It
+/// becomes what this program leaves, unless there is an error.
+///
+/// # Panics
+/// `sram` has not one entry a PE.
+pub fn run_on(
+    program: &Program,
+    machine: &Machine,
+    options: &Options,
+    sram: &mut Vec<Vec<u8>>,
+) -> Result<Outcome, RunError> {
+    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
+    assert_eq!(sram.len(), pes, "one entry a PE");
     if options.engine == Engine::Fast {
-        match all_stages(program, machine, options, Engine::Fast, |run, sram, outcome| {
-            run.fast(sram, outcome)
-        }) {
+        // kept in case that the program has to run again
+        let mut left = sram.clone();
+        match all_stages(
+            program,
+            machine,
+            options,
+            (Engine::Fast, &mut left),
+            |run, sram, outcome| run.fast(sram, outcome),
+        ) {
             // what is wrong is found by running it again by the rules, cycle by cycle
             Err(Stop::Ask) => {}
             Err(Stop::TooLong) => {
@@ -23,19 +46,25 @@ pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Ou
                     cycles: options.max_cycles.unwrap_or(u64::MAX),
                 });
             }
-            Ok(outcome) => return Ok(outcome),
+            Ok(outcome) => {
+                *sram = left;
+                return Ok(outcome);
+            }
         }
     }
-    all_stages(
+    let mut left = sram.clone();
+    let outcome = all_stages(
         program,
         machine,
         options,
-        Engine::Reference,
+        (Engine::Reference, &mut left),
         |run, sram, outcome| {
             run.reference(sram, outcome)
                 .map_err(|e| in_stage(e, program, run.number as usize, run.begin))
         },
-    )
+    )?;
+    *sram = left;
+    Ok(outcome)
 }
 
 /// The stages one after another, each by `one`.
@@ -43,15 +72,14 @@ fn all_stages<E>(
     program: &Program,
     machine: &Machine,
     options: &Options,
-    engine: Engine,
+    (engine, sram): (Engine, &mut [Vec<u8>]),
     one: impl Fn(&StageRun, &mut [Vec<u8>], &mut Outcome) -> Result<StageOutcome, E>,
 ) -> Result<Outcome, E> {
-    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
     let mut outcome = Outcome {
         engine,
         cycles: 0,
         stages: Vec::new(),
-        pes: vec![PeCounters::default(); pes],
+        pes: vec![PeCounters::default(); sram.len()],
         drains: Vec::new(),
         probes: vec![Vec::new(); options.probes.len()],
         arrivals: Vec::new(),
@@ -62,7 +90,6 @@ fn all_stages<E>(
         paths: Paths::default(),
     };
     let mut times: Vec<Duration> = Vec::new();
-    let mut sram: Vec<Vec<u8>> = vec![Vec::new(); pes];
     for (number, stage) in program.stages.iter().enumerate() {
         let started = Instant::now();
         let change = match number {
@@ -81,7 +108,7 @@ fn all_stages<E>(
                 .map(|f| relay(program, f, &outcome.drains))
                 .collect(),
         };
-        let ended = one(&run, &mut sram, &mut outcome)?;
+        let ended = one(&run, sram, &mut outcome)?;
         for (sum, pe) in outcome.pes.iter_mut().zip(ended.pes.iter()) {
             sum.change(change.cycles());
             sum.follow(pe);

@@ -83,6 +83,19 @@ pub fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
 }
 
 impl Expr {
+    /// Whether its value may differ between columns.
+    pub fn depends_on_x(&self) -> bool {
+        match self {
+            Expr::Const(_) | Expr::Y => false,
+            Expr::X => true,
+            Expr::Add(a, b) | Expr::Sub(a, b) | Expr::Mul(a, b) | Expr::Min(a, b) | Expr::Max(a, b) => {
+                a.depends_on_x() || b.depends_on_x()
+            }
+            Expr::Div(a, _) | Expr::Mod(a, _) => a.depends_on_x(),
+            Expr::Table(t) => t.axes != Axes::Y,
+        }
+    }
+
     /// Its value at (x, y) of the region; arithmetic wraps, as the verifier bounds what matters.
     pub fn at(&self, x: i64, y: i64) -> i64 {
         match self {

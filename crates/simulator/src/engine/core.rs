@@ -2,15 +2,18 @@
 
 mod ahead;
 mod bulk;
+mod columns;
 mod leap;
 mod list;
 mod vector;
 
+use super::wavelets::Wavelets;
 use super::{Class, PeCounters};
 use crate::machine::{Cost, Machine};
 
 use crate::program::*;
 pub(super) use bulk::Scratch;
+pub(super) use columns::Others;
 pub(super) use leap::{Flows, Head, Outlook, Room};
 use std::collections::VecDeque;
 use vector::{Phase, Run};
@@ -29,6 +32,15 @@ pub(super) trait Ports {
     fn pop(&mut self, queue: u32, now: u64) -> Wavelet;
     /// The core's step of this cycle puts a wavelet into its output queue.
     fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet);
+    /// Takes the first wavelet for a step of a core that stands for others too ([`Others`]).
+    fn pop_for_all(&mut self, queue: u32, now: u64, to: &mut Wavelets) {
+        let w = self.pop(queue, now);
+        to.push(w);
+    }
+    /// The same of the wavelet that such a core's step puts.
+    fn send_for_all(&mut self, queue: u32, now: u64, wavelet: &Wavelets) {
+        self.send(queue, now, wavelet.get(0));
+    }
 }
 
 /// A descriptor register's contents, padded in front to four extents.
@@ -83,6 +95,8 @@ pub(super) struct Core<'p> {
     memory: Vec<u8>,
     /// SRAM above the block's buffers, which it cannot reach.
     above: Vec<u8>,
+    /// The cores of other columns that do the same in the same order, each with numbers of its own.
+    others: Option<Box<Others>>,
     registers: [i64; 16],
     descriptors: Vec<Option<Desc>>,
     active: Vec<bool>,
@@ -150,6 +164,22 @@ impl Cond {
     }
 }
 
+/// The SRAM that a block finds: its buffers' bytes, 0 where nothing was left, and what is above them.
+fn split(mut sram: Vec<u8>, block: &Block, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
+    // the code is at the top of the SRAM: what was there before is lost
+    let code = block.code.len() * machine.pe.instruction_bytes as usize;
+    sram.truncate((machine.pe.sram_bytes as usize).saturating_sub(code));
+    let ends = block.memory.iter().map(|b| b.address as usize + b.bytes as usize);
+    let bytes = ends.max().unwrap_or(0);
+    let above = sram.split_off(bytes.min(sram.len()));
+    if sram.is_empty() {
+        // fresh memory is 0 without being touched
+        sram = vec![0; bytes];
+    }
+    sram.resize(bytes, 0);
+    (sram, above)
+}
+
 impl<'p> Core<'p> {
     /// A core at the start of a stage; `sram` is what the stages before left, and 0 beyond.
     #[allow(clippy::too_many_arguments)] // one call; a struct for it would only rename them
@@ -161,24 +191,10 @@ impl<'p> Core<'p> {
         y: u32,
         pe: u32,
         machine: &Machine,
-        mut sram: Vec<u8>,
+        sram: Vec<u8>,
     ) -> Core<'p> {
         let block = &stage.regions[region as usize].blocks[block_index as usize];
-        // the code is at the top of the SRAM: what was there before is lost
-        let code = block.code.len() * machine.pe.instruction_bytes as usize;
-        sram.truncate((machine.pe.sram_bytes as usize).saturating_sub(code));
-        let bytes = block
-            .memory
-            .iter()
-            .map(|b| b.address as usize + b.bytes as usize)
-            .max()
-            .unwrap_or(0);
-        let above = sram.split_off(bytes.min(sram.len()));
-        if sram.is_empty() {
-            // fresh memory is 0 without being touched
-            sram = vec![0; bytes];
-        }
-        sram.resize(bytes, 0);
+        let (memory, above) = split(sram, block, machine);
         Core {
             region,
             block_index,
@@ -188,8 +204,9 @@ impl<'p> Core<'p> {
                 .iter()
                 .map(|p| p.value.at(x as i64, y as i64))
                 .collect(),
-            memory: sram,
+            memory,
             above,
+            others: None,
             registers: [0; 16],
             descriptors: vec![None; 44],
             active: block.tasks.iter().map(|t| t.trigger == Trigger::Start).collect(),
@@ -202,6 +219,11 @@ impl<'p> Core<'p> {
             counters: PeCounters::default(),
             class: Class::Idle,
         }
+    }
+
+    /// Its code.
+    pub fn block(&self) -> &'p Block {
+        self.block
     }
 
     /// The SRAM that the stage leaves.
@@ -321,14 +343,16 @@ impl<'p> Core<'p> {
                 let Core {
                     micro,
                     memory,
+                    others,
                     counters,
                     ..
                 } = self;
                 let run = micro[t].queue.front_mut().expect("it was ready");
-                let done = run
-                    .slot(memory, net, rules, now, counters, &mut sent)
-                    .map_err(|m| (run.pc, m))?;
-                micro[t].elements += done as u64;
+                let done = match others {
+                    None => run.slot(memory, net, rules, now, counters, &mut sent),
+                    Some(others) => others.slot(run, memory, net, rules, now, counters, &mut sent),
+                };
+                micro[t].elements += done.map_err(|m| (run.pc, m))? as u64;
             }
         }
         // instructions of no elements end with their issue
@@ -355,7 +379,10 @@ impl<'p> Core<'p> {
         };
         if let Some((color, w)) = sent {
             let queue = net.core_out(self.pe, color);
-            net.send(queue, now, w);
+            match &self.others {
+                None => net.send(queue, now, w),
+                Some(others) => net.send_for_all(queue, now, others.sent()),
+            }
         }
         Ok(Cycle { event, sent })
     }
@@ -495,8 +522,12 @@ impl<'p> Core<'p> {
     ) -> Result<(), Fault> {
         self.counters.last_busy = now;
         if let Main::Vector(run) = &mut self.main {
-            run.slot(&mut self.memory, net, rules, now, &mut self.counters, sent)
-                .map_err(|m| (run.pc, m))?;
+            let (memory, counters) = (&mut self.memory, &mut self.counters);
+            match &mut self.others {
+                None => run.slot(memory, net, rules, now, counters, sent),
+                Some(others) => others.slot(run, memory, net, rules, now, counters, sent),
+            }
+            .map_err(|m| (run.pc, m))?;
             if run.phase == Phase::Done {
                 self.pc += 1;
                 self.main = Main::Ready;
@@ -534,13 +565,18 @@ impl<'p> Core<'p> {
             Instr::Load(word, d, a, b) => {
                 let at = self.val(*a).saturating_add(self.val(*b));
                 self.registers[*d as usize] = self.load(*word, at)?;
+                if let Some(others) = &self.others {
+                    let bytes = if *word == Word::U16 { 2 } else { 4 };
+                    others.same(&self.memory, at as usize..at as usize + bytes)?;
+                }
             }
             Instr::Store(word, a, b, v) => {
                 let at = self.address(*word, self.val(*a).saturating_add(self.val(*b)))?;
-                let v = self.val(*v);
-                match word {
-                    Word::U16 => self.memory[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()),
-                    Word::I32 => self.memory[at..at + 4].copy_from_slice(&(v as i32).to_le_bytes()),
+                let bytes = (self.val(*v) as i32).to_le_bytes();
+                let bytes = &bytes[..if *word == Word::U16 { 2 } else { 4 }];
+                self.memory[at..at + bytes.len()].copy_from_slice(bytes);
+                if let Some(others) = &mut self.others {
+                    others.store(at, bytes);
                 }
             }
             Instr::Jump(to) => self.pc = *to,

@@ -155,8 +155,10 @@ impl Paths {
         self.single += other.single;
         self.leap += other.leap;
         self.ahead += other.ahead;
+        self.columns += other.columns;
         self.hops_single += other.hops_single;
         self.hops_flow += other.hops_flow;
+        self.hops_columns += other.hops_columns;
     }
 }
 
@@ -233,10 +235,14 @@ pub struct Paths {
     pub leap: u64,
     /// PE-cycles in one go with those of other instructions.
     pub ahead: u64,
+    /// PE-cycles in columns that do what another one does.
+    pub columns: u64,
     /// Link traversals looked at one by one.
     pub hops_single: u64,
     /// Link traversals of a stream in one go.
     pub hops_flow: u64,
+    /// Link traversals in and to columns that do what another one does.
+    pub hops_columns: u64,
 }
 
 /// What one stage took (rule M16); cycles are those of the run.

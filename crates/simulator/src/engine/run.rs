@@ -30,25 +30,25 @@ pub fn run_on(
     let pes = machine.mesh.width as usize * machine.mesh.height as usize;
     assert_eq!(sram.len(), pes, "one entry a PE");
     if options.engine == Engine::Fast {
-        // kept in case that the program has to run again
-        let mut left = sram.clone();
-        match all_stages(
-            program,
-            machine,
-            options,
-            (Engine::Fast, &mut left),
-            |run, sram, outcome| run.fast(sram, outcome),
-        ) {
-            // what is wrong is found by running it again by the rules, cycle by cycle
-            Err(Stop::Ask) => {}
-            Err(Stop::TooLong) => {
-                return Err(RunError::TooLong {
-                    cycles: options.max_cycles.unwrap_or(u64::MAX),
-                });
-            }
-            Ok(outcome) => {
-                *sram = left;
-                return Ok(outcome);
+        for apart in [false, true] {
+            // kept in case that the program has to run again
+            let mut left = sram.clone();
+            let how = (Engine::Fast, apart, &mut left[..]);
+            match all_stages(program, machine, options, how, |run, sram, outcome| {
+                run.fast(sram, outcome)
+            }) {
+                Ok(outcome) => {
+                    *sram = left;
+                    return Ok(outcome);
+                }
+                Err(Stop::Apart) => continue,
+                // what is wrong is found by running it again by the rules, cycle by cycle
+                Err(Stop::Ask) => break,
+                Err(Stop::TooLong) => {
+                    return Err(RunError::TooLong {
+                        cycles: options.max_cycles.unwrap_or(u64::MAX),
+                    });
+                }
             }
         }
     }
@@ -57,7 +57,7 @@ pub fn run_on(
         program,
         machine,
         options,
-        (Engine::Reference, &mut left),
+        (Engine::Reference, true, &mut left),
         |run, sram, outcome| {
             run.reference(sram, outcome)
                 .map_err(|e| in_stage(e, program, run.number as usize, run.begin))
@@ -72,7 +72,7 @@ fn all_stages<E>(
     program: &Program,
     machine: &Machine,
     options: &Options,
-    (engine, sram): (Engine, &mut [Vec<u8>]),
+    (engine, apart, sram): (Engine, bool, &mut [Vec<u8>]),
     one: impl Fn(&StageRun, &mut [Vec<u8>], &mut Outcome) -> Result<StageOutcome, E>,
 ) -> Result<Outcome, E> {
     let mut outcome = Outcome {
@@ -101,6 +101,7 @@ fn all_stages<E>(
             number: number as u32,
             machine,
             options,
+            apart,
             begin: outcome.cycles + change.cycles(),
             data: stage
                 .feeds
@@ -217,6 +218,8 @@ pub(super) struct StageRun<'a> {
     pub number: u32,
     pub machine: &'a Machine,
     pub options: &'a Options,
+    /// No columns are timed as one.
+    pub apart: bool,
     /// The run's cycle that is the stage's cycle 0.
     pub begin: u64,
     /// The wavelets of each feed.

@@ -6,6 +6,7 @@
 //! hand-over to a microthread, a `wait`.
 
 use super::bulk::Scratch;
+use super::columns::{leap_all, next_for_all};
 use super::vector::{Arg, Phase, Run, Source};
 use super::*;
 use crate::engine::network::NONE;
@@ -111,9 +112,11 @@ impl Core<'_> {
                 micro,
                 main,
                 memory,
+                others,
                 counters,
                 ..
             } = self;
+            let mut others = others.as_deref_mut();
             let (run, elements) = match (t, &mut *main) {
                 (0, Main::Vector(run)) => (&mut **run, &mut 0),
                 (0, _) => {
@@ -125,7 +128,17 @@ impl Core<'_> {
                     (m.queue.front_mut().expect("it goes on"), &mut m.elements)
                 }
             };
-            let listed = run.leap_list(now, left, memory, rules.machine, counters, elements, scratch);
+            let of_others = others.as_deref_mut();
+            let listed = run.leap_list(
+                now,
+                left,
+                memory,
+                of_others,
+                rules.machine,
+                counters,
+                elements,
+                scratch,
+            )?;
             if listed > 0 {
                 left -= listed;
                 self.class = Class::Busy;
@@ -148,8 +161,13 @@ impl Core<'_> {
             self.class = Class::Busy;
             let now = from + (cycles - left) - n;
             counters.last_busy = now + n - 1;
-            *elements += run.leap(now, n, memory, &mut none, &mut out, counters, scratch)?;
-            if run.phase == Phase::Done && !run.next(memory, rules.machine).map_err(|_| ())? {
+            let of_others = others.as_deref_mut();
+            *elements += leap_all(
+                run, of_others, now, n, memory, &mut none, &mut out, counters, scratch,
+            )?;
+            if run.phase == Phase::Done
+                && !next_for_all(run, others, memory, rules.machine).map_err(|_| ())?
+            {
                 debug_assert!(t == 0, "a microthread's last step is not ahead");
                 self.pc += 1;
                 self.main = Main::Ready;

@@ -5,6 +5,7 @@
 
 use super::ahead::is_scalar;
 use super::bulk::Scratch;
+use super::columns::leap_all;
 use super::vector::{Arg, Phase, Run};
 use super::{Core, Main, Ports, Rules, Wait};
 use crate::engine::Class;
@@ -429,22 +430,24 @@ impl Core<'_> {
             micro,
             main,
             memory,
+            others,
             counters,
             ..
         } = self;
+        let others = others.as_deref_mut();
         match (t, main) {
             (0, Main::Scalar(left)) => {
                 *left -= cycles as u32;
                 counters.slots[5] += cycles;
             }
             (0, Main::Vector(run)) => {
-                run.leap(from, cycles, memory, inputs, out, counters, scratch)?;
+                leap_all(run, others, from, cycles, memory, inputs, out, counters, scratch)?;
             }
             (0, _) => unreachable!("only these are ready"),
             (t, _) => {
                 let m = &mut micro[t as usize];
                 let run = m.queue.front_mut().expect("it was ready");
-                m.elements += run.leap(from, cycles, memory, inputs, out, counters, scratch)?;
+                m.elements += leap_all(run, others, from, cycles, memory, inputs, out, counters, scratch)?;
             }
         }
         Ok(())

@@ -267,6 +267,11 @@ impl Core<'_> {
                                 "a list of {left} elements at {index} and {value} is outside the {size} bytes of buffers"
                             ));
                         }
+                        if let (Some(others), true) = (&self.others, left > 0) {
+                            let (i, v) = (index as usize, value as usize);
+                            others.same(&self.memory, i..i + 2)?;
+                            others.same(&self.memory, v..v + ty.bytes() as usize)?;
+                        }
                         Source::Memory {
                             index,
                             value,

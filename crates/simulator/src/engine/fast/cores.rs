@@ -27,37 +27,44 @@ impl Ports for Simulation<'_, '_> {
     }
 
     fn pop(&mut self, queue: u32, now: u64) -> Wavelet {
-        let q = &self.queues[queue as usize];
-        let n = q.read;
-        let s = *q.segment(n).expect("only arrived wavelets are taken");
-        let index = s.index + (n - s.first);
-        let wavelet = if self.supply(s.log, index + 1) > index {
-            let mut one = std::mem::take(&mut self.popped);
-            one.clear();
-            read(&mut self.logs, s.log, index, 1, &mut one);
-            let wavelet = one.get(0);
-            self.popped = one;
-            wavelet
-        } else {
-            self.fault = true;
-            Wavelet::default()
-        };
-        let q = &mut self.queues[queue as usize];
-        q.takes.once(now);
-        q.read += 1;
-        q.forget(n + 1, &mut self.logs);
-        self.taken_from(queue, now);
+        let mut one = std::mem::take(&mut self.popped);
+        one.clear();
+        self.pop_for_all(queue, now, &mut one);
+        // in every column the same: it decides what follows
+        self.fault |= one.differs();
+        let wavelet = one.get(0);
+        self.popped = one;
         wavelet
     }
 
     fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet) {
         let log = self.log_of[queue as usize];
-        let index = self.logs[log as usize].next();
         self.logs[log as usize].push(wavelet);
-        self.queues[queue as usize].put(now, log, index, wavelet.flag, &mut self.logs);
-        self.put_into(queue, now);
-        self.net.wavelets += 1;
-        self.net.last_arrival = self.net.last_arrival.max(now + 1);
+        self.sends(queue, now, wavelet.flag);
+    }
+
+    fn pop_for_all(&mut self, queue: u32, now: u64, to: &mut Wavelets) {
+        let q = &self.queues[queue as usize];
+        let n = q.read;
+        let s = *q.segment(n).expect("only arrived wavelets are taken");
+        let index = s.index + (n - s.first);
+        if self.supply(s.log, index + 1) > index {
+            read(&mut self.logs, s.log, index, 1, to);
+        } else {
+            self.fault = true;
+            to.push(Wavelet::default());
+        }
+        let q = &mut self.queues[queue as usize];
+        q.takes.once(now);
+        q.read += 1;
+        q.forget(n + 1, &mut self.logs);
+        self.taken_from(queue, now);
+    }
+
+    fn send_for_all(&mut self, queue: u32, now: u64, wavelet: &Wavelets) {
+        let log = self.log_of[queue as usize];
+        self.logs[log as usize].extend(wavelet);
+        self.sends(queue, now, wavelet.get(0).flag);
     }
 }
 
@@ -88,6 +95,16 @@ impl Flows for Simulation<'_, '_> {
 }
 
 impl Simulation<'_, '_> {
+    /// What a core has sent in a step of its own, the last of its log, goes into its output queue.
+    fn sends(&mut self, queue: u32, now: u64, flag: bool) {
+        let log = self.log_of[queue as usize];
+        let index = self.logs[log as usize].next() - 1;
+        self.queues[queue as usize].put(now, log, index, flag, &mut self.logs);
+        self.put_into(queue, now);
+        self.net.wavelets += 1;
+        self.net.last_arrival = self.net.last_arrival.max(now + 1);
+    }
+
     /// Executes a core's cycle, and decides what it does from the next one on.
     pub fn visit_core(&mut self, pe: u32) {
         let t = self.now;

@@ -9,6 +9,7 @@
 
 mod calendar;
 mod channels;
+mod columns;
 mod cores;
 mod flow;
 mod routers;
@@ -23,6 +24,7 @@ use crate::machine::Machine;
 use crate::program::{Drain, Stage, Wavelet};
 use calendar::Calendar;
 use channels::Gate;
+use columns::Columns;
 use flow::{Log, Moves, Queue};
 use routers::Routers;
 use std::collections::VecDeque;
@@ -35,6 +37,8 @@ pub(super) enum Stop {
     Ask,
     /// `Options::max_cycles` was reached.
     TooLong,
+    /// Columns timed as one are not equal, or something went wrong in one of them: each is to be simulated.
+    Apart,
 }
 
 /// Wavelets of a drain for which room is made at once.
@@ -122,6 +126,13 @@ impl StageRun<'_> {
             begin,
             ..
         } = *self;
+        let probed = options.probes.iter().any(|p| p.stage == self.number);
+        let columns = match self.apart || probed {
+            true => None,
+            false => Columns::find(stage, machine),
+        };
+        let folded = columns.map(|c| c.fold(stage));
+        let stage = folded.as_ref().unwrap_or(stage);
         let pes = sram.len();
         let width = machine.mesh.width;
         let net = Network::new(stage, self.data.clone(), machine);
@@ -131,8 +142,13 @@ impl StageRun<'_> {
                 for (x, y) in block.at.places() {
                     let pe = (region.y + y) * width + region.x + x;
                     let found = std::mem::take(&mut sram[pe as usize]);
+                    let mut core = Core::new(stage, r as u32, b as u32, x, y, pe, machine, found);
+                    if let Some(columns) = columns {
+                        let others = pe as usize + 1..(pe + columns.count) as usize;
+                        core.stand_for(sram[others].iter_mut().map(std::mem::take).collect(), machine);
+                    }
                     cores[pe as usize] = Some(Box::new(Pe {
-                        core: Core::new(stage, r as u32, b as u32, x, y, pe, machine, found),
+                        core,
                         from: 0,
                         outlook: Outlook::nothing(0),
                     }));
@@ -155,14 +171,19 @@ impl StageRun<'_> {
             queues.for_each(|q| q.record = Some(Vec::new()));
         }
         let limit = options.max_cycles.map(|c| c.saturating_sub(begin));
-        let cycles = simulation.run(limit, |now| {
+        let ended = simulation.run(limit, |now| {
             if let Some(p) = &options.progress {
                 p.store(begin + now, Ordering::Relaxed);
             }
-        })?;
-        if !simulation.ended_well(stage) {
-            return Err(Stop::Ask);
-        }
+        });
+        let behind = columns.map_or(0, |c| c.behind());
+        let too_late = |cycles: u64| behind > 0 && limit.is_some_and(|l| cycles + behind >= l);
+        let cycles = match ended {
+            Ok(cycles) if simulation.ended_well(stage) && !too_late(cycles) => cycles + behind,
+            _ if columns.is_some() => return Err(Stop::Apart),
+            ended => ended.and(Err(Stop::Ask))?,
+        };
+        let (in_columns, sent_in_columns) = columns.map_or_else(Default::default, |c| c.rest(&simulation));
         let Simulation {
             net,
             cores,
@@ -175,26 +196,42 @@ impl StageRun<'_> {
         if options.record {
             let cycles = queues.iter_mut().filter_map(|q| q.recorded(&mut logs));
             let arrivals = net.arrivals(cycles.collect(), self.number, begin);
-            outcome.arrivals.extend(arrivals);
+            outcome.arrivals.extend(match columns {
+                Some(columns) => columns.arrivals(arrivals),
+                None => arrivals,
+            });
         }
-        let mut counters = vec![PeCounters::default(); pes];
-        for (c, (left, core)) in counters.iter_mut().zip(sram.iter_mut().zip(cores)) {
-            match core {
-                Some(core) => {
-                    *c = core.core.counters;
-                    *left = core.core.into_sram();
-                }
-                None => {
-                    c.classes[Class::Idle as usize] = cycles;
-                    c.load_classes[Class::Idle as usize] = net.epochs[1];
+        let mut idle = PeCounters::default();
+        idle.classes[Class::Idle as usize] = cycles;
+        idle.load_classes[Class::Idle as usize] = net.epochs[1];
+        let mut counters = vec![idle; pes];
+        for (pe, core) in cores.into_iter().enumerate() {
+            let Some(Pe { mut core, .. }) = core.map(|core| *core) else {
+                continue;
+            };
+            let own = core.counters;
+            match columns {
+                None => counters[pe] = own,
+                Some(columns) => {
+                    let waits = Columns::waits(core.block());
+                    for (i, c) in (0..columns.count).zip(&mut counters[pe..]) {
+                        *c = columns.counters(&own, waits, i);
+                    }
+                    for (left, sram) in core.srams_of_others().into_iter().zip(&mut sram[pe + 1..]) {
+                        *sram = left;
+                    }
                 }
             }
+            sram[pe] = core.into_sram();
+        }
+        for c in &mut counters {
             outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
             c.shift(begin);
         }
         outcome.paths.add(&paths);
-        outcome.wavelets += net.wavelets;
-        outcome.hops += net.hops;
+        outcome.paths.add(&in_columns);
+        outcome.wavelets += net.wavelets + sent_in_columns;
+        outcome.hops += net.hops + in_columns.hops_columns;
         outcome.edge_wavelets += net.edge_wavelets;
         landed.iter_mut().flatten().for_each(|l| l.cycle += begin);
         outcome.drains.append(&mut landed);

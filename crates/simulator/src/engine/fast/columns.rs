@@ -1,0 +1,310 @@
+//! Equal columns timed once. In a stage whose columns of PEs have the same code and routes, are reached from the west by streams that pass
+//! through them one after another, and exchange nothing else, each column does what its western neighbour does one hop later. The
+//! westernmost one is then simulated, with the numbers of all of them (`core::columns`); their counters and arrivals follow from
+//! its own. `docs/fast-engine.md` has the argument and its conditions, which [`Columns::find`] looks for.
+
+use super::Simulation;
+use crate::engine::network::NONE;
+use crate::engine::{Arrivals, Class, Paths, PeCounters, QueueKind};
+use crate::machine::{Machine, Side};
+use crate::program::*;
+
+/// Columns of PEs that do the same, each `hop` cycles after the one to its west.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Columns {
+    pub first: u32,
+    /// At least 2.
+    pub count: u32,
+    hop: u64,
+    ramp: u64,
+}
+
+/// A route or a block of a stage, and the place in its region.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Part {
+    y: u32,
+    /// Of a route.
+    color: Color,
+    region: u32,
+    index: u32,
+}
+
+/// Routes or blocks by column of the mesh, each from the top to the bottom.
+fn by_column<'s>(
+    stage: &'s Stage,
+    width: u32,
+    parts: impl Fn(&'s Region) -> Vec<(Lattice, Color)>,
+) -> Vec<Vec<Part>> {
+    let mut all = vec![Vec::new(); width as usize];
+    for (region, r) in (0..).zip(&stage.regions) {
+        for (index, (at, color)) in (0..).zip(parts(r)) {
+            for (x, y) in at.places() {
+                all[(r.x + x) as usize].push(Part {
+                    y: r.y + y,
+                    color,
+                    region,
+                    index,
+                });
+            }
+        }
+    }
+    all.iter_mut().for_each(|c: &mut Vec<Part>| c.sort_unstable());
+    all
+}
+
+/// What a router does with a colour, but for what it sends east.
+#[derive(PartialEq)]
+struct Switch {
+    positions: Vec<(Port, Vec<Port>, i64)>,
+    filters: Vec<(Port, [i64; 3])>,
+}
+
+impl Columns {
+    /// The columns of a stage that may be timed as one.
+    pub fn find(stage: &Stage, machine: &Machine) -> Option<Columns> {
+        let starts = |b: &Block| b.tasks.iter().any(|t| t.trigger == Trigger::Start);
+        let fed = |f: &Feed| f.side == Side::West && f.epoch > 0 && !f.data.is_empty();
+        // nothing happens by itself, and nothing leaves
+        if !stage.drains.is_empty()
+            || stage.feeds.is_empty()
+            || !stage.feeds.iter().all(fed)
+            || stage.regions.iter().flat_map(|r| &r.blocks).any(starts)
+        {
+            return None;
+        }
+        let width = machine.mesh.width;
+        let code = by_column(stage, width, |r| r.blocks.iter().map(|b| (b.at, 0)).collect());
+        let first = code.iter().position(|c| !c.is_empty())?;
+        let end = code.iter().rposition(|c| !c.is_empty())? + 1;
+        if end - first < 2 || code[first..end].iter().any(|c| *c != code[first]) {
+            return None;
+        }
+        for part in &code[first] {
+            let r = &stage.regions[part.region as usize];
+            let params = &r.blocks[part.index as usize].params;
+            let varies = |p: &&Param| p.value.depends_on_x();
+            let y = (part.y - r.y) as i64;
+            for p in params.iter().filter(varies) {
+                let at = |x: usize| p.value.at(x as i64 - r.x as i64, y);
+                if (first + 1..end).any(|x| at(x) != at(first)) {
+                    return None;
+                }
+            }
+        }
+        let routes = by_column(stage, width, |r| {
+            r.routes.iter().map(|r| (r.at, r.color)).collect()
+        });
+        Self::streams_pass(stage, &routes, first, end).then_some(Columns {
+            first: first as u32,
+            count: (end - first) as u32,
+            hop: machine.router.hop_cycles as u64,
+            ramp: machine.router.ramp_cycles as u64,
+        })
+    }
+
+    /// Whether the routes of columns `first..end` are the same, and what comes to them from the west is all that they share.
+    fn streams_pass(stage: &Stage, routes: &[Vec<Part>], first: usize, end: usize) -> bool {
+        let of = |p: &Part| &stage.regions[p.region as usize].routes[p.index as usize];
+        let before = routes[..first].iter().flatten();
+        if routes[end..].iter().any(|c| !c.is_empty())
+            || before.into_iter().any(|p| !of(p).filters.is_empty())
+        {
+            return false;
+        }
+        for x in first..end {
+            let same = routes[x].len() == routes[first].len();
+            let mut last_passing = None;
+            for (part, as_first) in routes[x].iter().zip(&routes[first]) {
+                if !same || (part.y, part.color) != (as_first.y, as_first.color) {
+                    return false;
+                }
+                let route = of(part);
+                let uses = |port| {
+                    let outputs = route.positions.iter().flat_map(|p| &p.outputs);
+                    outputs
+                        .chain(route.positions.iter().map(|p| &p.input))
+                        .any(|p| *p == port)
+                };
+                let [only] = &route.positions[..] else {
+                    if uses(Port::West)
+                        || uses(Port::East)
+                        || !Self::equal(stage, (part, x), (as_first, first))
+                    {
+                        return false;
+                    }
+                    continue;
+                };
+                if only.input == Port::West {
+                    // it goes into the core, and on to the next column, if there is one; one such stream a router
+                    let east = only.outputs.contains(&Port::East);
+                    let passes =
+                        only.outputs.contains(&Port::Ramp) && only.outputs.len() == 1 + east as usize;
+                    if !passes
+                        || east != (x + 1 < end)
+                        || !route.filters.is_empty()
+                        || last_passing == Some(part.y)
+                    {
+                        return false;
+                    }
+                    last_passing = Some(part.y);
+                } else if uses(Port::West) || uses(Port::East) {
+                    return false;
+                }
+                if !Self::equal(stage, (part, x), (as_first, first)) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Whether two routers do the same with a colour, but for what they send east.
+    fn equal(stage: &Stage, a: (&Part, usize), b: (&Part, usize)) -> bool {
+        let switch = |(part, x): (&Part, usize)| {
+            let r = &stage.regions[part.region as usize];
+            let route = &r.routes[part.index as usize];
+            let (x, y) = (x as i64 - r.x as i64, (part.y - r.y) as i64);
+            let several = route.positions.len() > 1;
+            let position = |p: &Position| {
+                let outputs = p.outputs.iter().copied().filter(|o| *o != Port::East);
+                (
+                    p.input,
+                    outputs.collect(),
+                    if several { p.hold.at(x, y) } else { 0 },
+                )
+            };
+            let filter = |f: &Filter| (f.output, [&f.first, &f.count, &f.period].map(|e| e.at(x, y)));
+            Switch {
+                positions: route.positions.iter().map(position).collect(),
+                filters: route.filters.iter().map(filter).collect(),
+            }
+        };
+        switch(a) == switch(b)
+    }
+
+    /// The stage with only the first of the columns, and nothing sent on to the others.
+    pub fn fold(&self, stage: &Stage) -> Stage {
+        let mut folded = stage.clone();
+        for r in &mut folded.regions {
+            let (first, x) = (self.first, r.x);
+            r.blocks = std::mem::take(&mut r.blocks)
+                .into_iter()
+                .filter_map(|b| {
+                    let at = part(b.at, x, first, first + 1)?;
+                    Some(Block { at, ..b })
+                })
+                .collect();
+            r.routes = std::mem::take(&mut r.routes)
+                .into_iter()
+                .flat_map(|route| {
+                    let before = part(route.at, x, 0, first).map(|at| Route { at, ..route.clone() });
+                    let own = part(route.at, x, first, first + 1).map(|at| {
+                        let mut own = Route { at, ..route };
+                        for p in &mut own.positions {
+                            p.outputs.retain(|o| *o != Port::East);
+                        }
+                        own
+                    });
+                    [before, own].into_iter().flatten()
+                })
+                .collect();
+        }
+        folded
+    }
+
+    /// The cycles by which the last column is behind the first.
+    pub fn behind(&self) -> u64 {
+        (self.count as u64 - 1) * self.hop
+    }
+
+    /// What the same PE of the `i`th column counts in the whole stage, given what it counts in the first one alone, up to its end.
+    pub fn counters(&self, own: &PeCounters, waits: Class, i: u32) -> PeCounters {
+        let mut c = *own;
+        let shift = i as u64 * self.hop;
+        c.classes[waits as usize] += shift;
+        c.classes[Class::Idle as usize] += self.behind() - shift;
+        c.shift(shift);
+        c
+    }
+
+    /// The class of a PE to which nothing has come yet.
+    pub fn waits(block: &Block) -> Class {
+        let wait = |t: &Task| matches!(t.trigger, Trigger::Data(_)) && !t.blocked;
+        match block.tasks.iter().any(wait) {
+            true => Class::WaitInput,
+            false => Class::Idle,
+        }
+    }
+
+    /// What happens in the other columns: the work in their PEs and on their links, and the wavelets that they send.
+    pub fn rest(&self, s: &Simulation) -> (Paths, u64) {
+        let others = self.count as u64 - 1;
+        let moved = |queue: u32| s.queues[queue as usize].puts.before(u64::MAX - 1);
+        // each stream from the west makes a hop to each, and those within a column make theirs
+        let (mut hops, mut sent) = (0, 0);
+        let own = (0..s.cores.len() as u32).filter(|pe| pe % s.net.width == self.first);
+        for pe in own {
+            let positions = s.net.router(pe).iter().flat_map(|r| s.net.positions(r));
+            let mut queues: Vec<u32> = positions
+                .filter(|p| p.input != Port::Ramp && p.queue != NONE)
+                .map(|p| p.queue)
+                .collect();
+            queues.sort_unstable();
+            queues.dedup();
+            hops += queues.into_iter().map(moved).sum::<u64>();
+            let out = s.net.ramps[pe as usize].iter().map(|(out, _)| moved(*out));
+            sent += out.sum::<u64>();
+        }
+        let p = &s.paths;
+        let paths = Paths {
+            columns: others * (p.single + p.leap + p.ahead),
+            hops_columns: others * hops,
+            ..Paths::default()
+        };
+        (paths, others * sent)
+    }
+
+    /// Arrivals in all columns from those in the first one.
+    pub fn arrivals(&self, all: Vec<Arrivals>) -> Vec<Arrivals> {
+        let mut every = Vec::new();
+        for a in &all {
+            if a.x != self.first {
+                continue;
+            }
+            for i in 1..self.count {
+                let shift = i as u64 * self.hop;
+                // what passes goes on when it goes into the core
+                let from = match a.queue {
+                    QueueKind::Router(Port::West) => all
+                        .iter()
+                        .find(|b| (b.x, b.y, b.color, b.queue) == (a.x, a.y, a.color, QueueKind::CoreInput)),
+                    _ => None,
+                };
+                let cycles = match from {
+                    Some(core) => core.cycles.iter().map(|c| c - self.ramp + shift).collect(),
+                    None => a.cycles.iter().map(|c| c + shift).collect(),
+                };
+                every.push(Arrivals {
+                    x: a.x + i,
+                    cycles,
+                    ..a.clone()
+                });
+            }
+        }
+        every.extend(all);
+        every.sort_by_key(|a| (a.y, a.x));
+        every
+    }
+}
+
+/// The part of a lattice in columns `from..to` of the mesh.
+fn part(at: Lattice, region: u32, from: u32, to: u32) -> Option<Lattice> {
+    let inside = |i: &u32| (from..to).contains(&(region + at.x + i * at.dx));
+    let first = (0..at.nx).find(inside)?;
+    let n = (first..at.nx).take_while(inside).count() as u32;
+    Some(Lattice {
+        x: at.x + first * at.dx,
+        nx: n,
+        ..at
+    })
+}

@@ -1,0 +1,356 @@
+//! Columns of PEs that do the same are timed as one by the fast engine. The programs here are random ones of that form: what comes from the
+//! west passes through all columns, sums go south within each, results north. Both engines agree in everything: cycles, counters,
+//! the cycle of every arrival, and all that is left in SRAM, where every column has numbers of its own.
+
+mod common;
+
+use common::{Choices, comparable, small};
+use meshloom_simulator::engine::{Engine, Options, Outcome, RunError, run_on};
+use meshloom_simulator::program::*;
+use meshloom_simulator::text::{DataStore, parse};
+use meshloom_simulator::verify::verify;
+use meshloom_simulator::{Machine, Side};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::cell::Cell;
+use std::fmt::Write;
+
+/// A random program and what is in SRAM before it.
+struct Case {
+    machine: Machine,
+    program: Program,
+    sram: Vec<Vec<u8>>,
+    /// A PE's next instructions depend on a number that columns have of their own.
+    decides: bool,
+}
+
+/// How a round's weights come.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    Dense,
+    /// A list in SRAM.
+    List,
+    /// A list that is multiplied as it comes.
+    Fabric,
+}
+
+/// Wavelets of one f32 or of an index.
+fn word(bits: u32, flag: bool) -> Wavelet {
+    Wavelet {
+        bits: bits as u64,
+        elements: 1,
+        flag,
+    }
+}
+
+/// A number of many bits, none of them special.
+fn number(seed: u32) -> f32 {
+    let mixed = (seed ^ 0x9e37).wrapping_mul(0x85eb_ca6b);
+    ((mixed ^ mixed >> 13) % 4001) as f32 / 1000.0 - 2.0
+}
+
+impl Case {
+    fn new(c: &mut Choices) -> Case {
+        let (columns, rows) = (2 + c.below(3), 1 + c.below(4));
+        let first = c.below(2);
+        let idle = c.below(2);
+        let sets = [
+            format!("mesh.width={}", first + columns + idle),
+            format!("mesh.height={rows}"),
+            "edge.bits_per_second=1e14".into(),
+            format!("router.queue_depth={}", 1 + c.below(4)),
+            format!("router.hop_cycles={}", 1 + c.below(3)),
+            format!("router.ramp_cycles={}", 1 + c.below(3)),
+            format!("edge.latency_cycles={}", 1 + c.below(3)),
+            format!("pe.input_queue_depth={}", 1 + c.below(5)),
+            format!("pe.output_queue_depth={}", 1 + c.below(3)),
+            format!("pe.cost.issue={}", c.below(7)),
+            format!("pe.moves_first={}", c.below(2) == 0),
+        ];
+        let machine = small(&sets.each_ref().map(String::as_str));
+        let half = c.one_in(4);
+        let (ty, size) = if half { ("f16", 2) } else { ("f32", 4) };
+        let many = c.one_in(3);
+        let tokens = 1 + c.below(if many { 40 } else { 9 });
+        let wide = if c.one_in(2) { " wide" } else { "" };
+        // elements from one row to the next; some are not aligned
+        let pitch = tokens + c.below(3) + if wide.is_empty() { 0 } else { 8 - tokens % 8 };
+        let rounds: Vec<u32> = (0..1 + c.below(4)).map(|_| 1 + c.below(6)).collect();
+        let most = rounds.iter().max().copied().unwrap_or(1);
+        let results = rounds.iter().sum::<u32>() * tokens;
+        let chain = rows > 1;
+        let mut text = String::from("program columns\n");
+        let orders = ["c3 c1 c2 c0", "c0 c1 c2 c3", "c1 c2 c0 c3", "c3 c0 c2 c1"];
+        let order = orders[c.below(4) as usize];
+        writeln!(text, "priority {order}").unwrap();
+        if first > 0 {
+            writeln!(text, "\nregion trunk at 0, 0 size 1 x {rows}").unwrap();
+            writeln!(text, "route c0 \"weights\" 0 x 0..{rows}: west -> east").unwrap();
+        }
+        writeln!(text, "\nregion columns at {first}, 0 size {columns} x {rows}").unwrap();
+        let last = columns - 1;
+        writeln!(text, "route c0 \"weights\" 0..{last} x 0..{rows}: west -> ramp east").unwrap();
+        writeln!(text, "route c0 \"weights\" {last} x 0..{rows}: west -> ramp").unwrap();
+        let bottom = rows - 1;
+        let mut ends: Vec<u32> = (1..bottom).map(|_| c.below(results + 1)).collect();
+        ends.push(results);
+        ends.sort_unstable();
+        let own = |y: u32| {
+            let y = y as usize;
+            let from = if y == 0 { 0 } else { ends[y - 1] };
+            (from, ends[y] - from)
+        };
+        for y in 0..bottom {
+            let color = 1 + y % 2;
+            writeln!(text, "route c{color} \"sums\" 0..{columns} x {y}: ramp -> south").unwrap();
+            let y = y + 1;
+            writeln!(text, "route c{color} \"sums\" 0..{columns} x {y}: north -> ramp").unwrap();
+        }
+        if chain {
+            writeln!(text, "route c3 \"results\" 0..{columns} x {bottom}: ramp -> north").unwrap();
+            for y in 0..bottom {
+                let (from, n) = own(y);
+                let on = if y == 0 { "" } else { " north" };
+                writeln!(
+                    text,
+                    "route c3 \"results\" 0..{columns} x {y}: south -> ramp{on}; filter ramp pass {n} of {results} from {from}"
+                )
+                .unwrap();
+            }
+        }
+        let (mut feeds, mut decides) = (Vec::new(), false);
+        for y in 0..rows {
+            let mut data = vec![word(c.below(9), false)];
+            let features = 1 + c.below(5);
+            let finishes = chain && y == bottom;
+            let x_bytes = features * pitch * size;
+            let y_bytes = most * pitch * 4;
+            let at = |from: u32| from.next_multiple_of(8);
+            let sums = at(x_bytes) + 8 * c.below(4);
+            let weights = at(sums + y_bytes);
+            let weight_bytes = 4 + 6 * features * most + 8;
+            let kept = at(weights + weight_bytes);
+            writeln!(text, "block 0..{columns} x {y}").unwrap();
+            writeln!(text, "  memory x @0 {x_bytes} bytes").unwrap();
+            writeln!(text, "  memory y @{sums} {y_bytes} bytes").unwrap();
+            writeln!(text, "  memory w @{weights} {weight_bytes} bytes").unwrap();
+            writeln!(text, "  memory z @{kept} {} bytes", 4 * results).unwrap();
+            writeln!(text, "  task main data c0 -> @0\n  @0:").unwrap();
+            if chain && !finishes && own(y).1 > 0 {
+                let n = own(y).1;
+                writeln!(text, "    desc d20 = mem f32 @z [{n}] by [1]").unwrap();
+                writeln!(text, "    desc d21 = in c3 f32 [{n}]").unwrap();
+                writeln!(text, "    async t3 mov d20 = d21").unwrap();
+            }
+            if c.one_in(10) {
+                decides = true;
+                writeln!(text, "    load.i32 r7 = [0 + 0]").unwrap();
+                writeln!(text, "    branch r7 < 0 negative").unwrap();
+                writeln!(text, "    set r8 = 1\n    set r8 = 2").unwrap();
+                writeln!(text, "  negative:").unwrap();
+            }
+            for (round, &m) in rounds.iter().enumerate() {
+                let shape = format!("[{m} {tokens}]");
+                writeln!(text, "    desc d2 = mem f32 @y {shape} by [{pitch} 1]{wide}").unwrap();
+                let background = c.one_in(2);
+                let run = |text: &mut String, thread: u32, what: &str| match background {
+                    true => writeln!(text, "    async t{thread} {what}\n    wait t{thread}").unwrap(),
+                    false => writeln!(text, "    {what}").unwrap(),
+                };
+                if finishes {
+                    data.push(word(number(round as u32).to_bits(), c.one_in(3)));
+                    writeln!(text, "    desc d0 = mem f32 @w [1] by [1]").unwrap();
+                    writeln!(text, "    desc d1 = in c0 f32 [1]\n    mov d0 = d1").unwrap();
+                    writeln!(text, "    desc d3 = in c{} f32 {shape}", 1 + (y - 1) % 2).unwrap();
+                    run(&mut text, 1, "mov d2 = d3");
+                    let flag = if c.one_in(2) { " flag" } else { "" };
+                    writeln!(text, "    desc d4 = out c3 f32 {shape}{flag}").unwrap();
+                    writeln!(text, "    load.i32 r5 = [{weights} + 0]").unwrap();
+                    run(&mut text, 2, "add d4 = d2 + r5 #other");
+                    continue;
+                }
+                let form = [Form::Dense, Form::List, Form::Fabric][c.below(3) as usize];
+                let values = |i: u32| number(i + 17 * y + 100 * round as u32).to_bits();
+                let all = features * m;
+                // the sums of the round before are on their way
+                writeln!(text, "    wait t1\n    mov d2 = 0.0").unwrap();
+                writeln!(text, "    desc d7 = mem f32 @y [{tokens}] by [1]{wide}").unwrap();
+                writeln!(text, "    desc d8 = mem {ty} @x [{tokens}] by [1]{wide}").unwrap();
+                let steps = format!("modulo {m} divisor {m} y_step {} x_step {} #mac", 4 * pitch, size * pitch);
+                let mut fetch = 0;
+                match form {
+                    Form::Dense => {
+                        fetch = all;
+                        data.extend((0..all).map(|i| word(values(i), i + 1 == all)));
+                    }
+                    Form::List => {
+                        let indices: Vec<u32> = (0..all).filter(|_| c.one_in(2)).collect();
+                        data.push(word(indices.len() as u32, false));
+                        data.extend(indices.iter().map(|i| word(values(*i), false)));
+                        let pair = |p: &[u32]| word(p[0] | p.get(1).map_or(0, |h| h << 16), false);
+                        data.extend(indices.chunks(2).map(pair));
+                        fetch = 1 + indices.len() as u32 + (indices.len() as u32).div_ceil(2);
+                    }
+                    Form::Fabric => {
+                        let mut indices: Vec<u32> = (0..all).filter(|_| c.one_in(2)).collect();
+                        indices.push(all - 1);
+                        for (n, i) in indices.iter().enumerate() {
+                            data.push(word(*i, false));
+                            data.push(word(values(*i), n + 1 == indices.len()));
+                        }
+                    }
+                }
+                if fetch > 0 {
+                    writeln!(text, "    desc d0 = mem f32 @w [{fetch}] by [1]{wide}").unwrap();
+                    writeln!(text, "    desc d1 = in c0 f32 [{fetch}]").unwrap();
+                    run(&mut text, 2, "mov d0 = d1");
+                }
+                match form {
+                    Form::Dense => {
+                        let shape = format!("[{features} {m} {tokens}]");
+                        writeln!(text, "    desc d4 = mem {ty} @x {shape} by [{pitch} 0 1]{wide}").unwrap();
+                        writeln!(text, "    desc d5 = mem f32 @w {shape} by [{m} 1 0]").unwrap();
+                        writeln!(text, "    desc d6 = mem f32 @y {shape} by [0 {pitch} 1]{wide}").unwrap();
+                        writeln!(text, "    mac d6 += d5 * d4 #mac").unwrap();
+                    }
+                    Form::List => {
+                        writeln!(text, "    load.i32 r4 = [{weights} + 0]\n    set r6 = {}", weights + 4).unwrap();
+                        writeln!(text, "    mul r5 = r4 * 4\n    add r5 = r5 + r6").unwrap();
+                        writeln!(text, "    axpy d7 += d8 * list mem f32 index @r5 value @r6 count r4 {steps}").unwrap();
+                    }
+                    Form::Fabric => writeln!(text, "    axpy d7 += d8 * list c0 f32 {steps}").unwrap(),
+                }
+                if chain {
+                    let flag = if c.one_in(2) { " flag" } else { "" };
+                    writeln!(text, "    desc d11 = out c{} f32 {shape}{flag}", 1 + y % 2).unwrap();
+                    let sends = match y {
+                        0 => "mov d11 = d2",
+                        _ => {
+                            writeln!(text, "    desc d10 = in c{} f32 {shape}", 1 + (y - 1) % 2).unwrap();
+                            "add d11 = d10 + d2 #reduce"
+                        }
+                    };
+                    let thread = if c.one_in(3) { "" } else { "async t1 " };
+                    writeln!(text, "    {thread}{sends}").unwrap();
+                }
+            }
+            writeln!(text, "    halt").unwrap();
+            // in one or several feeds, and epochs
+            let cut = c.below(data.len() as u32) as usize;
+            let rest = data.split_off(cut);
+            let later = 1 + c.below(2);
+            for (data, epoch) in [(data, 1), (rest, later)] {
+                if !data.is_empty() {
+                    feeds.push(Feed {
+                        name: "weights".into(),
+                        side: Side::West,
+                        row: y,
+                        color: 0,
+                        epoch,
+                        data: data.into(),
+                    });
+                }
+            }
+        }
+        let mut program = parse(&text, &DataStore::default()).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        feeds.sort_by_key(|f| f.epoch);
+        program.stages[0].feeds = feeds;
+        let pes = (first + columns + idle) * rows;
+        let fill = |pe: u32| -> Vec<u8> {
+            let number = |i: u32| number(i * 31 + pe * 7919);
+            match half {
+                false => (0..600).flat_map(|i| number(i).to_le_bytes()).collect(),
+                // from 0.5 to 2, of either sign
+                true => (0..1200)
+                    .map(|i| number(i).to_bits() >> 8)
+                    .flat_map(|b| ((0x3800 + b % 0x800) as u16 | (b as u16 & 0x800) << 4).to_le_bytes())
+                    .collect(),
+            }
+        };
+        Case {
+            machine,
+            program,
+            sram: (0..pes).map(fill).collect(),
+            decides,
+        }
+    }
+
+    fn run(&self, engine: Engine) -> (Result<Outcome, RunError>, Vec<Vec<u8>>) {
+        let options = Options {
+            engine,
+            record: true,
+            ..Options::default()
+        };
+        let mut sram = self.sram.clone();
+        let outcome = run_on(&self.program, &self.machine, &options, &mut sram);
+        (outcome, sram)
+    }
+}
+
+/// What differs first.
+fn difference(fast: &Outcome, reference: &Outcome) -> Option<String> {
+    let (a, b) = (fast, reference);
+    let pe = a.pes.iter().zip(&b.pes).position(|(a, b)| a != b);
+    let queue = a.arrivals.iter().zip(&b.arrivals).find(|(a, b)| a != b);
+    (a != b).then(|| {
+        format!(
+            "cycles {} {}, hops {} {}, wavelets {} {}, PE {:?}, queue {queue:?}",
+            a.cycles,
+            b.cycles,
+            a.hops,
+            b.hops,
+            a.wavelets,
+            b.wavelets,
+            pe.map(|i| (i, a.pes[i], b.pes[i])),
+        )
+    })
+}
+
+fn many(cases: u32) {
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[11; 32]);
+    // how many ended well and were timed as one
+    let (ended, together) = (Cell::new(0), Cell::new(0));
+    TestRunner::new_with_rng(config, rng)
+        .run(&prop::collection::vec(any::<u16>(), 300), |choices| {
+            let case = Case::new(&mut Choices::new(&choices));
+            let text = || meshloom_simulator::text::print(&case.program);
+            prop_assert_eq!(verify(&case.program, &case.machine), Ok(()), "{}", text());
+            let (fast, reference) = (case.run(Engine::Fast), case.run(Engine::Reference));
+            match (fast.0, reference.0) {
+                (Ok(fast_outcome), Ok(outcome)) => {
+                    let as_one = fast_outcome.paths.columns > 0;
+                    prop_assert!(case.decides || as_one, "not timed as one\n{}", text());
+                    ended.set(ended.get() + 1);
+                    together.set(together.get() + as_one as u32);
+                    let differs = difference(&comparable(fast_outcome), &comparable(outcome));
+                    prop_assert_eq!(differs, None, "{}", text());
+                    prop_assert!(fast.1 == reference.1, "SRAM differs\n{}", text());
+                }
+                (a, b) => prop_assert_eq!(a.err(), b.err()),
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(ended.get() * 10 > cases * 8, "{} of {cases} ended well", ended.get());
+    assert!(
+        together.get() * 10 > cases * 6,
+        "{} of {cases} were timed as one",
+        together.get()
+    );
+}
+
+#[test]
+fn equal_columns_are_equal_on_both_engines() {
+    many(1500);
+}
+
+#[test]
+#[ignore = "long"]
+fn equal_columns_are_equal_on_both_engines_in_long() {
+    many(30_000);
+}

@@ -70,8 +70,11 @@ impl Case {
         let machine = small(&sets.each_ref().map(String::as_str));
         let half = c.one_in(4);
         let (ty, size) = if half { ("f16", 2) } else { ("f32", 4) };
-        let many = c.one_in(3);
-        let tokens = 1 + c.below(if many { 40 } else { 9 });
+        let tokens = match c.below(8) {
+            0 => 1 + c.below(300),
+            1 | 2 => 1 + c.below(40),
+            _ => 1 + c.below(9),
+        };
         let wide = if c.one_in(2) { " wide" } else { "" };
         // elements from one row to the next; some are not aligned
         let pitch = tokens + c.below(3) + if wide.is_empty() { 0 } else { 8 - tokens % 8 };
@@ -89,14 +92,25 @@ impl Case {
         }
         writeln!(text, "\nregion columns at {first}, 0 size {columns} x {rows}").unwrap();
         let last = columns - 1;
-        writeln!(text, "route c0 \"weights\" 0..{last} x 0..{rows}: west -> ramp east").unwrap();
+        writeln!(
+            text,
+            "route c0 \"weights\" 0..{last} x 0..{rows}: west -> ramp east"
+        )
+        .unwrap();
         writeln!(text, "route c0 \"weights\" {last} x 0..{rows}: west -> ramp").unwrap();
         let bottom = rows - 1;
         let mut ends: Vec<u32> = (1..bottom).map(|_| c.below(results + 1)).collect();
         ends.push(results);
         ends.sort_unstable();
+        // rows whose switch hands the first rounds' results to the core
+        let until: Vec<Option<u32>> = (0..rows)
+            .map(|y| (y > 0 && y < bottom && c.one_in(3)).then(|| 1 + c.below(rounds.len() as u32)))
+            .collect();
         let own = |y: u32| {
             let y = y as usize;
+            if let Some(n) = until[y] {
+                return (0, rounds[..n as usize].iter().sum::<u32>() * tokens);
+            }
             let from = if y == 0 { 0 } else { ends[y - 1] };
             (from, ends[y] - from)
         };
@@ -107,10 +121,23 @@ impl Case {
             writeln!(text, "route c{color} \"sums\" 0..{columns} x {y}: north -> ramp").unwrap();
         }
         if chain {
-            writeln!(text, "route c3 \"results\" 0..{columns} x {bottom}: ramp -> north").unwrap();
+            writeln!(
+                text,
+                "route c3 \"results\" 0..{columns} x {bottom}: ramp -> north"
+            )
+            .unwrap();
             for y in 0..bottom {
                 let (from, n) = own(y);
                 let on = if y == 0 { "" } else { " north" };
+                if let Some(taken) = until[y as usize] {
+                    let rest = rounds.len() as u32 - taken;
+                    writeln!(
+                        text,
+                        "route c3 \"results\" 0..{columns} x {y}: south -> ramp north hold {taken}; south -> north hold {rest}"
+                    )
+                    .unwrap();
+                    continue;
+                }
                 writeln!(
                     text,
                     "route c3 \"results\" 0..{columns} x {y}: south -> ramp{on}; filter ramp pass {n} of {results} from {from}"
@@ -118,7 +145,16 @@ impl Case {
                 .unwrap();
             }
         }
+        let switches = until.iter().any(Option::is_some);
         let (mut feeds, mut decides) = (Vec::new(), false);
+        // the last row begins when the row above it has sent a word: one of the weights, or of its own numbers
+        let early = chain && c.one_in(4);
+        let (above, word_of_x) = (bottom.wrapping_sub(1), c.one_in(2));
+        if early {
+            decides |= word_of_x;
+            writeln!(text, "route c4 \"early\" 0..{columns} x {above}: ramp -> south").unwrap();
+            writeln!(text, "route c4 \"early\" 0..{columns} x {bottom}: north -> ramp").unwrap();
+        }
         for y in 0..rows {
             let mut data = vec![word(c.below(9), false)];
             let features = 1 + c.below(5);
@@ -128,14 +164,35 @@ impl Case {
             let at = |from: u32| from.next_multiple_of(8);
             let sums = at(x_bytes) + 8 * c.below(4);
             let weights = at(sums + y_bytes);
-            let weight_bytes = 4 + 6 * features * most + 8;
+            let weight_bytes = 12 + 6 * features * most;
             let kept = at(weights + weight_bytes);
             writeln!(text, "block 0..{columns} x {y}").unwrap();
             writeln!(text, "  memory x @0 {x_bytes} bytes").unwrap();
             writeln!(text, "  memory y @{sums} {y_bytes} bytes").unwrap();
             writeln!(text, "  memory w @{weights} {weight_bytes} bytes").unwrap();
             writeln!(text, "  memory z @{kept} {} bytes", 4 * results).unwrap();
-            writeln!(text, "  task main data c0 -> @0\n  @0:").unwrap();
+            match early && finishes {
+                true => {
+                    writeln!(
+                        text,
+                        "  task main data c0 blocked -> main\n  task early data c4 -> @0"
+                    )
+                    .unwrap();
+                    writeln!(text, "  @0:\n    block early\n    unblock main\n    end\n  main:").unwrap();
+                }
+                false => writeln!(text, "  task main data c0 -> @0\n  @0:").unwrap(),
+            }
+            if early && y == above {
+                data.push(word(c.below(9), false));
+                let from = if word_of_x { "@x" } else { "@w" };
+                writeln!(
+                    text,
+                    "    desc d0 = mem f32 @w [1] by [1]\n    desc d1 = in c0 f32 [1]"
+                )
+                .unwrap();
+                writeln!(text, "    mov d0 = d1\n    desc d2 = mem f32 {from} [1] by [1]").unwrap();
+                writeln!(text, "    desc d3 = out c4 f32 [1]\n    mov d3 = d2").unwrap();
+            }
             if chain && !finishes && own(y).1 > 0 {
                 let n = own(y).1;
                 writeln!(text, "    desc d20 = mem f32 @z [{n}] by [1]").unwrap();
@@ -163,7 +220,10 @@ impl Case {
                     writeln!(text, "    desc d1 = in c0 f32 [1]\n    mov d0 = d1").unwrap();
                     writeln!(text, "    desc d3 = in c{} f32 {shape}", 1 + (y - 1) % 2).unwrap();
                     run(&mut text, 1, "mov d2 = d3");
-                    let flag = if c.one_in(2) { " flag" } else { "" };
+                    let flag = match switches || c.one_in(2) {
+                        true => " flag",
+                        false => "",
+                    };
                     writeln!(text, "    desc d4 = out c3 f32 {shape}{flag}").unwrap();
                     writeln!(text, "    load.i32 r5 = [{weights} + 0]").unwrap();
                     run(&mut text, 2, "add d4 = d2 + r5 #other");
@@ -176,7 +236,11 @@ impl Case {
                 writeln!(text, "    wait t1\n    mov d2 = 0.0").unwrap();
                 writeln!(text, "    desc d7 = mem f32 @y [{tokens}] by [1]{wide}").unwrap();
                 writeln!(text, "    desc d8 = mem {ty} @x [{tokens}] by [1]{wide}").unwrap();
-                let steps = format!("modulo {m} divisor {m} y_step {} x_step {} #mac", 4 * pitch, size * pitch);
+                let steps = format!(
+                    "modulo {m} divisor {m} y_step {} x_step {} #mac",
+                    4 * pitch,
+                    size * pitch
+                );
                 let mut fetch = 0;
                 match form {
                     Form::Dense => {
@@ -214,9 +278,18 @@ impl Case {
                         writeln!(text, "    mac d6 += d5 * d4 #mac").unwrap();
                     }
                     Form::List => {
-                        writeln!(text, "    load.i32 r4 = [{weights} + 0]\n    set r6 = {}", weights + 4).unwrap();
+                        writeln!(
+                            text,
+                            "    load.i32 r4 = [{weights} + 0]\n    set r6 = {}",
+                            weights + 4
+                        )
+                        .unwrap();
                         writeln!(text, "    mul r5 = r4 * 4\n    add r5 = r5 + r6").unwrap();
-                        writeln!(text, "    axpy d7 += d8 * list mem f32 index @r5 value @r6 count r4 {steps}").unwrap();
+                        writeln!(
+                            text,
+                            "    axpy d7 += d8 * list mem f32 index @r5 value @r6 count r4 {steps}"
+                        )
+                        .unwrap();
                     }
                     Form::Fabric => writeln!(text, "    axpy d7 += d8 * list c0 f32 {steps}").unwrap(),
                 }
@@ -259,9 +332,9 @@ impl Case {
         let fill = |pe: u32| -> Vec<u8> {
             let number = |i: u32| number(i * 31 + pe * 7919);
             match half {
-                false => (0..600).flat_map(|i| number(i).to_le_bytes()).collect(),
+                false => (0..2000).flat_map(|i| number(i).to_le_bytes()).collect(),
                 // from 0.5 to 2, of either sign
-                true => (0..1200)
+                true => (0..4000)
                     .map(|i| number(i).to_bits() >> 8)
                     .flat_map(|b| ((0x3800 + b % 0x800) as u16 | (b as u16 & 0x800) << 4).to_le_bytes())
                     .collect(),
@@ -336,7 +409,11 @@ fn many(cases: u32) {
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{e}"));
-    assert!(ended.get() * 10 > cases * 8, "{} of {cases} ended well", ended.get());
+    assert!(
+        ended.get() * 10 > cases * 8,
+        "{} of {cases} ended well",
+        ended.get()
+    );
     assert!(
         together.get() * 10 > cases * 6,
         "{} of {cases} were timed as one",

@@ -308,3 +308,112 @@ fn part(at: Lattice, region: u32, from: u32, to: u32) -> Option<Lattice> {
         ..at
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{DataStore, parse};
+
+    const TEXT: &str = r#"program columns
+feed weights west row 0 c0 epoch 1 = [1 2]
+
+region trunk at 0, 0 size 1 x 2
+route c0 "weights" 0 x 0: west -> east
+
+region columns at 1, 0 size 3 x 2
+table t by x = [7 7 7]
+route c0 "weights" 0..2 x 0: west -> ramp east
+route c0 "weights" 2 x 0: west -> ramp
+route c1 "sums" 0..3 x 0: ramp -> south
+route c1 "sums" 0..3 x 1: north -> ramp
+block 0..3 x 0
+  param p = t
+  task main data c0 -> @0
+  @0:
+    halt
+block 0..3 x 1
+  task main data c1 -> @0
+  @0:
+    halt
+"#;
+
+    fn find(text: &str) -> Option<(u32, u32)> {
+        let sets = ["mesh.width=5", "mesh.height=2"].map(String::from);
+        let machine = Machine::parse("small", include_str!("../../../../../machines/small.toml"), &sets);
+        let program = parse(text, &DataStore::default()).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        Columns::find(&program.stages[0], &machine.unwrap()).map(|c| (c.first, c.count))
+    }
+
+    #[test]
+    fn each_condition_counts() {
+        assert_eq!(find(TEXT), Some((1, 3)));
+        let passing = "route c0 \"weights\" 0..2 x 0: west -> ramp east";
+        let second = "route c2 \"more\" 0..2 x 0: west -> ramp east\nroute c2 \"more\" 2 x 0: west -> ramp\nblock 0..3 x 0";
+        for (from, to, why) in [
+            ("data c1", "start", "begins by itself"),
+            ("epoch 1 =", "epoch 0 =", "is load"),
+            ("west row", "east row", "comes from the other side"),
+            ("[7 7 7]", "[7 7 8]", "has another parameter"),
+            ("block 0..3 x 1", "block 0..2 x 1", "has no code in one column"),
+            (
+                passing,
+                "route c0 \"weights\" 0..2 x 0: west -> east",
+                "does not take what passes",
+            ),
+            (
+                passing,
+                "route c0 \"weights\" 0..2 x 0: west -> ramp east south",
+                "sends what passes south, too",
+            ),
+            (
+                "\"weights\" 2 x 0: west -> ramp",
+                "\"weights\" 2 x 0: west -> ramp; filter ramp pass 1 of 2 from 0",
+                "has a filter",
+            ),
+            (
+                "block 0..3 x 0",
+                second,
+                "has two streams from the west in one router",
+            ),
+            (
+                "0..3 x 0: ramp -> south",
+                "0..3 x 0: ramp -> south west",
+                "sends west",
+            ),
+            (
+                "0..3 x 1: north -> ramp",
+                "0..2 x 1: north -> ramp",
+                "lacks a route in one column",
+            ),
+            (
+                "0..3 x 1: north -> ramp",
+                "0..3 x 1: north -> ramp hold 1; west -> ramp hold 1",
+                "switches to the west",
+            ),
+            (
+                "0..3 x 1: north -> ramp",
+                "0..3 x 1: north -> ramp; filter ramp pass 1 of 2 from x",
+                "filters by column",
+            ),
+            (
+                "0 x 0: west -> east",
+                "0 x 0: west -> east; filter east pass 1 of 2 from 0",
+                "filters before the columns",
+            ),
+            (
+                "block 0..3 x 0",
+                "route c3 \"on\" 3 x 0: west -> ramp\nblock 0..3 x 0",
+                "goes on behind the columns",
+            ),
+            (
+                "\nregion trunk",
+                "drain y west row 0 c3: 1 wavelets\n\nregion trunk",
+                "has a drain",
+            ),
+        ] {
+            assert!(TEXT.contains(from), "{from}");
+            let text = TEXT.replacen(from, to, 1).replace("3 x 2\n", "4 x 2\n");
+            assert_eq!(find(&text), None, "{why}");
+        }
+    }
+}

@@ -178,7 +178,8 @@ impl Case {
                         "  task main data c0 blocked -> main\n  task early data c4 -> @0"
                     )
                     .unwrap();
-                    writeln!(text, "  @0:\n    block early\n    unblock main\n    end\n  main:").unwrap();
+                    writeln!(text, "  @0:\n    store.i32 [{kept} + 0] = r0").unwrap();
+                    writeln!(text, "    block early\n    unblock main\n    end\n  main:").unwrap();
                 }
                 false => writeln!(text, "  task main data c0 -> @0\n  @0:").unwrap(),
             }

@@ -9,6 +9,7 @@
 mod attention;
 mod bands;
 mod binary;
+pub(crate) mod blocks;
 mod depthwise;
 mod embedding;
 mod flatten;

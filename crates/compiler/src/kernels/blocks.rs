@@ -24,7 +24,7 @@ pub(crate) const CHUNK: usize = 8;
 /// Words that a list begins with: its length, and the words of the block after it.
 pub(crate) const HEADER: usize = 2;
 /// Indices of a list stay below this: words that hold two of them, moved as f32, are never a NaN, whose bits would not be kept (M19).
-const INDICES: usize = 0x7f80;
+pub(crate) const INDICES: usize = 0x7f80;
 
 /// The microthread that hands partial sums on comes first: the PEs after this one wait for it.
 pub(crate) const SUMS: u8 = 1;

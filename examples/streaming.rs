@@ -252,6 +252,7 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
     let w = w.ok_or("the product has no weights")?;
     let x = weights(tokens * k);
     let product = Product {
+        name: "product",
         tokens,
         k,
         m,
@@ -261,6 +262,7 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
         relu: false,
         lists: sparsity > 0.0,
         outputs: None,
+        x: 0,
     };
     let began = Instant::now();
     let mapped = product.map(&machine)?;

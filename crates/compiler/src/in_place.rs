@@ -32,6 +32,8 @@ const RESULTS: Color = colors::SPREAD;
 /// What is multiplied.
 #[derive(Clone, Debug)]
 pub struct Product<'a> {
+    /// Of the region, its streams and tables: another one for each product of a program.
+    pub name: &'a str,
     /// Rows of X and Y: a multiple of the columns that have tokens, all of the mesh but one.
     pub tokens: usize,
     /// Input features.
@@ -50,6 +52,8 @@ pub struct Product<'a> {
     pub lists: bool,
     /// The first output of each row of PEs but the last, and `m` at the end: the features of a product that follows. None for equal shares.
     pub outputs: Option<Vec<usize>>,
+    /// SRAM address of X: 0, or where a product before left it ([`Mapped::y`]). Y lies before X if there is room, else behind it.
+    pub x: u32,
 }
 
 /// A product as a program, and where its operands lie.
@@ -104,8 +108,8 @@ impl Product<'_> {
     fn refuse(&self, message: String) -> CompileError {
         CompileError::Unsupported {
             node: format!(
-                "product in place of [{}, {}] and [{}, {}]",
-                self.tokens, self.k, self.k, self.m
+                "{}, a product in place of [{}, {}] and [{}, {}]",
+                self.name, self.tokens, self.k, self.k, self.m
             ),
             message,
         }
@@ -120,6 +124,9 @@ impl Product<'_> {
             ));
         }
         let (columns, rows) = (width as usize - 1, height as usize - 1);
+        if !self.x.is_multiple_of(32) {
+            return bad(format!("X at SRAM address {}: expected a multiple of 32", self.x));
+        }
         for (what, n) in [("tokens", self.tokens), ("outputs", self.m)] {
             if n == 0 {
                 return bad(format!("no {what}: at least one is needed"));
@@ -163,13 +170,6 @@ impl Product<'_> {
         };
         let tokens = self.tokens / columns;
         let wavelets = tokens.div_ceil(per_wavelet(machine, self.ty) as usize);
-        if wavelets as u64 * self.m as u64 > u32::MAX as u64 {
-            return bad(format!(
-                "{wavelets} wavelets of each of {} results pass a filter, which counts to {}",
-                self.m,
-                u32::MAX
-            ));
-        }
         let features = if self.lists {
             let mut costs = vec![0u64; self.k];
             for row in self.weights.chunks(self.k) {
@@ -177,12 +177,12 @@ impl Product<'_> {
                     *cost += (*w != 0.0) as u64;
                 }
             }
-            // as in SRAM, a feature without weights is not for nothing
             let lanes = match self.ty {
                 Ty::F32 => machine.pe.lanes.f32,
                 Ty::F16 => machine.pe.lanes.f16,
             };
             let each = (tokens as u64).div_ceil(lanes as u64) + machine.pe.cost.issue as u64;
+            // equally many weights; features without any are spread, too
             let costs: Vec<u64> = costs.iter().map(|n| n * each + tokens as u64).collect();
             blocks::even(&costs, rows)
         } else {
@@ -214,6 +214,16 @@ impl Product<'_> {
         };
         if plan.least() > machine.pe.sram_bytes as u64 {
             return Err(plan.too_large(0, plan.least()));
+        }
+        // what registers, and a filter, count
+        let most = tokens.max(2 * plan.widest() + blocks::HEADER);
+        if self.m.checked_mul(most).is_none_or(|n| n > i32::MAX as usize) {
+            return bad(format!(
+                "{} outputs of {tokens} tokens and up to {} features a PE: with more than {} elements of sums, or words of weights, a PE can't count them",
+                self.m,
+                plan.widest(),
+                i32::MAX
+            ));
         }
         if self.lists && plan.widest() > blocks::INDICES {
             return bad(format!(
@@ -259,6 +269,17 @@ impl Plan<'_> {
 
     fn widest(&self) -> usize {
         (0..self.rows()).map(|row| self.features(row)).max().unwrap_or(0)
+    }
+
+    /// Most outputs of a row.
+    fn most(&self) -> usize {
+        (0..self.rows()).map(|row| self.outputs(row)).max().unwrap_or(0)
+    }
+
+    /// Whether Y lies before X.
+    fn before(&self) -> bool {
+        let pitch = Context::pitch(self.product.ty, self.tokens) as u64;
+        self.most() as u64 * pitch <= self.product.x as u64
     }
 
     /// The first output of each group, and the one after its last.
@@ -336,15 +357,23 @@ impl Plan<'_> {
         let (pitch_x, pitch_y) = blocks::pitches(product.ty, self.tokens);
         let mut a = Assembler::new();
         // X and the accumulators start in different banks (M9)
-        let most = |of: &dyn Fn(usize) -> usize| (0..self.rows()).map(of).max().unwrap_or(0) as u32;
-        let x = a.buffer("x", self.widest() as u32 * pitch_x as u32, 0);
-        let y = a.buffer("y", most(&|row| self.outputs(row)) * pitch_x as u32, 0);
+        let bytes = self.widest() as u32 * pitch_x as u32;
+        let (x, y) = if self.before() {
+            let y = a.buffer("y", product.x, 0);
+            (a.buffer("x", bytes, 0), y)
+        } else {
+            a = Assembler::from(product.x);
+            let x = a.buffer("x", bytes, 0);
+            (x, a.buffer("y", (self.most() as i64 * pitch_x) as u32, 0))
+        };
         let sums = a.buffer("sums", (RING * self.group) as u32 * pitch_y as u32, 16);
         let block_bytes = self.block_bytes();
         let weights = a.buffer("weights", block_bytes, 0);
         let next = a.buffer("weights.next", block_bytes, 0);
         let number = |what: &str, f: &dyn Fn(usize) -> usize| {
-            table(&format!("{name}.{what}"), at, |_, y| f(y as usize) as i64)
+            table(&format!("{}.{name}.{what}", self.product.name), at, |_, y| {
+                f(y as usize) as i64
+            })
         };
         let features = a.param("features", number("features", &|row| self.features(row)));
         let outputs = a.param("outputs", number("outputs", &|row| self.outputs(row)));
@@ -478,8 +507,10 @@ impl Plan<'_> {
     /// Bytes without which no PE can do: X, Y, and the sums of groups of one output.
     fn least(&self) -> u64 {
         let (pitch_x, pitch_y) = blocks::pitches(self.product.ty, self.tokens);
-        let most = (0..self.rows()).map(|row| self.outputs(row)).max().unwrap_or(0);
-        (self.widest() + most) as u64 * pitch_x as u64 + RING as u64 * pitch_y as u64
+        let behind = if self.before() { 0 } else { self.most() };
+        self.product.x as u64
+            + (self.widest() + behind) as u64 * pitch_x as u64
+            + RING as u64 * pitch_y as u64
     }
 
     /// Whether every PE's data and code fit its SRAM.
@@ -497,7 +528,7 @@ impl Plan<'_> {
 
     fn too_large(&self, y: u32, bytes: u64) -> CompileError {
         CompileError::DoesNotFit {
-            what: format!("a product in place on PE (1, {y})"),
+            what: format!("{}, a product in place, on PE (1, {y})", self.product.name),
             needs: format!("{bytes} bytes of SRAM"),
             has: format!("{} bytes on {}", self.machine.pe.sram_bytes, self.machine.name),
             helps: format!(
@@ -511,7 +542,7 @@ impl Plan<'_> {
         let (width, height) = (self.machine.mesh.width, self.machine.mesh.height);
         let channels = self.channels();
         let mut region = Region {
-            name: "product in place".into(),
+            name: self.product.name.into(),
             x: 0,
             y: 0,
             width,
@@ -524,7 +555,7 @@ impl Plan<'_> {
         }
         self.rows_and_columns(&mut region);
         let feeds = channels.iter().map(|channel| Feed {
-            name: format!("weights by row {}", channel.1),
+            name: format!("{}: weights by row {}", self.product.name, channel.1),
             side: Side::West,
             row: channel.1 as u32,
             color: WEIGHTS,
@@ -537,7 +568,7 @@ impl Plan<'_> {
             regions: vec![region],
             ..Stage::default()
         };
-        let program = Program::single("product in place", stage);
+        let program = Program::single(self.product.name, stage);
         limits::run(&program, self.machine)?;
         Ok(Mapped {
             program,
@@ -591,7 +622,7 @@ impl Plan<'_> {
                 };
                 region.routes.push(Route {
                     color: WEIGHTS,
-                    stream: "weights: trunk".into(),
+                    stream: format!("{}: weights", self.product.name),
                     at: Lattice::rect(0, from as u32, 1, (to - from) as u32),
                     positions: positions.into_iter().map(position).collect(),
                     filters: Vec::new(),
@@ -641,7 +672,7 @@ impl Plan<'_> {
                 if at.nx > 0 && at.ny > 0 {
                     region.routes.push(Route {
                         color,
-                        stream: stream.into(),
+                        stream: format!("{}: {stream}", self.product.name),
                         at,
                         positions: vec![Position {
                             input: way.0,
@@ -686,7 +717,7 @@ impl Plan<'_> {
                 continue;
             }
             let number = |what: &str, f: &dyn Fn(usize) -> usize| {
-                table(&format!("{name}.{what}"), at, |_, y| {
+                table(&format!("{}.{name}.{what}", self.product.name), at, |_, y| {
                     (f(y as usize) * self.wavelets) as i64
                 })
             };

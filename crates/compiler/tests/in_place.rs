@@ -105,7 +105,11 @@ fn check(product: &Product, machine: &Machine, x: &[f32]) -> Result<(Mapped, Out
         .sqrt()
         .max(1e-3);
     // what the sums in f32 lose, and what a result does in its own type
-    let round = if product.ty == Ty::F32 { 0.0 } else { 2f64.powi(-11) };
+    let round = if product.ty == Ty::F32 {
+        0.0
+    } else {
+        2f64.powi(-11)
+    };
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
         let e = (*g as f64 - w).abs();
         if e.is_nan() || e > 1e-5 * scale + round * w.abs() {
@@ -299,6 +303,7 @@ fn products() {
         let weights = values(case.k * case.m, case.seed + 1, case.zeros);
         let bias = values(case.m, case.seed + 2, 0);
         let product = Product {
+            name: "product",
             tokens,
             k: case.k,
             m: case.m,
@@ -312,6 +317,8 @@ fn products() {
                 let at = |row: usize| case.m - case.m * (rows - row) * (rows - row) / (rows * rows);
                 (0..=rows).map(at).collect()
             }),
+            // no room before it for Y, or as much as there is in all
+            x: [0, 32, 8192][case.seed as usize % 3],
         };
         let x = values(tokens * case.k, case.seed + 3, 1);
         let (mapped, _) = check(&product, &machine, &x).map_err(TestCaseError::fail)?;
@@ -332,6 +339,80 @@ fn products() {
     assert!(met.iter().all(|n| *n > 0), "{met:?}");
 }
 
+/// Products one after another, each of which finds what the one before left: by themselves, and as stages of one program.
+#[test]
+fn a_chain() {
+    let machine = mesh(5, 6, &["edge.bits_per_second=60e9"]);
+    for (ty, lists) in [(Ty::F32, true), (Ty::F16, false), (Ty::F16, true)] {
+        let (sizes, tokens) = ([24, 50, 30, 17], 12);
+        let all: Vec<Vec<f32>> = (0..3)
+            .map(|i| values(sizes[i] * sizes[i + 1], i as u64 + 1, 5))
+            .collect();
+        let biases: Vec<Vec<f32>> = (0..3).map(|i| values(sizes[i + 1], i as u64 + 7, 0)).collect();
+        let one = |i: usize| Product {
+            name: ["first", "second", "third"][i],
+            tokens,
+            k: sizes[i],
+            m: sizes[i + 1],
+            ty,
+            weights: &all[i],
+            bias: Some(&biases[i]),
+            relu: i < 2,
+            lists,
+            outputs: None,
+            x: 0,
+        };
+        let mut mapped: Vec<Mapped> = Vec::new();
+        for i in 0..3 {
+            // how a product splits its features does not depend on where they lie
+            let next = (i < 2).then(|| one(i + 1).map(&machine).unwrap().features);
+            let x = mapped.last().map_or(0, |m| m.y);
+            let product = Product {
+                outputs: next,
+                x,
+                ..one(i)
+            };
+            mapped.push(product.map(&machine).unwrap_or_else(|e| panic!("{e}")));
+        }
+        assert_eq!((mapped[1].x, mapped[2].x), (mapped[0].y, mapped[1].y));
+        let x = values(tokens * sizes[0], 20, 0);
+        let mut sram = mapped[0].place(&x);
+        let mut want = rounded(ty, &x);
+        for (i, m) in mapped.iter().enumerate() {
+            let options = engine::Options::default();
+            engine::run_on(&m.program, &machine, &options, &mut sram).unwrap_or_else(|e| panic!("{e}"));
+            let (w, k, m) = (rounded(ty, &all[i]), sizes[i], sizes[i + 1]);
+            want = (0..tokens * m)
+                .map(|at| {
+                    let (token, output) = (at / m, at % m);
+                    let sum: f64 = (0..k).map(|f| want[token * k + f] * w[output * k + f]).sum();
+                    let sum = sum + biases[i][output] as f64;
+                    if i < 2 { sum.max(0.0) } else { sum }
+                })
+                .collect();
+        }
+        let got = mapped[2].read(&sram);
+        let most = if ty == Ty::F32 { 1e-5 } else { 1e-2 };
+        for (g, w) in got.iter().zip(&want) {
+            assert!((*g as f64 - w).abs() < most * w.abs().max(1.0), "{g}, not {w}");
+        }
+        let program = Program {
+            name: "chain".into(),
+            stages: mapped.iter().map(|m| m.program.stages[0].clone()).collect(),
+        };
+        assert_eq!(verify(&program, &machine), Ok(()));
+        for engine in [Engine::Fast, Engine::Reference] {
+            let options = engine::Options {
+                engine,
+                ..engine::Options::default()
+            };
+            let mut left = mapped[0].place(&x);
+            engine::run_on(&program, &machine, &options, &mut left).unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(mapped[2].read(&left), got);
+        }
+    }
+}
+
 /// A small product's program.
 #[test]
 fn program() {
@@ -339,6 +420,7 @@ fn program() {
     let weights = values(12 * 8, 1, 8);
     let bias = values(12, 2, 0);
     let product = Product {
+        name: "product",
         tokens: 8,
         k: 8,
         m: 12,
@@ -348,6 +430,7 @@ fn program() {
         relu: true,
         lists: true,
         outputs: None,
+        x: 0,
     };
     check(&product, &machine, &values(64, 3, 0)).unwrap_or_else(|e| panic!("{e}"));
     let mapped = product.map(&machine).unwrap();
@@ -358,6 +441,7 @@ fn program() {
 fn what_does_not_fit_is_refused() {
     let weights = vec![1.0; 64 * 64];
     let product = Product {
+        name: "product",
         tokens: 12,
         k: 64,
         m: 64,
@@ -367,6 +451,7 @@ fn what_does_not_fit_is_refused() {
         relu: false,
         lists: true,
         outputs: None,
+        x: 0,
     };
     let error = |product: &Product, machine: &Machine| match product.map(machine) {
         Ok(_) => panic!("it fits"),
@@ -448,6 +533,13 @@ fn what_does_not_fit_is_refused() {
             &mesh(4, 4, &["router.switch_positions=1", "edge.bits_per_second=60e9"]),
         ),
         error(&product, &mesh(1, 4, &[])),
+        error(
+            &Product {
+                x: 8,
+                ..product.clone()
+            },
+            &machine,
+        ),
     ];
     insta::assert_snapshot!(all.join("\n"));
 }

@@ -4,12 +4,17 @@
 //!     cargo run --release --example streaming -- sparsity        (a minute or two)
 //!     cargo run --release --example streaming -- scale           (some minutes)
 //!
+//!     cargo run --release --example streaming -- in-place TOKENS K M SIDE SPARSITY
+//!
 //! `scale TOKENS K M` takes another product, and `scale TOKENS K M SIDE SPARSITY` measures a single mesh of SIDE x SIDE PEs. `ENGINE=reference`
-//! in the environment asks for the other engine.
+//! in the environment asks for the other engine. `in-place` has its
+//! activations on the mesh at the start, and leaves its results there; sparsity 0 is the dense kernel.
 
+use meshloom_compiler::in_place::Product;
 use meshloom_compiler::{Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Mask, Op, seeded_inputs, sparsify};
-use meshloom_simulator::engine::{self, Engine};
+use meshloom_simulator::engine::{self, Engine, PeCounters};
+use meshloom_simulator::program::Ty;
 use std::time::Instant;
 
 /// Cycles and multiply-adds of a product of \[tokens, k\] and \[k, m\].
@@ -37,6 +42,17 @@ fn weights(n: usize) -> Vec<f32> {
     (0..n)
         .map(|_| Some(next()).filter(|w| *w != 0.0).unwrap_or(0.5))
         .collect()
+}
+
+/// The engine that the environment asks for.
+fn engine_options() -> engine::Options {
+    engine::Options {
+        engine: match std::env::var("ENGINE").as_deref() {
+            Ok("reference") => Engine::Reference,
+            _ => Engine::Fast,
+        },
+        ..engine::Options::default()
+    }
 }
 
 /// Compiles and simulates; `sparsity` none is the dense kernel, 0 the one for lists (a single weight is zero).
@@ -72,13 +88,7 @@ fn measure(
     let began = Instant::now();
     let compiled = compile(&graph, &machine, &options, &inputs)?;
     let compile = began.elapsed().as_secs_f64();
-    let options = engine::Options {
-        engine: match std::env::var("ENGINE").as_deref() {
-            Ok("reference") => Engine::Reference,
-            _ => Engine::Fast,
-        },
-        ..engine::Options::default()
-    };
+    let options = engine_options();
     let began = Instant::now();
     let outcome = engine::run(&compiled.program, &machine, &options)?;
     let operations = |class: usize| outcome.pes.iter().map(|pe| pe.operations[class]).sum();
@@ -217,14 +227,113 @@ fn scale(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A product that begins and ends in SRAM.
+fn in_place(arguments: &[String]) -> Result<(), Failure> {
+    let [tokens, k, m, side, sparsity] = arguments else {
+        return Err("expected TOKENS K M SIDE SPARSITY".into());
+    };
+    let (tokens, k, m): (usize, usize, usize) = (tokens.parse()?, k.parse()?, m.parse()?);
+    let (side, sparsity): (usize, f64) = (side.parse()?, sparsity.parse()?);
+    let sets = [format!("mesh.width={side}"), format!("mesh.height={side}")];
+    let machine = meshloom::machines::load("small", &sets)?;
+    let mut graph = Graph::new("product");
+    let x = graph.add_input("x", &[tokens, k])?;
+    let w = graph.add_constant("w", &[m, k], weights(m * k))?;
+    let y = graph.add_node("fc", Op::Linear, &[x, w], "y")?;
+    graph.add_output(y)?;
+    let graph = match sparsity > 0.0 {
+        true => sparsify(&graph, sparsity, Mask::Uniform, 1)?,
+        false => graph,
+    };
+    let w = graph
+        .nodes_in_order()
+        .first()
+        .and_then(|id| graph.tensor(graph.node(*id).inputs[1]).data.clone());
+    let w = w.ok_or("the product has no weights")?;
+    let x = weights(tokens * k);
+    let product = Product {
+        name: "product",
+        tokens,
+        k,
+        m,
+        ty: Ty::F32,
+        weights: &w,
+        bias: None,
+        relu: false,
+        lists: sparsity > 0.0,
+        outputs: None,
+        x: 0,
+    };
+    let began = Instant::now();
+    let mapped = product.map(&machine)?;
+    let mut sram = mapped.place(&x);
+    let compile = began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let outcome = engine::run_on(&mapped.program, &machine, &engine_options(), &mut sram)?;
+    let simulate = began.elapsed().as_secs_f64();
+    // a few of the results
+    let got = mapped.read(&sram);
+    for i in (0..tokens * m).step_by(tokens * m / 64 + 1) {
+        let (token, output) = (i / m, i % m);
+        let products = (0..k).map(|f| x[token * k + f] as f64 * w[output * k + f] as f64);
+        let want: f64 = products.sum();
+        if (got[i] as f64 - want).abs() > 1e-4 * (k as f64).sqrt() {
+            return Err(format!("token {token}, output {output} is {}, not {want}", got[i]).into());
+        }
+    }
+    let multiply_adds: u64 = outcome.pes.iter().map(|pe| pe.operations[0]).sum();
+    let lanes = machine.pe.lanes.f32 as u64;
+    let peak = (side * side) as u64 * lanes * outcome.cycles;
+    println!(
+        "| Mesh | Sparsity | Outputs a group | Cycles | Multiply-adds | Utilisation | Compiled in s | Simulated in s | Peak MiB |\n|---|---|---|---|---|---|---|---|---|"
+    );
+    println!(
+        "| {side} x {side} | {sparsity} | {} | {} | {multiply_adds} | {:.1} % | {compile:.1} | {simulate:.1} | {:.0} |",
+        mapped.group,
+        outcome.cycles,
+        multiply_adds as f64 / peak as f64 * 100.0,
+        peak_memory()?
+    );
+    // where the cycles of its PEs went
+    println!(
+        "\n| PEs | Multiply-adds | Partial sums | Moves | Scalar code | Other | Launch | Wait for room | Wait for input | Idle |\n|---|---|---|---|---|---|---|---|---|---|"
+    );
+    let share = |name: &str, of: &dyn Fn(usize) -> bool| {
+        let pes: Vec<&PeCounters> = (0..side * side)
+            .filter(|i| i % side > 0 && of(i / side))
+            .map(|i| &outcome.pes[i])
+            .collect();
+        let all = (pes.len() as u64 * outcome.cycles) as f64 / 100.0;
+        let slots = |class: usize| pes.iter().map(|pe| pe.slots[class]).sum::<u64>() as f64 / all;
+        let cycles = |class: usize| pes.iter().map(|pe| pe.classes[class]).sum::<u64>() as f64 / all;
+        println!(
+            "| {name} | {:.1} % | {:.1} % | {:.1} % | {:.1} % | {:.1} % | {:.1} % | {:.1} % | {:.1} % | {:.1} % |",
+            slots(1),
+            slots(3),
+            slots(0),
+            slots(5),
+            slots(4),
+            cycles(1),
+            cycles(2),
+            cycles(3),
+            cycles(4)
+        );
+    };
+    share("with features", &|row| row + 1 < side);
+    share("last row", &|row| row + 1 == side);
+    share("first row", &|row| row == 0);
+    Ok(())
+}
+
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("utilisation") => utilisation(),
         Some("sparsity") => sparsity(),
         Some("scale") => scale(&arguments[1..]),
+        Some("in-place") => in_place(&arguments[1..]),
         other => Err(format!(
-            "{}: expected `utilisation`, `sparsity` or `scale`",
+            "{}: expected `utilisation`, `sparsity`, `scale` or `in-place`",
             other.unwrap_or("no table")
         ))
         .map_err(Into::into),

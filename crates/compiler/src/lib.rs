@@ -2,6 +2,7 @@
 //! are in [`kernels`], one file an operator. This crate knows the machine and the program, never an engine's inside.
 
 pub mod assemble;
+pub mod in_place;
 pub mod kernels;
 pub mod microbenchmarks;
 pub mod passes;

@@ -9,6 +9,7 @@
 mod attention;
 mod bands;
 mod binary;
+pub(crate) mod blocks;
 mod depthwise;
 mod embedding;
 mod flatten;
@@ -207,11 +208,9 @@ impl Context<'_> {
         per_wavelet(self.machine, self.ty)
     }
 
-    /// Whether operands in SRAM that feed streams, or are fed by them, are accessed wide: not where that would take more elements a step
-    /// than a wavelet carries (f16 on 64-bit links, where f32 accumulators on the other end give two a step).
+    /// See [`wide`].
     pub fn wide(&self) -> bool {
-        let bits = self.per_wavelet() as u32 * self.ty.bits();
-        bits == self.machine.link.bits || bits > 32
+        wide(self.machine, self.ty)
     }
 
     /// Slots that moving `features` features of `length` elements over the fabric takes.
@@ -243,6 +242,13 @@ pub fn per_wavelet(machine: &Machine, ty: Ty) -> u64 {
     // f16 results are converted from f32 accumulators on their way out, which a wide access can feed
     let memory = machine.pe.sram.port_bits / 32;
     (machine.link.bits / ty.bits()).min(lanes).min(memory) as u64
+}
+
+/// Whether operands in SRAM that feed streams, or are fed by them, are accessed wide: not where that would take more elements a step
+/// than a wavelet carries (f16 on 64-bit links, where f32 accumulators on the other end give two a step).
+pub(crate) fn wide(machine: &Machine, ty: Ty) -> bool {
+    let bits = per_wavelet(machine, ty) as u32 * ty.bits();
+    bits == machine.link.bits || bits > 32
 }
 
 /// An empty region of a kernel.

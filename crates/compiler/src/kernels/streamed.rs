@@ -13,25 +13,11 @@
 //!
 //! Columns take as many neighbouring features as make their weights equally many.
 
+use super::blocks::{self, CHUNK, HEADER, Products, RING, SUMS, TAKE, even, list_words};
 use super::streams::{distribute_lanes, sums_along_rows};
 use super::*;
 use std::cell::OnceCell;
 use std::sync::Arc;
-
-/// Groups whose partial sums a PE can hold at once.
-const RING: usize = 4;
-
-/// Groups of an item, as long as they are not small: fewer would make the first block's arrival and the last sums' way long beside the work.
-const GROUPS: usize = 16;
-/// Output features of a small group, whose instructions and header are dear beside the work.
-const SMALL: usize = 16;
-/// Groups above this many output features are multiples of it.
-const CHUNK: usize = 8;
-
-/// Words that a list begins with: its length, and the words of the block after it.
-const HEADER: usize = 2;
-/// Indices of a list stay below this: words that hold two of them, moved as f32, are never a NaN, whose bits would not be kept (M19).
-const INDICES: usize = 0x7f80;
 
 /// Instructions of a column with weights, and of the last one with so many lanes.
 const CODE: usize = 90;
@@ -98,42 +84,6 @@ impl Cut {
     fn widest(&self) -> usize {
         self.columns.iter().map(Column::features).max().unwrap_or(0)
     }
-}
-
-/// Cuts costs in `parts` consecutive shares, none empty and none with many more entries than the others, whose largest is as small as can
-/// be; returns their starts and the end.
-fn even(costs: &[u64], parts: usize) -> Vec<usize> {
-    let n = costs.len();
-    let most = (n.div_ceil(parts) * 5).div_ceil(4);
-    let cut = |limit: u64| -> Option<Vec<usize>> {
-        let mut starts = vec![0];
-        let (mut sum, mut count) = (0, 0);
-        for (i, cost) in costs.iter().enumerate() {
-            // each share after this one needs an entry
-            let later = parts - starts.len();
-            if count > 0 && (sum + cost > limit || count == most || n - i <= later) {
-                if later == 0 {
-                    return None;
-                }
-                starts.push(i);
-                (sum, count) = (0, 0);
-            }
-            sum += cost;
-            count += 1;
-        }
-        starts.push(n);
-        Some(starts)
-    };
-    let (mut low, mut high) = (costs.iter().max().copied().unwrap_or(0), costs.iter().sum());
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if cut(middle).is_some() {
-            high = middle;
-        } else {
-            low = middle + 1;
-        }
-    }
-    cut(high).unwrap_or_else(|| balanced(n, parts))
 }
 
 impl<'a> StreamedKernel<'a> {
@@ -230,16 +180,7 @@ impl<'a> StreamedKernel<'a> {
             group: 1,
             ahead: c.items > 1,
         };
-        // several groups, so that their sums are added while others are worked on
-        let m = self.linear().m;
-        let indices = if self.lists() { INDICES } else { 65536 };
-        let most = (m.div_ceil(RING).min(SMALL))
-            .max(m.div_ceil(GROUPS))
-            .min(indices / cut.widest().max(1))
-            .max(1);
-        let sizes = (1..=most)
-            .rev()
-            .filter(|n| *n <= SMALL || n.is_multiple_of(CHUNK));
+        let sizes = blocks::group_sizes(self.linear().m, cut.widest(), self.lists());
         let sram = c.machine.pe.sram_bytes as u64;
         for ahead in [c.items > 1, false] {
             cut.ahead = ahead;
@@ -329,54 +270,16 @@ impl<'a> StreamedKernel<'a> {
         let linear = self.linear();
         let inputs = c.inputs[0].order.as_deref();
         let order = Self::outputs(c);
-        let bits = |w: f32| match c.ty {
-            Ty::F32 => w.to_bits(),
-            Ty::F16 => half::f16::from_f32(w).to_bits() as u32,
-        };
-        let wavelets = |values: &[u32], ty: Ty| -> Vec<Wavelet> {
-            let wavelet = |chunk: &[u32]| Wavelet {
-                bits: chunk.iter().rev().fold(0, |all, b| all << ty.bits() | *b as u64),
-                elements: chunk.len() as u8,
-                flag: false,
-            };
-            let per = per_wavelet(c.machine, ty) as usize;
-            values.chunks(per).map(wavelet).collect()
-        };
-        let halves = |all: &[u32]| -> Vec<u32> {
-            let pair = |pair: &[u32]| pair[0] | pair.get(1).map_or(0, |high| high << 16);
-            all.chunks(2).map(pair).collect()
-        };
         // a list's words but for what its header says of the next one
         let list = |column: &Column, group: &[usize]| {
-            let (mut indices, mut values) = (Vec::new(), Vec::new());
-            for k in column.from..column.to {
-                for (o, &m) in group.iter().enumerate() {
-                    if let Some(w) = linear.stored(m, inputs.map_or(k, |i| i[k]), 0) {
-                        indices.push(((k - column.from) * cut.group + o) as u32);
-                        values.push(bits(w));
-                    }
-                }
-            }
-            let mut words = vec![values.len() as u32, 0];
-            match c.ty {
-                Ty::F32 => {
-                    words.append(&mut values);
-                    words.extend(halves(&indices));
-                }
-                Ty::F16 => {
-                    values.append(&mut indices);
-                    words.extend(halves(&values));
-                }
-            }
-            words
+            let weight = |m: usize, k: usize| linear.stored(m, inputs.map_or(k, |i| i[k]), 0);
+            blocks::list(c.ty, column.from..column.to, group, cut.group, weight)
         };
         let dense = |column: &Column, group: &[usize]| {
-            let mut values: Vec<u32> = (column.from..column.to)
-                .flat_map(|k| group.iter().map(move |m| (k, *m)))
-                .map(|(k, m)| bits(linear.weight(m, inputs.map_or(k, |i| i[k]), 0).unwrap_or(0.0)))
-                .collect();
-            values.resize(cut.widest() * group.len(), 0);
-            wavelets(&values, c.ty)
+            let weight = |m: usize, k: usize| linear.weight(m, inputs.map_or(k, |i| i[k]), 0).unwrap_or(0.0);
+            let length = cut.widest() * group.len();
+            let values = blocks::dense(c.ty, column.from..column.to, group, length, weight);
+            blocks::wavelets(c.machine, c.ty, &values)
         };
         let of = |column: &Column| -> Vec<Vec<Wavelet>> {
             let groups = order.chunks(cut.group);
@@ -388,7 +291,9 @@ impl<'a> StreamedKernel<'a> {
             for i in 0..all.len() {
                 all[i][1] = all[(i + 1) % all.len()].len() as u32;
             }
-            all.iter().map(|words| wavelets(words, Ty::F32)).collect()
+            all.iter()
+                .map(|words| blocks::wavelets(c.machine, Ty::F32, words))
+                .collect()
         };
         let mut columns: Vec<Vec<Vec<Wavelet>>> = cut.columns.iter().map(of).collect();
         columns.push(Vec::new());
@@ -418,15 +323,6 @@ impl<'a> StreamedKernel<'a> {
         };
         cut.columns.iter().map(of).collect()
     }
-}
-
-/// Words of a list of so many elements: its header, values, and indices of 16 bits.
-fn list_words(ty: Ty, elements: u64) -> u64 {
-    HEADER as u64
-        + match ty {
-            Ty::F32 => elements + elements.div_ceil(2),
-            Ty::F16 => elements,
-        }
 }
 
 impl Implementation for StreamedKernel<'_> {
@@ -633,12 +529,8 @@ impl StreamedKernel<'_> {
         at: Lattice,
     ) -> Block {
         let (imm, reg, of) = (|n: usize| Val::Imm(n as i64), Val::Reg, Operand::Desc);
-        let (pitch_x, pitch_y) = (
-            Context::pitch(c.ty, cut.positions(0)),
-            Context::pitch(Ty::F32, cut.positions(0)),
-        );
+        let (pitch_x, pitch_y) = blocks::pitches(c.ty, cut.positions(0));
         let element = c.ty.bytes() as i64;
-        let m = self.linear().m;
         let color = c.input_colors[0][lane];
         let most = at
             .places()
@@ -689,10 +581,29 @@ impl StreamedKernel<'_> {
         let blocks = self.first_block(c, cut);
         let first_block = table(&format!("{name}.{}.block", at.x), at, |x, _| blocks[x as usize]);
         let first_block = a.param("block", first_block);
-        let (ex, ey) = (pitch_x / element, pitch_y / 4);
+        let ex = pitch_x / element;
+        let products = Products {
+            ty: c.ty,
+            wide: c.wide(),
+            lists: self.lists(),
+            color: colors::WEIGHTS,
+            m: self.linear().m,
+            group: cut.group,
+            features,
+            each: imm(cut.widest()),
+            length,
+            pitch_x,
+            pitch_y,
+            x: reg(13),
+            y,
+            both: weights + weights_next,
+            parity,
+            first,
+            items: true,
+        };
 
         a.task("main", Trigger::Start);
-        // d0, d1: X; d2 to d5: what is not for this PE; d9, d11: accumulators; d12: X; d14, d15: partial sums
+        // d0, d1: X; d2 to d5: what is not for this PE; d11: accumulators; d12: X
         a.memory(0, c.ty, Val::Imm(x), &[features, length], &[ex, 1], c.wide());
         a.input(1, color, c.ty, &[features, length]);
         for (d, n) in [(2, before), (4, after)] {
@@ -716,7 +627,7 @@ impl StreamedKernel<'_> {
         a.emit(Instr::Set(3, Val::Imm(weights)));
         receive(&mut a);
         a.emit(Instr::Set(15, first_block));
-        self.fetch(&mut a, c, reg(3));
+        products.fetch(&mut a, reg(3));
         let item = a.here("item");
         a.emit(Instr::Wait(TAKE, Some(reg(1))));
         a.emit(Instr::Add(1, reg(1), all));
@@ -731,54 +642,7 @@ impl StreamedKernel<'_> {
         if self.lists() {
             a.emit(Instr::Base(12, reg(13)));
         }
-        // d9 accumulators, d14 and d15 partial sums, all of r5 outputs
-        let shape = [reg(5), length];
-        let describe = |a: &mut Assembler| {
-            a.memory(9, Ty::F32, reg(6), &shape, &[ey, 1], true);
-            if !first {
-                a.input(14, colors::REDUCE[1 - parity], Ty::F32, &shape);
-            }
-            a.output(15, colors::REDUCE[parity], Ty::F32, &shape, false);
-        };
-        a.emit(Instr::Set(4, imm(m)));
-        a.emit(Instr::Set(5, imm(cut.group)));
-        describe(&mut a);
-        // r4 outputs left, r5 outputs of this group, r6 Y
-        let group = a.here("group");
-        let full = a.label("full");
-        a.branch(Cond::Ge, reg(4), reg(5), full);
-        a.emit(Instr::Set(5, reg(4)));
-        describe(&mut a);
-        a.bind(full);
-        self.fetch_next(&mut a, c, cut, weights + weights_next);
-        // r2 sums handed on so far, r8 to r11 up to the groups before
-        a.emit(Instr::Wait(SUMS, Some(reg(8 + RING as u8 - 1))));
-        a.emit(Instr::Base(9, reg(6)));
-        a.map(Op::Mov, 9, Operand::Imm(0.0), None, Count::None);
-        if self.lists() {
-            self.list(&mut a, c, cut, (pitch_x, pitch_y));
-        } else {
-            self.dense(&mut a, c, (features, length), (ex, ey));
-        }
-        a.emit(Instr::Set(3, reg(7)));
-        if first {
-            a.start(SUMS, Op::Mov, 15, of(9), None, Count::None);
-        } else {
-            a.start(SUMS, Op::Add, 15, of(14), Some(of(9)), Count::Reduce);
-        }
-        for i in (1..RING as u8).rev() {
-            a.emit(Instr::Set(8 + i, reg(8 + i - 1)));
-        }
-        a.emit(Instr::Mul(7, reg(5), length));
-        a.emit(Instr::Add(2, reg(2), reg(7)));
-        a.emit(Instr::Set(8, reg(2)));
-        let within = a.label("within");
-        a.emit(Instr::Add(6, reg(6), Val::Imm(group_bytes)));
-        a.branch(Cond::Lt, reg(6), Val::Imm(y + RING as i64 * group_bytes), within);
-        a.emit(Instr::Set(6, Val::Imm(y)));
-        a.bind(within);
-        a.emit(Instr::Sub(4, reg(4), reg(5)));
-        a.branch(Cond::Ne, reg(4), imm(0), group);
+        products.groups(&mut a);
         if cut.ahead {
             a.emit(Instr::Sub(13, Val::Imm(x + next), reg(13)));
         } else if c.items > 1 {
@@ -791,99 +655,6 @@ impl StreamedKernel<'_> {
         a.branch(Cond::Ne, reg(0), imm(0), item);
         a.emit(Instr::Halt);
         a.finish(at)
-    }
-
-    /// Begins to take in a block of r15 elements: dense weights, or a list's words.
-    fn fetch(&self, a: &mut Assembler, c: &Context, to: Val) {
-        let (ty, wide) = if self.lists() {
-            (Ty::F32, true)
-        } else {
-            (c.ty, c.wide())
-        };
-        a.memory(18, ty, to, &[Val::Reg(15)], &[1], wide);
-        a.input(19, colors::WEIGHTS, ty, &[Val::Reg(15)]);
-        a.start(FETCH, Op::Mov, 18, Operand::Desc(19), None, Count::None);
-        // r14 elements that came, when all that were asked for are there
-        a.emit(Instr::Add(14, Val::Reg(14), Val::Reg(15)));
-    }
-
-    /// Waits for the block at r3, and begins to take in the next one, at r7. `both` is the sum of the two blocks' addresses.
-    fn fetch_next(&self, a: &mut Assembler, c: &Context, cut: &Cut, both: i64) {
-        let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
-        let (none, more) = (a.label("none"), a.label("more"));
-        a.emit(Instr::Wait(FETCH, Some(reg(14))));
-        a.emit(Instr::Sub(7, Val::Imm(both), reg(3)));
-        // r12 outputs after this group, of this item or the next
-        a.emit(Instr::Sub(12, reg(4), reg(5)));
-        a.branch(Cond::Ne, reg(12), imm(0), more);
-        a.branch(Cond::Eq, reg(0), imm(1), none);
-        a.emit(Instr::Set(12, imm(self.linear().m)));
-        a.bind(more);
-        if self.lists() {
-            a.emit(Instr::Load(Word::I32, 15, reg(3), imm(4)));
-        } else {
-            let full = a.label("full");
-            a.emit(Instr::Set(15, imm(cut.group)));
-            a.branch(Cond::Ge, reg(12), reg(15), full);
-            a.emit(Instr::Set(15, reg(12)));
-            a.bind(full);
-            a.emit(Instr::Mul(15, reg(15), imm(cut.widest())));
-        }
-        self.fetch(a, c, reg(7));
-        a.bind(none);
-    }
-
-    /// The products of the list at r3.
-    fn list(&self, a: &mut Assembler, c: &Context, cut: &Cut, (pitch_x, pitch_y): (i64, i64)) {
-        let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
-        a.emit(Instr::Base(11, reg(6)));
-        // r12 elements, r3 values, r15 indices
-        a.emit(Instr::Load(Word::I32, 12, reg(3), imm(0)));
-        a.emit(Instr::Add(3, reg(3), imm(4 * HEADER)));
-        a.emit(Instr::Mul(15, reg(12), imm(c.ty.bytes() as usize)));
-        a.emit(Instr::Add(15, reg(15), reg(3)));
-        a.emit(Instr::Vector(Vector::Axpy {
-            y: 11,
-            x: 12,
-            list: List::Memory {
-                index: reg(15),
-                value: reg(3),
-                count: reg(12),
-                ty: c.ty,
-            },
-            modulo: imm(cut.group),
-            divisor: imm(cut.group),
-            y_step: Val::Imm(pitch_y),
-            x_step: Val::Imm(pitch_x),
-            count: Count::Mac,
-        }));
-    }
-
-    /// The products of the dense block at r3.
-    fn dense(&self, a: &mut Assembler, c: &Context, (features, length): (Val, Val), (ex, ey): (i64, i64)) {
-        let reg = Val::Reg;
-        let shape = [features, reg(5), length];
-        a.memory(11, Ty::F32, reg(6), &shape, &[0, ey, 1], true);
-        a.memory(12, c.ty, reg(13), &shape, &[ex, 0, 1], true);
-        a.emit(Instr::Desc(
-            13,
-            Descriptor {
-                ty: c.ty,
-                shape: shape.to_vec(),
-                place: Place::Memory {
-                    base: reg(3),
-                    strides: vec![reg(5), Val::Imm(1), Val::Imm(0)],
-                    wide: true,
-                },
-            },
-        ));
-        a.map(
-            Op::Mac,
-            11,
-            Operand::Desc(13),
-            Some(Operand::Desc(12)),
-            Count::Mac,
-        );
     }
 
     /// The code of the last column.
@@ -981,10 +752,3 @@ impl StreamedKernel<'_> {
         a.finish(at)
     }
 }
-
-/// The microthread that hands partial sums on comes first: the columns after this one wait for it.
-const SUMS: u8 = 1;
-/// The microthread that takes in the next block of weights.
-const FETCH: u8 = 2;
-/// The microthread that takes in the next item.
-const TAKE: u8 = 3;

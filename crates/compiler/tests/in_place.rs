@@ -571,7 +571,7 @@ fn what_does_not_fit_is_refused() {
         ),
         error(
             &Product {
-                tokens: 1 << 40,
+                tokens: usize::MAX,
                 ..product.clone()
             },
             &mesh(2, 4, &[]),

@@ -85,17 +85,14 @@ impl Product<'_> {
     /// Errors: slices of another length than the sizes say, tokens that the columns do not divide, fewer features than rows; what does not fit
     /// (SRAM, switch positions, filters, threads).
     pub fn map(&self, machine: &Machine) -> Result<Mapped, CompileError> {
-        let plan = self.plan(machine)?;
+        let mut plan = self.plan(machine)?;
         // the largest group that fits; sums that don't by themselves need no closer look
         let (_, pitch) = blocks::pitches(self.ty, plan.tokens);
         let near = |group: &usize| (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64;
         let sizes = blocks::group_sizes(self.m, plan.widest(), self.lists).filter(near);
         let mut refused = plan.too_large(0, plan.least());
         for group in sizes {
-            let plan = Plan {
-                group,
-                ..plan.clone()
-            };
+            plan.group = group;
             let (emitted, x, y) = plan.blocks();
             match plan.fits(&emitted) {
                 Ok(()) => return plan.finish(emitted, x, y),
@@ -131,6 +128,14 @@ impl Product<'_> {
             if n == 0 {
                 return bad(format!("no {what}: at least one is needed"));
             }
+        }
+        // extents of descriptors (M8)
+        if self.tokens / columns > 1 << 24 {
+            return bad(format!(
+                "{} tokens in a column: at most {} are possible",
+                self.tokens / columns,
+                1 << 24
+            ));
         }
         if !self.tokens.is_multiple_of(columns) {
             return bad(format!(
@@ -237,7 +242,6 @@ impl Product<'_> {
 }
 
 /// How the work is cut.
-#[derive(Clone)]
 struct Plan<'a> {
     product: &'a Product<'a>,
     machine: &'a Machine,
@@ -277,7 +281,7 @@ impl Plan<'_> {
     }
 
     /// Whether Y lies before X.
-    fn before(&self) -> bool {
+    fn y_first(&self) -> bool {
         let pitch = Context::pitch(self.product.ty, self.tokens) as u64;
         self.most() as u64 * pitch <= self.product.x as u64
     }
@@ -358,7 +362,7 @@ impl Plan<'_> {
         let mut a = Assembler::new();
         // X and the accumulators start in different banks (M9)
         let bytes = self.widest() as u32 * pitch_x as u32;
-        let (x, y) = if self.before() {
+        let (x, y) = if self.y_first() {
             let y = a.buffer("y", product.x, 0);
             (a.buffer("x", bytes, 0), y)
         } else {
@@ -507,7 +511,7 @@ impl Plan<'_> {
     /// Bytes without which no PE can do: X, Y, and the sums of groups of one output.
     fn least(&self) -> u64 {
         let (pitch_x, pitch_y) = blocks::pitches(self.product.ty, self.tokens);
-        let behind = if self.before() { 0 } else { self.most() };
+        let behind = if self.y_first() { 0 } else { self.most() };
         self.product.x as u64
             + (self.widest() + behind) as u64 * pitch_x as u64
             + RING as u64 * pitch_y as u64

@@ -1,9 +1,10 @@
 //! Products in place: over random shapes, masks and machines both engines agree in everything, the results are the direct sums, every
-//! weight that is sent is multiplied once for each token and nothing else is, and no column but the first differs from its neighbour.
+//! weight that is sent is multiplied once for each token and nothing else is, and each column but the first does what its neighbour does, a
+//! hop later.
 
 use meshloom_compiler::CompileError;
 use meshloom_compiler::in_place::{Mapped, Product};
-use meshloom_simulator::engine::{self, Engine, Outcome, Paths};
+use meshloom_simulator::engine::{self, Engine, Outcome, Paths, QueueKind};
 use meshloom_simulator::program::*;
 use meshloom_simulator::verify::verify;
 use meshloom_simulator::{Expr, Machine, text};
@@ -52,6 +53,7 @@ fn run(mapped: &Mapped, machine: &Machine, x: &[f32]) -> Result<(Vec<Vec<u8>>, O
         let options = engine::Options {
             engine,
             max_cycles: Some(2_000_000),
+            record: true,
             ..engine::Options::default()
         };
         let mut sram = mapped.place(x);
@@ -89,6 +91,7 @@ fn check(product: &Product, machine: &Machine, x: &[f32]) -> Result<(Mapped, Out
     let mapped = product.map(machine).map_err(|e| e.to_string())?;
     alike(&mapped, machine)?;
     let (sram, outcome) = run(&mapped, machine, x)?;
+    shifted(&outcome, machine)?;
     let got = mapped.read(&sram);
     let (tokens, k, m) = (product.tokens, product.k, product.m);
     let (w, x) = (rounded(product.ty, product.weights), rounded(product.ty, x));
@@ -213,6 +216,52 @@ fn alike(mapped: &Mapped, machine: &Machine) -> Result<(), String> {
     Ok(())
 }
 
+/// In each column but the first everything comes one hop later than in the one before, but for weights at the routers of the first with
+/// tokens: these alone wait there for all columns.
+fn shifted(outcome: &Outcome, machine: &Machine) -> Result<(), String> {
+    let (width, hop) = (machine.mesh.width, machine.router.hop_cycles as u64);
+    let west = QueueKind::Router(Port::West);
+    let column = |x: u32| {
+        outcome
+            .arrivals
+            .iter()
+            .filter(move |a| a.x == x && a.queue != west)
+    };
+    for x in 2..width {
+        let later = (x - 1) as u64 * hop;
+        if column(x).count() != column(1).count() {
+            return Err(format!("column {x} has other queues than column 1"));
+        }
+        for (here, first) in column(x).zip(column(1)) {
+            let same = (here.y, here.color, here.queue) == (first.y, first.color, first.queue);
+            if !same
+                || !here
+                    .cycles
+                    .iter()
+                    .copied()
+                    .eq(first.cycles.iter().map(|c| c + later))
+            {
+                return Err(format!("{here:?}\nis not {later} cycles after\n{first:?}"));
+            }
+        }
+        for y in 0..machine.mesh.height {
+            let pe = |x: u32| &outcome.pes[(y * width + x) as usize];
+            let (here, first) = (pe(x), pe(1));
+            let counts = (here.operations, here.slots) == (first.operations, first.slots);
+            let times = here.last_busy == first.last_busy + later
+                && here.first_busy == first.first_busy.map(|c| c + later)
+                && here.first_send == first.first_send.map(|c| c + later)
+                && here.last_write == first.last_write.map(|c| c + later);
+            if !counts || !times || here.classes[..3] != first.classes[..3] {
+                return Err(format!(
+                    "PE ({x}, {y}): {here:?}\nis not {later} cycles after\n{first:?}"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A product with random sizes on a random machine.
 #[derive(Clone, Debug)]
 struct Case {
@@ -238,8 +287,9 @@ fn cases() -> impl Strategy<Value = Case> {
         0usize..4,
         1u32..3,
         prop::bool::ANY,
+        1u32..4,
     );
-    let sets = sets.prop_map(|(depth, long, lanes, edge, input, moves)| {
+    let sets = sets.prop_map(|(depth, long, lanes, edge, input, moves, hop)| {
         // from one slow channel to one in each row
         let edge = ["20e9", "60e9", "220e9", "5e12"][edge];
         vec![
@@ -248,6 +298,7 @@ fn cases() -> impl Strategy<Value = Case> {
             format!("pe.lanes.f32={lanes}"),
             format!("edge.bits_per_second={edge}"),
             format!("pe.input_queue_depth={input}"),
+            format!("router.hop_cycles={hop}"),
             format!("pe.moves_first={moves}"),
         ]
     });
@@ -520,7 +571,7 @@ fn what_does_not_fit_is_refused() {
         ),
         error(
             &Product {
-                tokens: 1 << 40,
+                tokens: usize::MAX,
                 ..product.clone()
             },
             &mesh(2, 4, &[]),

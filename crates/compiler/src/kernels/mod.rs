@@ -208,7 +208,7 @@ impl Context<'_> {
         per_wavelet(self.machine, self.ty)
     }
 
-    /// See [`wide`].
+    /// Whether operands in SRAM that feed streams, or are fed by them, are accessed wide.
     pub fn wide(&self) -> bool {
         wide(self.machine, self.ty)
     }

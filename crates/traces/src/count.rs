@@ -270,14 +270,16 @@ pub fn count_run(outcome: &Outcome, input: RunInput<'_>) -> Result<Run, CountErr
 /// Shares of work.
 fn paths(of: &engine::Paths) -> Paths {
     let share = |part: u64, all: u64| if all == 0 { 0.0 } else { part as f64 / all as f64 };
-    let cycles = of.single + of.leap + of.ahead;
-    let hops = of.hops_single + of.hops_flow;
+    let cycles = of.single + of.leap + of.ahead + of.columns;
+    let hops = of.hops_single + of.hops_flow + of.hops_columns;
     Paths {
         cycles_single: share(of.single, cycles),
         cycles_leap: share(of.leap, cycles),
         cycles_ahead: share(of.ahead, cycles),
+        cycles_columns: share(of.columns, cycles),
         hops_single: share(of.hops_single, hops),
         hops_flow: share(of.hops_flow, hops),
+        hops_columns: share(of.hops_columns, hops),
     }
 }
 

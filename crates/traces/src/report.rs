@@ -110,7 +110,7 @@ pub struct Run {
     pub kernels: Vec<Kernel>,
 }
 
-/// Shares of the simulation's work by form, 0 to 1 (docs/fast-engine.md); 0 where there was none. The first three are of the PE-cycles in
+/// Shares of the simulation's work by form, 0 to 1 (docs/fast-engine.md); 0 where there was none. The first four are of the PE-cycles in
 /// which a core issued, launched or used its slot, the others of the link traversals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Paths {
@@ -120,10 +120,14 @@ pub struct Paths {
     pub cycles_leap: f64,
     /// Many cycles over several instructions in one go.
     pub cycles_ahead: f64,
+    /// In columns that do what another one does, which alone was timed.
+    pub cycles_columns: f64,
     /// Looked at one by one.
     pub hops_single: f64,
     /// Many wavelets of one stream in one go.
     pub hops_flow: f64,
+    /// In and to such columns.
+    pub hops_columns: f64,
 }
 
 /// The machine, as far as the report needs it.

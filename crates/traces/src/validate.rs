@@ -194,9 +194,9 @@ fn validate_run(at: &At, run: &Run, items: u64) -> Result<(), Violation> {
     for (field, parts) in [
         (
             "paths.cycles_*",
-            vec![p.cycles_single, p.cycles_leap, p.cycles_ahead],
+            vec![p.cycles_single, p.cycles_leap, p.cycles_ahead, p.cycles_columns],
         ),
-        ("paths.hops_*", vec![p.hops_single, p.hops_flow]),
+        ("paths.hops_*", vec![p.hops_single, p.hops_flow, p.hops_columns]),
     ] {
         let sum: f64 = parts.iter().sum();
         let shares = parts.iter().all(|x| (0.0..=1.0).contains(x));

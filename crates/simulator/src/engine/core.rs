@@ -2,21 +2,22 @@
 
 mod ahead;
 mod bulk;
-mod columns;
 mod leap;
 mod list;
+mod record;
 mod vector;
 
-use super::wavelets::Wavelets;
 use super::{Class, PeCounters};
 use crate::machine::{Cost, Machine};
 
+use crate::numerics::axpy::Axpy;
 use crate::program::*;
 pub(super) use bulk::Scratch;
-pub(super) use columns::Others;
 pub(super) use leap::{Flows, Head, Outlook, Room};
+pub(super) use record::{Op as Recorded, Record};
 use std::collections::VecDeque;
-use vector::{Phase, Run};
+use vector::Phase;
+pub(super) use vector::{Arg, Run};
 
 /// What a core sees of the network: its own queues, by number.
 pub(super) trait Ports {
@@ -32,15 +33,6 @@ pub(super) trait Ports {
     fn pop(&mut self, queue: u32, now: u64) -> Wavelet;
     /// The core's step of this cycle puts a wavelet into its output queue.
     fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet);
-    /// Takes the first wavelet for a step of a core that stands for others too ([`Others`]).
-    fn pop_for_all(&mut self, queue: u32, now: u64, to: &mut Wavelets) {
-        let w = self.pop(queue, now);
-        to.push(w);
-    }
-    /// The same of the wavelet that such a core's step puts.
-    fn send_for_all(&mut self, queue: u32, now: u64, wavelet: &Wavelets) {
-        self.send(queue, now, wavelet.get(0));
-    }
 }
 
 /// A descriptor register's contents, padded in front to four extents.
@@ -95,8 +87,8 @@ pub(super) struct Core<'p> {
     memory: Vec<u8>,
     /// SRAM above the block's buffers, which it cannot reach.
     above: Vec<u8>,
-    /// The cores of other columns that do the same in the same order, each with numbers of its own.
-    others: Option<Box<Others>>,
+    /// What it does, for those that do the same in other columns.
+    pub record: Option<Box<Record>>,
     registers: [i64; 16],
     descriptors: Vec<Option<Desc>>,
     active: Vec<bool>,
@@ -164,6 +156,11 @@ impl Cond {
     }
 }
 
+/// AXPYs of rows of `n` elements, one after another ([`Recorded::Axpys`]).
+pub(super) fn axpys(scratch: &mut Scratch, memory: &mut [u8], n: usize, ty: Ty, all: &[Axpy]) {
+    crate::numerics::axpy::axpys(scratch.host, memory, n, ty, all, &mut scratch.wide);
+}
+
 /// The SRAM that a block finds: its buffers' bytes, 0 where nothing was left, and what is above them.
 fn split(mut sram: Vec<u8>, block: &Block, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
     // the code is at the top of the SRAM: what was there before is lost
@@ -206,7 +203,7 @@ impl<'p> Core<'p> {
                 .collect(),
             memory,
             above,
-            others: None,
+            record: None,
             registers: [0; 16],
             descriptors: vec![None; 44],
             active: block.tasks.iter().map(|t| t.trigger == Trigger::Start).collect(),
@@ -219,6 +216,11 @@ impl<'p> Core<'p> {
             counters: PeCounters::default(),
             class: Class::Idle,
         }
+    }
+
+    /// The SRAM that a core with the same block finds: its buffers, and what is above them.
+    pub fn split(&self, sram: Vec<u8>, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
+        split(sram, self.block, machine)
     }
 
     /// Its code.
@@ -343,16 +345,16 @@ impl<'p> Core<'p> {
                 let Core {
                     micro,
                     memory,
-                    others,
+                    record,
                     counters,
                     ..
                 } = self;
                 let run = micro[t].queue.front_mut().expect("it was ready");
-                let done = match others {
-                    None => run.slot(memory, net, rules, now, counters, &mut sent),
-                    Some(others) => others.slot(run, memory, net, rules, now, counters, &mut sent),
-                };
-                micro[t].elements += done.map_err(|m| (run.pc, m))? as u64;
+                let record = record.as_deref_mut().map(|r| (r, t as u8));
+                let done = run
+                    .slot(memory, net, rules, now, counters, &mut sent, record)
+                    .map_err(|m| (run.pc, m))?;
+                micro[t].elements += done as u64;
             }
         }
         // instructions of no elements end with their issue
@@ -379,10 +381,7 @@ impl<'p> Core<'p> {
         };
         if let Some((color, w)) = sent {
             let queue = net.core_out(self.pe, color);
-            match &self.others {
-                None => net.send(queue, now, w),
-                Some(others) => net.send_for_all(queue, now, others.sent()),
-            }
+            net.send(queue, now, w);
         }
         Ok(Cycle { event, sent })
     }
@@ -469,6 +468,9 @@ impl<'p> Core<'p> {
                             let run = self
                                 .start(v, self.pc, None, net, rules)
                                 .map_err(|m| (self.pc, m))?;
+                            if let Some(record) = &mut self.record {
+                                record.element(&run, &self.memory);
+                            }
                             self.main = Main::Vector(Box::new(run));
                         }
                         Instr::Async(t, ..)
@@ -502,6 +504,9 @@ impl<'p> Core<'p> {
                 let queue = net.core_in(self.pe, color);
                 if net.arrived(queue, now) {
                     let w = net.pop(queue, now);
+                    if let Some(record) = &mut self.record {
+                        record.takes(queue, w);
+                    }
                     self.registers[0] = w.bits as u32 as i32 as i64;
                     self.registers[1] = w.flag as i64;
                     return Ok(task.entry);
@@ -522,11 +527,16 @@ impl<'p> Core<'p> {
     ) -> Result<(), Fault> {
         self.counters.last_busy = now;
         if let Main::Vector(run) = &mut self.main {
-            let (memory, counters) = (&mut self.memory, &mut self.counters);
-            match &mut self.others {
-                None => run.slot(memory, net, rules, now, counters, sent),
-                Some(others) => others.slot(run, memory, net, rules, now, counters, sent),
-            }
+            let record = self.record.as_deref_mut().map(|r| (r, 0));
+            run.slot(
+                &mut self.memory,
+                net,
+                rules,
+                now,
+                &mut self.counters,
+                sent,
+                record,
+            )
             .map_err(|m| (run.pc, m))?;
             if run.phase == Phase::Done {
                 self.pc += 1;
@@ -565,9 +575,9 @@ impl<'p> Core<'p> {
             Instr::Load(word, d, a, b) => {
                 let at = self.val(*a).saturating_add(self.val(*b));
                 self.registers[*d as usize] = self.load(*word, at)?;
-                if let Some(others) = &self.others {
+                if let Some(record) = &mut self.record {
                     let bytes = if *word == Word::U16 { 2 } else { 4 };
-                    others.same(&self.memory, at as usize..at as usize + bytes)?;
+                    record.same(&self.memory, at as usize..at as usize + bytes);
                 }
             }
             Instr::Store(word, a, b, v) => {
@@ -575,8 +585,8 @@ impl<'p> Core<'p> {
                 let bytes = (self.val(*v) as i32).to_le_bytes();
                 let bytes = &bytes[..if *word == Word::U16 { 2 } else { 4 }];
                 self.memory[at..at + bytes.len()].copy_from_slice(bytes);
-                if let Some(others) = &mut self.others {
-                    others.store(at, bytes);
+                if let Some(record) = &mut self.record {
+                    record.store(at, bytes);
                 }
             }
             Instr::Jump(to) => self.pc = *to,
@@ -594,6 +604,9 @@ impl<'p> Core<'p> {
             }
             Instr::Async(t, vector, then) => {
                 let run = self.start(vector, pc, *then, net, rules)?;
+                if let Some(record) = &mut self.record {
+                    record.element(&run, &self.memory);
+                }
                 self.micro[*t as usize].queue.push_back(run);
                 self.queued += 1;
             }

@@ -8,52 +8,14 @@ use std::ops::Range;
 /// The bit of a form that is the flag; the others are the number of elements (at most 4, see M3).
 const FLAG: u8 = 0x80;
 
-/// What wavelets carry.
+/// Wavelets one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Payloads {
-    /// The low 32 bits of each.
+pub(super) struct Wavelets {
+    /// The low 32 bits of each payload.
     words: Vec<Word>,
     /// The high ones; empty if all are 0.
     high: Vec<Word>,
-}
-
-impl Payloads {
-    fn clear(&mut self) {
-        self.words.clear();
-        self.high.clear();
-    }
-
-    fn add(&mut self, from: &Payloads, range: Range<usize>) {
-        self.words.extend_from_slice(&from.words[range.clone()]);
-        if !from.high.is_empty() {
-            self.high.resize(self.words.len() - range.len(), [0; 4]);
-            self.high.extend_from_slice(&from.high[range]);
-        }
-        self.level();
-    }
-
-    fn drop_first(&mut self, n: usize) {
-        self.words.drain(..n);
-        self.high.drain(..n.min(self.high.len()));
-    }
-
-    /// High words, if there are any, are as many as the others.
-    fn level(&mut self) {
-        if !self.high.is_empty() {
-            self.high.resize(self.words.len(), [0; 4]);
-        }
-    }
-}
-
-/// Wavelets one after another, and what those carry that are in the same place of the columns that are timed with this one
-/// (`fast::columns`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wavelets {
-    own: Payloads,
     forms: Vec<u8>,
-    /// Whether the other columns' may differ from these; if not, `others` holds nothing.
-    differ: bool,
-    others: Vec<Payloads>,
 }
 
 impl Wavelets {
@@ -62,16 +24,15 @@ impl Wavelets {
     }
 
     pub fn clear(&mut self) {
-        self.own.clear();
+        self.words.clear();
+        self.high.clear();
         self.forms.clear();
-        self.others.iter_mut().for_each(Payloads::clear);
-        self.differ = false;
     }
 
     pub fn get(&self, i: usize) -> Wavelet {
-        let high = self.own.high.get(i).map_or(0, |h| u32::from_le_bytes(*h));
+        let high = self.high.get(i).map_or(0, |h| u32::from_le_bytes(*h));
         Wavelet {
-            bits: (high as u64) << 32 | u32::from_le_bytes(self.own.words[i]) as u64,
+            bits: (high as u64) << 32 | u32::from_le_bytes(self.words[i]) as u64,
             elements: self.forms[i] & !FLAG,
             flag: self.forms[i] & FLAG > 0,
         }
@@ -83,12 +44,12 @@ impl Wavelets {
 
     /// Whether each carries one element of 32 bits or fewer.
     pub fn single(&self) -> bool {
-        self.own.high.is_empty() && self.forms.iter().fold(true, |all, f| all & (f & !FLAG == 1))
+        self.high.is_empty() && self.forms.iter().fold(true, |all, f| all & (f & !FLAG == 1))
     }
 
     /// The low words.
     pub fn words(&mut self) -> &mut Vec<Word> {
-        &mut self.own.words
+        &mut self.words
     }
 
     pub fn push(&mut self, w: Wavelet) {
@@ -97,115 +58,51 @@ impl Wavelets {
 
     /// Adds wavelets of one element each, none flagged.
     pub fn add_words(&mut self, words: impl Iterator<Item = Word>) {
-        let before = self.forms.len();
-        self.own.words.extend(words);
-        self.forms.resize(self.own.words.len(), 1);
-        self.own.level();
-        self.same_from(before);
+        self.words.extend(words);
+        self.forms.resize(self.words.len(), 1);
+        self.level();
     }
 
     /// Adds some of others.
     pub fn add(&mut self, from: &Wavelets, range: Range<usize>) {
-        if from.differ {
-            self.part(from.others.len());
-            for (to, from) in self.others.iter_mut().zip(&from.others) {
-                to.add(from, range.clone());
-            }
+        self.words.extend_from_slice(&from.words[range.clone()]);
+        self.forms.extend_from_slice(&from.forms[range.clone()]);
+        if !from.high.is_empty() {
+            self.high.resize(self.words.len() - range.len(), [0; 4]);
+            self.high.extend_from_slice(&from.high[range]);
         }
-        let before = self.forms.len();
-        self.own.add(&from.own, range.clone());
-        self.forms.extend_from_slice(&from.forms[range]);
-        if !from.differ {
-            self.same_from(before);
-        }
+        self.level();
     }
 
     /// Adds wavelets that the host keeps.
     pub fn add_all(&mut self, from: &[Wavelet]) {
-        let before = self.forms.len();
-        self.own.words.reserve(from.len());
+        self.words.reserve(from.len());
         self.forms.reserve(from.len());
         let mut all = 0;
         for w in from {
             all |= w.bits;
-            self.own.words.push((w.bits as u32).to_le_bytes());
+            self.words.push((w.bits as u32).to_le_bytes());
             self.forms.push(w.elements | if w.flag { FLAG } else { 0 });
         }
         if all >> 32 > 0 {
-            self.own.high.resize(before, [0; 4]);
+            self.high.resize(self.words.len() - from.len(), [0; 4]);
             let high = from.iter().map(|w| ((w.bits >> 32) as u32).to_le_bytes());
-            self.own.high.extend(high);
+            self.high.extend(high);
         }
-        self.own.level();
-        self.same_from(before);
+        self.level();
     }
 
     /// Forgets the first ones.
     pub fn drop_first(&mut self, n: usize) {
-        self.own.drop_first(n);
+        self.words.drain(..n);
+        self.high.drain(..n.min(self.high.len()));
         self.forms.drain(..n);
-        if self.differ {
-            self.others.iter_mut().for_each(|o| o.drop_first(n));
-        }
     }
 
-    /// Flags the last one.
-    pub fn flag_last(&mut self) {
-        if let Some(last) = self.forms.last_mut() {
-            *last |= FLAG;
-        }
-    }
-
-    /// Whether a wavelet carries in another column something else than here.
-    pub fn differs(&self) -> bool {
-        self.differ && self.others.iter().any(|o| *o != self.own)
-    }
-
-    /// The same wavelets as they are in another column, which follows this one in the `other`th place after 0.
-    pub fn of_column(&self, other: usize, to: &mut Wavelets) {
-        to.clear();
-        let from = if self.differ {
-            &self.others[other]
-        } else {
-            &self.own
-        };
-        to.own.add(from, 0..self.forms.len());
-        to.forms.extend_from_slice(&self.forms);
-    }
-
-    /// Those from `first` on carry what these do in the other columns.
-    pub fn carry(&mut self, first: usize, others: &[Wavelets]) {
-        let n = self.forms.len();
-        if n == first {
-            return;
-        }
-        self.part(others.len());
-        for (o, from) in self.others.iter_mut().zip(others) {
-            // what was added as the same is now known
-            o.words.truncate(first);
-            o.high.truncate(first);
-            o.add(&from.own, 0..n - first);
-        }
-    }
-
-    /// From now on other columns' are kept.
-    fn part(&mut self, others: usize) {
-        if self.differ {
-            return;
-        }
-        self.differ = true;
-        self.others.resize_with(others, Payloads::default);
-        for o in &mut self.others {
-            o.add(&self.own, 0..self.forms.len());
-        }
-    }
-
-    /// Those from `before` on are the same in all columns.
-    fn same_from(&mut self, before: usize) {
-        if self.differ {
-            for o in &mut self.others {
-                o.add(&self.own, before..self.forms.len());
-            }
+    /// High words, if there are any, are as many as the others.
+    fn level(&mut self) {
+        if !self.high.is_empty() {
+            self.high.resize(self.words.len(), [0; 4]);
         }
     }
 }

@@ -6,7 +6,6 @@
 //! hand-over to a microthread, a `wait`.
 
 use super::bulk::Scratch;
-use super::columns::{leap_all, next_for_all};
 use super::vector::{Arg, Phase, Run, Source};
 use super::*;
 use crate::engine::network::NONE;
@@ -112,11 +111,11 @@ impl Core<'_> {
                 micro,
                 main,
                 memory,
-                others,
+                record,
                 counters,
                 ..
             } = self;
-            let mut others = others.as_deref_mut();
+            let mut record = record.as_deref_mut();
             let (run, elements) = match (t, &mut *main) {
                 (0, Main::Vector(run)) => (&mut **run, &mut 0),
                 (0, _) => {
@@ -128,17 +127,17 @@ impl Core<'_> {
                     (m.queue.front_mut().expect("it goes on"), &mut m.elements)
                 }
             };
-            let of_others = others.as_deref_mut();
+            let recorded = record.as_deref_mut().map(|r| (r, t));
             let listed = run.leap_list(
                 now,
                 left,
                 memory,
-                of_others,
                 rules.machine,
                 counters,
                 elements,
                 scratch,
-            )?;
+                recorded,
+            );
             if listed > 0 {
                 left -= listed;
                 self.class = Class::Busy;
@@ -161,13 +160,11 @@ impl Core<'_> {
             self.class = Class::Busy;
             let now = from + (cycles - left) - n;
             counters.last_busy = now + n - 1;
-            let of_others = others.as_deref_mut();
-            *elements += leap_all(
-                run, of_others, now, n, memory, &mut none, &mut out, counters, scratch,
-            )?;
-            if run.phase == Phase::Done
-                && !next_for_all(run, others, memory, rules.machine).map_err(|_| ())?
-            {
+            if let Some(record) = &mut record {
+                record.slots(t, run, n);
+            }
+            *elements += run.leap(now, n, memory, &mut none, &mut out, counters, scratch)?;
+            if run.phase == Phase::Done && !run.next(memory, rules.machine, record).map_err(|_| ())? {
                 debug_assert!(t == 0, "a microthread's last step is not ahead");
                 self.pc += 1;
                 self.main = Main::Ready;

@@ -82,7 +82,7 @@ impl Run {
     /// # Errors
     /// A wavelet has another number of elements than its step.
     #[allow(clippy::too_many_arguments)] // one call; a struct for it would only rename them
-    pub(super) fn leap(
+    pub(in crate::engine) fn leap(
         &mut self,
         from: u64,
         slots: u64,

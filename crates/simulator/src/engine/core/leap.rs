@@ -5,7 +5,6 @@
 
 use super::ahead::is_scalar;
 use super::bulk::Scratch;
-use super::columns::leap_all;
 use super::vector::{Arg, Phase, Run};
 use super::{Core, Main, Ports, Rules, Wait};
 use crate::engine::Class;
@@ -430,24 +429,30 @@ impl Core<'_> {
             micro,
             main,
             memory,
-            others,
+            record,
             counters,
             ..
         } = self;
-        let others = others.as_deref_mut();
+        let mut record = |run: &Run| {
+            if let Some(record) = record {
+                record.slots(t, run, cycles);
+            }
+        };
         match (t, main) {
             (0, Main::Scalar(left)) => {
                 *left -= cycles as u32;
                 counters.slots[5] += cycles;
             }
             (0, Main::Vector(run)) => {
-                leap_all(run, others, from, cycles, memory, inputs, out, counters, scratch)?;
+                record(run);
+                run.leap(from, cycles, memory, inputs, out, counters, scratch)?;
             }
             (0, _) => unreachable!("only these are ready"),
             (t, _) => {
                 let m = &mut micro[t as usize];
                 let run = m.queue.front_mut().expect("it was ready");
-                m.elements += leap_all(run, others, from, cycles, memory, inputs, out, counters, scratch)?;
+                record(run);
+                m.elements += run.leap(from, cycles, memory, inputs, out, counters, scratch)?;
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 //! order, as one element after another.
 
 use super::bulk::Scratch;
-use super::columns::Others;
+use super::record::Record;
 use super::vector::{Arg, Phase, Run, Source, reach};
 use crate::engine::{Class, PeCounters};
 use crate::machine::Machine;
@@ -224,32 +224,29 @@ impl Run {
 
     /// Executes elements of a list of which no cycle has passed, whole ones, but not the last one: as many as take at most `most`
     /// cycles, from cycle `from` on. Returns their cycles; 0 if it is not that simple. `elements` counts the shape's, once for each.
-    ///
-    /// # Errors
-    /// Others have another list.
     #[allow(clippy::too_many_arguments)] // one call; a struct for it would only rename them
     pub(super) fn leap_list(
         &mut self,
         from: u64,
         most: u64,
         memory: &mut [u8],
-        others: Option<&mut Others>,
         machine: &Machine,
         counters: &mut PeCounters,
         elements: &mut u64,
         scratch: &mut Scratch,
-    ) -> Result<u64, ()> {
+        record: Option<(&mut Record, u8)>,
+    ) -> u64 {
         if self.phase != Phase::Issue(machine.pe.cost.issue) {
-            return Ok(0);
+            return 0;
         }
         let Some(mut walk) = Walk::new(self, machine) else {
-            return Ok(0);
+            return 0;
         };
         let (Arg::Memory { at: y, .. }, Arg::Memory { at: x, .. }) = (&self.dst, &self.b) else {
-            return Ok(0);
+            return 0;
         };
-        let Some(rows) = self.rows() else { return Ok(0) };
-        let (index, value) = (walk.index, walk.value);
+        let Some(rows) = self.rows() else { return 0 };
+        let read = (walk.index, walk.value);
         let mut here = Element {
             axpy: Axpy {
                 a: self.sparse.as_ref().map_or(0.0, |s| s.value),
@@ -283,27 +280,22 @@ impl Run {
             here = next;
         }
         if done == 0 {
-            return Ok(0);
+            return 0;
         }
-        if let Some(others) = &others {
-            others.same(memory, index..walk.index).map_err(|_| ())?;
-            others.same(memory, value..walk.value).map_err(|_| ())?;
+        if let Some((record, thread)) = record {
+            record.axpys(thread, axpys_of_rows, self.shape[3] as usize, self.ty_of_x());
+            record.same(memory, read.0..walk.index);
+            record.same(memory, read.1..walk.value);
         }
-        let x_ty = match self.b {
-            Arg::Memory { ty, .. } => ty,
-            _ => Ty::F32,
-        };
-        let memories = others.into_iter().flat_map(Others::memories);
-        for memory in memories.chain([memory]) {
-            axpys(
-                scratch.host,
-                memory,
-                self.shape[3] as usize,
-                x_ty,
-                axpys_of_rows,
-                &mut scratch.wide,
-            );
-        }
+        let x_ty = self.ty_of_x();
+        axpys(
+            scratch.host,
+            memory,
+            self.shape[3] as usize,
+            x_ty,
+            axpys_of_rows,
+            &mut scratch.wide,
+        );
         let n = done * (self.shape.iter().product::<i64>() as u64);
         *elements += n;
         counters.classes[Class::Launch as usize] += cycles - slots;
@@ -314,11 +306,18 @@ impl Run {
         }
         (counters.last_busy, counters.last_write) = (from + cycles - 1, Some(from + cycles - 1));
         self.stand_at(&walk, here);
-        Ok(cycles)
+        cycles
+    }
+
+    fn ty_of_x(&self) -> Ty {
+        match self.b {
+            Arg::Memory { ty, .. } => ty,
+            _ => Ty::F32,
+        }
     }
 
     /// Where each row of an element begins, in bytes from its first one; `None` if rows are not f32 sums of f32 or f16 in a line.
-    fn rows(&self) -> Option<impl Iterator<Item = (i64, i64)> + Clone + use<>> {
+    pub(super) fn rows(&self) -> Option<impl Iterator<Item = (i64, i64)> + Clone + use<>> {
         let (
             Arg::Memory {
                 ty: Ty::F32,

@@ -1,5 +1,6 @@
 //! Vector instructions: how they issue (operands, width, bank conflicts), and what each slot that they get does (rules M8, M9, M12 to M14).
 
+use super::record::Record;
 use super::{Core, DescPlace, Ports, Range, Rules, Wait};
 use crate::engine::PeCounters;
 use crate::engine::network::NONE;
@@ -9,7 +10,7 @@ use crate::program::*;
 
 /// An operand of a vector instruction that runs.
 #[derive(Clone, Copy)]
-pub(super) enum Arg {
+pub(in crate::engine) enum Arg {
     Memory {
         ty: Ty,
         base: i64,
@@ -73,9 +74,9 @@ pub(super) enum Phase {
 pub(in crate::engine) struct Run {
     pub(super) pc: u32,
     pub(super) op: Op,
-    pub(super) dst: Arg,
-    pub(super) a: Arg,
-    pub(super) b: Arg,
+    pub dst: Arg,
+    pub a: Arg,
+    pub b: Arg,
     pub(super) sparse: Option<Sparse>,
     pub(super) shape: [i64; 4],
     pub(super) index: [i64; 3],
@@ -266,11 +267,6 @@ impl Core<'_> {
                             return Err(format!(
                                 "a list of {left} elements at {index} and {value} is outside the {size} bytes of buffers"
                             ));
-                        }
-                        if let (Some(others), true) = (&self.others, left > 0) {
-                            let (i, v) = (index as usize, value as usize);
-                            others.same(&self.memory, i..i + 2)?;
-                            others.same(&self.memory, v..v + ty.bytes() as usize)?;
                         }
                         Source::Memory {
                             index,
@@ -476,7 +472,8 @@ impl Run {
         }
     }
 
-    /// Uses one slot. Returns the elements handled.
+    /// Uses one slot. Returns the elements handled. What it does is recorded as the given thread's.
+    #[allow(clippy::too_many_arguments)] // one private call; a struct for it would only rename them
     pub(super) fn slot(
         &mut self,
         memory: &mut [u8],
@@ -485,12 +482,16 @@ impl Run {
         now: u64,
         counters: &mut PeCounters,
         sent: &mut Option<(Color, Wavelet)>,
+        mut record: Option<(&mut Record, u8)>,
     ) -> Result<i64, String> {
         counters.last_busy = now;
         if self.phase == Phase::Fetch {
             counters.slots[0] += 1;
-            self.fetch(net, memory.len() as i64, rules, now)?;
+            self.fetch(net, memory.len() as i64, rules, now, record)?;
             return Ok(0);
+        }
+        if let Some((record, thread)) = &mut record {
+            record.slots(*thread, self, 1);
         }
         counters.slots[self.count as usize] += 1;
         self.paid += 1;
@@ -510,13 +511,18 @@ impl Run {
         }
         self.advance(n);
         if self.phase == Phase::Done {
-            self.next(memory, rules.machine)?;
+            self.next(memory, rules.machine, record.map(|r| r.0))?;
         }
         Ok(n)
     }
 
     /// After the last step: an axpy goes on with its next sparse element, if there is one. Returns whether.
-    pub(super) fn next(&mut self, memory: &[u8], machine: &Machine) -> Result<bool, String> {
+    pub(super) fn next(
+        &mut self,
+        memory: &[u8],
+        machine: &Machine,
+        record: Option<&mut Record>,
+    ) -> Result<bool, String> {
         let Some(s) = &self.sparse else { return Ok(false) };
         if s.last {
             return Ok(false);
@@ -527,6 +533,9 @@ impl Run {
         if from_memory {
             self.phase = Phase::Issue(machine.pe.cost.issue);
             self.next_from_memory(memory, machine)?;
+            if let Some(record) = record {
+                record.element(self, memory);
+            }
         } else {
             self.phase = Phase::Fetch;
         }
@@ -555,12 +564,22 @@ impl Run {
     }
 
     /// One wavelet of a sparse element from the fabric.
-    fn fetch(&mut self, net: &mut impl Ports, size: i64, rules: &Rules, now: u64) -> Result<(), String> {
+    fn fetch(
+        &mut self,
+        net: &mut impl Ports,
+        size: i64,
+        rules: &Rules,
+        now: u64,
+        record: Option<(&mut Record, u8)>,
+    ) -> Result<(), String> {
         let s = self.sparse.as_mut().expect("an axpy");
         let Source::Fabric { queue, ty, color } = s.source else {
             unreachable!("fabric list")
         };
         let w = net.pop(queue, now);
+        if let Some((record, _)) = record {
+            record.takes(queue, w);
+        }
         if w.elements != 1 {
             return Err(format!(
                 "a sparse element of colour {color} came in a wavelet of {} elements",

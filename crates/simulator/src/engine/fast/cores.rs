@@ -1,7 +1,7 @@
 //! Cores: the cycle in which one is looked at is executed as the rules say; those in between in one go, when their numbers are needed.
 
 use super::Simulation;
-use super::flow::read;
+use super::flow::{read, sources};
 use crate::engine::Class;
 use crate::engine::core::{Flows, Head, Ports, Room};
 use crate::engine::wavelets::Wavelets;
@@ -27,44 +27,38 @@ impl Ports for Simulation<'_, '_> {
     }
 
     fn pop(&mut self, queue: u32, now: u64) -> Wavelet {
-        let mut one = std::mem::take(&mut self.popped);
-        one.clear();
-        self.pop_for_all(queue, now, &mut one);
-        // in every column the same: it decides what follows
-        self.fault |= one.differs();
-        let wavelet = one.get(0);
-        self.popped = one;
-        wavelet
-    }
-
-    fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet) {
-        let log = self.log_of[queue as usize];
-        self.logs[log as usize].push(wavelet);
-        self.sends(queue, now, wavelet.flag);
-    }
-
-    fn pop_for_all(&mut self, queue: u32, now: u64, to: &mut Wavelets) {
         let q = &self.queues[queue as usize];
         let n = q.read;
         let s = *q.segment(n).expect("only arrived wavelets are taken");
         let index = s.index + (n - s.first);
-        if self.supply(s.log, index + 1) > index {
-            read(&mut self.logs, s.log, index, 1, to);
+        let wavelet = if self.supply(s.log, index + 1) > index {
+            let mut one = std::mem::take(&mut self.popped);
+            one.clear();
+            self.takes_from(queue, s.log, index, 1);
+            read(&mut self.logs, s.log, index, 1, &mut one);
+            let wavelet = one.get(0);
+            self.popped = one;
+            wavelet
         } else {
             self.fault = true;
-            to.push(Wavelet::default());
-        }
+            Wavelet::default()
+        };
         let q = &mut self.queues[queue as usize];
         q.takes.once(now);
         q.read += 1;
         q.forget(n + 1, &mut self.logs);
         self.taken_from(queue, now);
+        wavelet
     }
 
-    fn send_for_all(&mut self, queue: u32, now: u64, wavelet: &Wavelets) {
+    fn send(&mut self, queue: u32, now: u64, wavelet: Wavelet) {
         let log = self.log_of[queue as usize];
-        self.logs[log as usize].extend(wavelet);
-        self.sends(queue, now, wavelet.get(0).flag);
+        let index = self.logs[log as usize].next();
+        self.logs[log as usize].push(wavelet);
+        self.queues[queue as usize].put(now, log, index, wavelet.flag, &mut self.logs);
+        self.put_into(queue, now);
+        self.net.wavelets += 1;
+        self.net.last_arrival = self.net.last_arrival.max(now + 1);
     }
 }
 
@@ -95,14 +89,12 @@ impl Flows for Simulation<'_, '_> {
 }
 
 impl Simulation<'_, '_> {
-    /// What a core has sent in a step of its own, the last of its log, goes into its output queue.
-    fn sends(&mut self, queue: u32, now: u64, flag: bool) {
-        let log = self.log_of[queue as usize];
-        let index = self.logs[log as usize].next() - 1;
-        self.queues[queue as usize].put(now, log, index, flag, &mut self.logs);
-        self.put_into(queue, now);
-        self.net.wavelets += 1;
-        self.net.last_arrival = self.net.last_arrival.max(now + 1);
+    /// A core takes `n` wavelets of a log from `index` on: other columns take theirs.
+    fn takes_from(&mut self, queue: u32, log: u32, index: u64, n: u64) {
+        if let Some(others) = &mut self.others {
+            let tell = &mut |log, index, n| others.takes(queue, log, index, n);
+            sources(&self.logs, log, index, n, tell);
+        }
     }
 
     /// Executes a core's cycle, and decides what it does from the next one on.
@@ -304,6 +296,7 @@ impl Simulation<'_, '_> {
             let s = *q.segment(number).expect("what is taken was put");
             let part = (n - got).min(s.first.saturating_add(s.count) - number);
             let index = s.index + (number - s.first);
+            self.takes_from(queue, s.log, index, part);
             read(&mut self.logs, s.log, index, part, to);
             got += part;
         }

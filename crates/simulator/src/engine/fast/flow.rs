@@ -361,6 +361,11 @@ impl Log {
         }
     }
 
+    /// The number of the first value that may still be asked for.
+    pub fn first(&self) -> u64 {
+        self.base + self.past as u64
+    }
+
     /// The number of the next value.
     pub fn next(&self) -> u64 {
         self.base + self.values.len() as u64
@@ -419,6 +424,22 @@ pub(super) fn read(logs: &mut [Log], log: u32, index: u64, n: u64, to: &mut Wave
         read(logs, p.log, p.index + (at - p.first), n, to);
         at += n;
         i += 1;
+    }
+}
+
+/// Where `n` values of a log from `index` on lie, in logs that are not joined: tells each part's log, first number and how many.
+pub(super) fn sources(logs: &[Log], log: u32, index: u64, n: u64, tell: &mut impl FnMut(u32, u64, u64)) {
+    let Some(j) = &logs[log as usize].joined else {
+        tell(log, index, n);
+        return;
+    };
+    let (mut at, end) = (index, index + n);
+    for p in &j.parts {
+        if at < end && at >= p.first && at < p.end() {
+            let n = end.min(p.end()) - at;
+            sources(logs, p.log, p.index + (at - p.first), n, tell);
+            at += n;
+        }
     }
 }
 

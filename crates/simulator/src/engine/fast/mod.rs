@@ -12,9 +12,10 @@ mod channels;
 mod columns;
 mod cores;
 mod flow;
+mod others;
 mod routers;
 
-use super::core::{Core, Outlook, Rules, Scratch};
+use super::core::{Core, Outlook, Record, Rules, Scratch};
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
 use super::wavelets::Wavelets;
@@ -26,6 +27,7 @@ use calendar::Calendar;
 use channels::Gate;
 use columns::Columns;
 use flow::{Log, Moves, Queue};
+use others::Others;
 use routers::Routers;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -94,6 +96,8 @@ struct Simulation<'p, 'm> {
     /// Epoch 1 has begun.
     computes: bool,
     scratch: Scratch,
+    /// The columns that do what this one does.
+    others: Option<Others>,
     sent: Wavelets,
     taken: [Wavelets; 2],
     popped: Wavelets,
@@ -142,11 +146,7 @@ impl StageRun<'_> {
                 for (x, y) in block.at.places() {
                     let pe = (region.y + y) * width + region.x + x;
                     let found = std::mem::take(&mut sram[pe as usize]);
-                    let mut core = Core::new(stage, r as u32, b as u32, x, y, pe, machine, found);
-                    if let Some(columns) = columns {
-                        let others = pe as usize + 1..(pe + columns.count) as usize;
-                        core.stand_for(sram[others].iter_mut().map(std::mem::take).collect(), machine);
-                    }
+                    let core = Core::new(stage, r as u32, b as u32, x, y, pe, machine, found);
                     cores[pe as usize] = Some(Box::new(Pe {
                         core,
                         from: 0,
@@ -166,6 +166,8 @@ impl StageRun<'_> {
         }
         let probed = &mut outcome.probes;
         let mut simulation = Simulation::new(net, machine, cores, probes, probed, &stage.drains);
+        // above the buffers of each core of the other columns
+        let above = columns.map(|columns| simulation.follow(columns, sram));
         if options.record {
             let queues = simulation.queues.iter_mut();
             queues.for_each(|q| q.record = Some(Vec::new()));
@@ -183,6 +185,7 @@ impl StageRun<'_> {
             _ if columns.is_some() => return Err(Stop::Apart),
             ended => ended.and(Err(Stop::Ask))?,
         };
+        simulation.others_catch_up()?;
         let (in_columns, sent_in_columns) = columns.map_or_else(Default::default, |c| c.rest(&simulation));
         let Simulation {
             net,
@@ -191,8 +194,10 @@ impl StageRun<'_> {
             mut queues,
             mut logs,
             paths,
+            others,
             ..
         } = simulation;
+        let following: Vec<usize> = (0..pes).filter(|pe| cores[*pe].is_some()).collect();
         if options.record {
             let cycles = queues.iter_mut().filter_map(|q| q.recorded(&mut logs));
             let arrivals = net.arrivals(cycles.collect(), self.number, begin);
@@ -206,7 +211,7 @@ impl StageRun<'_> {
         idle.load_classes[Class::Idle as usize] = net.epochs[1];
         let mut counters = vec![idle; pes];
         for (pe, core) in cores.into_iter().enumerate() {
-            let Some(Pe { mut core, .. }) = core.map(|core| *core) else {
+            let Some(Pe { core, .. }) = core.map(|core| *core) else {
                 continue;
             };
             let own = core.counters;
@@ -217,12 +222,16 @@ impl StageRun<'_> {
                     for (i, c) in (0..columns.count).zip(&mut counters[pe..]) {
                         *c = columns.counters(&own, waits, i);
                     }
-                    for (left, sram) in core.srams_of_others().into_iter().zip(&mut sram[pe + 1..]) {
-                        *sram = left;
-                    }
                 }
             }
             sram[pe] = core.into_sram();
+        }
+        let columns_left = others.into_iter().flat_map(Others::into_srams);
+        for (i, (memories, above)) in columns_left.zip(above.into_iter().flatten()).enumerate() {
+            for (pe, (mut memory, mut above)) in following.iter().zip(memories.into_iter().zip(above)) {
+                memory.append(&mut above);
+                sram[pe + 1 + i] = memory;
+            }
         }
         for c in &mut counters {
             outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
@@ -336,6 +345,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             paths: Paths::default(),
             computes: false,
             scratch: Scratch::default(),
+            others: None,
             sent: Wavelets::default(),
             taken: Default::default(),
             popped: Wavelets::default(),
@@ -527,6 +537,47 @@ impl<'p, 'm> Simulation<'p, 'm> {
         }
     }
 
+    /// Has other columns do what this one does. Returns what each core's SRAM holds above its buffers, by column.
+    fn follow(&mut self, columns: Columns, sram: &mut [Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
+        let machine = self.rules.machine;
+        let (mut memories, mut all_above) = (Vec::new(), Vec::new());
+        for i in 1..columns.count as usize {
+            let cores = self.cores.iter().enumerate();
+            let parts = cores.filter_map(|(pe, core)| {
+                let found = std::mem::take(&mut sram[core.as_ref().map(|_| pe + i)?]);
+                Some(core.as_ref()?.core.split(found, machine))
+            });
+            let (memory, above) = parts.unzip();
+            memories.push(memory);
+            all_above.push(above);
+        }
+        self.others = Some(Others::new(memories, &self.logs, &self.log_of));
+        for core in self.cores.iter_mut().flatten() {
+            core.core.record = Some(Box::new(Record::new(machine.pe.threads as usize)));
+        }
+        all_above
+    }
+
+    /// Bytes of what has still to be done in other columns.
+    fn recorded(&self) -> usize {
+        let records = self
+            .cores
+            .iter()
+            .flatten()
+            .filter_map(|pe| pe.core.record.as_ref());
+        records.map(|r| r.bytes()).sum()
+    }
+
+    /// Does in the other columns what was done in this one.
+    fn others_catch_up(&mut self) -> Result<(), Stop> {
+        let Some(others) = &mut self.others else {
+            return Ok(());
+        };
+        let cores = self.cores.iter_mut().flatten();
+        let records = cores.filter_map(|pe| pe.core.record.as_deref_mut());
+        others.catch_up(records, &self.logs).map_err(|()| Stop::Apart)
+    }
+
     fn core(&self, pe: u32) -> u32 {
         self.cores.len() as u32 + pe
     }
@@ -570,6 +621,9 @@ impl<'p, 'm> Simulation<'p, 'm> {
             turns = turns.wrapping_add(1);
             if turns & 0x3ff == 0 {
                 progress(now);
+                if self.others.is_some() && Others::enough(self.recorded()) {
+                    self.others_catch_up()?;
+                }
             }
             // something is looked at at most two cycles after the last event
             if let Some(l) = limit

@@ -185,7 +185,7 @@ impl StageRun<'_> {
             _ if columns.is_some() => return Err(Stop::Apart),
             ended => ended.and(Err(Stop::Ask))?,
         };
-        simulation.others_catch_up()?;
+        simulation.others_catch_up(true)?;
         let (in_columns, sent_in_columns) = columns.map_or_else(Default::default, |c| c.rest(&simulation));
         let Simulation {
             net,
@@ -558,24 +558,24 @@ impl<'p, 'm> Simulation<'p, 'm> {
         all_above
     }
 
-    /// Bytes of what has still to be done in other columns.
-    fn recorded(&self) -> usize {
+    /// Does in the other columns what was done in this one, if it is enough, or is to be done now.
+    fn others_catch_up(&mut self, now: bool) -> Result<(), Stop> {
+        let (Some(others), sent) = (&mut self.others, self.net.wavelets) else {
+            return Ok(());
+        };
         let records = self
             .cores
             .iter()
             .flatten()
             .filter_map(|pe| pe.core.record.as_ref());
-        records.map(|r| r.bytes()).sum()
-    }
-
-    /// Does in the other columns what was done in this one.
-    fn others_catch_up(&mut self) -> Result<(), Stop> {
-        let Some(others) = &mut self.others else {
+        if !now && !others.enough(records.map(|r| r.bytes()).sum(), sent) {
             return Ok(());
-        };
+        }
         let cores = self.cores.iter_mut().flatten();
         let records = cores.filter_map(|pe| pe.core.record.as_deref_mut());
-        others.catch_up(records, &self.logs).map_err(|()| Stop::Apart)
+        others
+            .catch_up(records, sent, &self.logs)
+            .map_err(|()| Stop::Apart)
     }
 
     fn core(&self, pe: u32) -> u32 {
@@ -621,9 +621,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             turns = turns.wrapping_add(1);
             if turns & 0x3ff == 0 {
                 progress(now);
-                if self.others.is_some() && Others::enough(self.recorded()) {
-                    self.others_catch_up()?;
-                }
+                self.others_catch_up(false)?;
             }
             // something is looked at at most two cycles after the last event
             if let Some(l) = limit

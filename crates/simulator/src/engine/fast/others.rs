@@ -9,8 +9,11 @@ use crate::engine::{PeCounters, core};
 use crate::program::Wavelet;
 use std::sync::Arc;
 
-/// Bytes of records that are done again at once.
-const ENOUGH: usize = 1 << 28;
+/// Bytes of records and of what was sent that are done again at once.
+const ENOUGH: u64 = 1 << 26;
+
+/// Bytes that a wavelet takes, more or less.
+const WAVELET: u64 = 5;
 
 /// Wavelets that follow each other in a log.
 #[derive(Clone, Copy)]
@@ -35,6 +38,13 @@ struct Column {
     sent: Vec<Sent>,
 }
 
+/// Room of a thread that works on one column after another.
+#[derive(Default)]
+struct Work {
+    scratch: Scratch,
+    sent: Vec<Sent>,
+}
+
 /// The columns that are timed with one, and what has still to be done in them.
 pub(super) struct Others {
     columns: Vec<Column>,
@@ -45,6 +55,8 @@ pub(super) struct Others {
     /// Of each queue the log of what is put into it.
     log_of: Vec<u32>,
     feeds: Vec<Option<Arc<Vec<Wavelet>>>>,
+    /// Wavelets sent in what was done again.
+    sent: u64,
 }
 
 /// Something to be done again, what it takes where that is the same in all columns, and the wavelets that it takes of each source.
@@ -77,6 +89,7 @@ impl Others {
             places,
             log_of: log_of.to_vec(),
             feeds: logs.iter().map(|l| l.feed.clone()).collect(),
+            sent: 0,
         }
     }
 
@@ -89,18 +102,20 @@ impl Others {
         }
     }
 
-    /// Whether so many bytes of records are to be done again.
-    pub fn enough(bytes: usize) -> bool {
-        bytes >= ENOUGH
+    /// Whether so many bytes of records are to be done again, cores having sent so many wavelets in all.
+    pub fn enough(&self, bytes: usize, sent: u64) -> bool {
+        bytes as u64 + (sent - self.sent) * WAVELET >= ENOUGH
     }
 
-    /// Does again what the cores of the first column did, in the order of their places in a column's memory. `Err` if columns differ in
-    /// what decides the order.
+    /// Does again what the cores of the first column did, in the order of their places in a column's memory, up to when they had sent so
+    /// many wavelets. `Err` if columns differ in what decides the order.
     pub fn catch_up<'a>(
         &mut self,
         records: impl Iterator<Item = &'a mut Record>,
+        sent: u64,
         logs: &[Log],
     ) -> Result<(), ()> {
+        self.sent = sent;
         let mut at = vec![(0, 0); self.taken.len()];
         let steps: Vec<Vec<Step>> = records
             .map(|r| r.take().into_iter().map(|op| self.step(op, &mut at)).collect())
@@ -109,16 +124,30 @@ impl Others {
         let mut columns = std::mem::take(&mut self.columns);
         let each = columns.len().div_ceil(threads).max(1);
         let this = &*self;
+        // what the first column's logs have forgotten is not asked for any more
+        let mut needed = vec![0; columns.first().map_or(0, |c| c.sent.len())];
+        for (log, place) in logs.iter().zip(&self.places).filter(|(_, place)| **place != NONE) {
+            needed[*place as usize] = log.first();
+        }
+        let needed = &needed;
         let ended = std::thread::scope(|scope| {
             let running: Vec<_> = columns
                 .chunks_mut(each)
                 .map(|some| {
                     let steps = &steps;
                     scope.spawn(move || {
-                        let mut scratch = Scratch::default();
+                        let mut work = Work::default();
                         some.iter_mut().try_for_each(|column| {
-                            this.column(column, steps, &mut scratch)?;
-                            column.forget(&this.places, logs);
+                            work.sent.resize_with(column.sent.len(), Sent::default);
+                            for (now, before) in work.sent.iter_mut().zip(&column.sent) {
+                                now.values.clear();
+                                now.values.add(&before.values, 0..before.values.len());
+                                now.first = before.first;
+                            }
+                            this.column(column, steps, &mut work)?;
+                            for ((now, left), first) in work.sent.iter().zip(&mut column.sent).zip(needed) {
+                                *left = now.from(*first);
+                            }
                             Ok(())
                         })
                     })
@@ -162,7 +191,8 @@ impl Others {
     }
 
     /// Does all steps of a column's cores.
-    fn column(&self, column: &mut Column, steps: &[Vec<Step>], scratch: &mut Scratch) -> Result<(), ()> {
+    fn column(&self, column: &mut Column, steps: &[Vec<Step>], work: &mut Work) -> Result<(), ()> {
+        let Work { scratch, sent } = work;
         let mut done = vec![0; steps.len()];
         let mut at = vec![(0, 0); self.taken.len()];
         let mut inputs = [Wavelets::default(), Wavelets::default()];
@@ -172,7 +202,7 @@ impl Others {
             let mut moved = false;
             for (i, steps) in steps.iter().enumerate() {
                 while let Some(step) = steps.get(done[i])
-                    && self.fetch(column, step, &mut at, &mut inputs)
+                    && self.fetch(sent, step, &mut at, &mut inputs)
                 {
                     let memory = &mut column.memories[i];
                     match &step.op {
@@ -182,7 +212,7 @@ impl Others {
                             run.leap(0, *slots, memory, &mut inputs, &mut out, &mut unused, scratch)?;
                             if let Arg::Out { queue, .. } = run.dst {
                                 let place = self.places[self.log_of[queue as usize] as usize];
-                                column.sent[place as usize].values.add(&out, 0..out.len());
+                                sent[place as usize].values.add(&out, 0..out.len());
                             }
                         }
                         Recorded::Axpys { all, n, ty } => core::axpys(scratch, memory, *n, *ty, all),
@@ -213,13 +243,13 @@ impl Others {
     /// What a step takes, if all of it was sent.
     fn fetch(
         &self,
-        column: &Column,
+        all_sent: &[Sent],
         step: &Step,
         at: &mut [(usize, u64)],
         inputs: &mut [Wavelets; 2],
     ) -> bool {
         let (queues, wavelets) = (taken(&step.op).0, step.wavelets);
-        let sent = |log: u32| &column.sent[self.places[log as usize] as usize];
+        let sent = |log: u32| &all_sent[self.places[log as usize] as usize];
         let all = || queues.iter().zip(&step.same);
         // first whether it is there, of all of them
         for (queue, _) in all().filter(|(_, same)| same.is_none()) {
@@ -256,18 +286,16 @@ impl Others {
     }
 }
 
-impl Column {
-    /// Forgets what the first column's logs have forgotten.
-    fn forget(&mut self, places: &[u32], logs: &[Log]) {
-        for (log, place) in logs.iter().zip(places).filter(|(_, place)| **place != NONE) {
-            let sent = &mut self.sent[*place as usize];
-            let n = log
-                .first()
-                .saturating_sub(sent.first)
-                .min(sent.values.len() as u64);
-            sent.values.drop_first(n as usize);
-            sent.first += n;
-        }
+impl Sent {
+    /// What may still be asked for, if values before `first` are not.
+    fn from(&self, first: u64) -> Sent {
+        let n = first.saturating_sub(self.first).min(self.values.len() as u64);
+        let mut left = Sent {
+            first: self.first + n,
+            ..Sent::default()
+        };
+        left.values.add(&self.values, n as usize..self.values.len());
+        left
     }
 }
 

@@ -29,6 +29,9 @@ const WEIGHTS: Color = colors::LOAD;
 /// Finished sums, from the last row to those that own them.
 const RESULTS: Color = colors::SPREAD;
 
+/// Outputs of a group beyond which a block's own cycles, some tens, are below a hundredth of its work (measured: docs/streaming.md).
+const GROUP: usize = 16;
+
 /// What is multiplied.
 #[derive(Clone, Debug)]
 pub struct Product<'a> {
@@ -86,9 +89,11 @@ impl Product<'_> {
     /// (SRAM, switch positions, filters, threads).
     pub fn map(&self, machine: &Machine) -> Result<Mapped, CompileError> {
         let mut plan = self.plan(machine)?;
-        // the largest group that fits; sums that don't by themselves need no closer look
+        // the largest group that fits and still gains; sums that don't fit by themselves need no closer look
         let (_, pitch) = blocks::pitches(self.ty, plan.tokens);
-        let near = |group: &usize| (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64;
+        let near = |group: &usize| {
+            *group <= GROUP && (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64
+        };
         let sizes = blocks::group_sizes(self.m, plan.widest(), self.lists).filter(near);
         let mut refused = plan.too_large(0, plan.least());
         for group in sizes {

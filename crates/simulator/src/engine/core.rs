@@ -4,16 +4,17 @@ mod ahead;
 mod bulk;
 mod leap;
 mod list;
+mod lockstep;
 mod record;
 mod vector;
 
 use super::{Class, PeCounters};
 use crate::machine::{Cost, Machine};
 
-use crate::numerics::axpy::Axpy;
 use crate::program::*;
 pub(super) use bulk::Scratch;
 pub(super) use leap::{Flows, Head, Outlook, Room};
+pub(super) use lockstep::{LANES, Memory};
 pub(super) use record::{Op as Recorded, Record};
 use std::collections::VecDeque;
 use vector::Phase;
@@ -154,11 +155,6 @@ impl Cond {
             Cond::Ge => a >= b,
         }
     }
-}
-
-/// AXPYs of rows of `n` elements, one after another ([`Recorded::Axpys`]).
-pub(super) fn axpys(scratch: &mut Scratch, memory: &mut [u8], n: usize, ty: Ty, all: &[Axpy]) {
-    crate::numerics::axpy::axpys(scratch.host, memory, n, ty, all, &mut scratch.wide);
 }
 
 /// The SRAM that a block finds: its buffers' bytes, 0 where nothing was left, and what is above them.

@@ -92,6 +92,30 @@ impl Wavelets {
         self.level();
     }
 
+    /// One of several that are side by side: a wavelet of each, then the next one of each, ...
+    pub fn of(&self, lane: usize, lanes: usize) -> Wavelets {
+        let high = self.high.get(lane..).unwrap_or_default();
+        Wavelets {
+            words: self.words[lane.min(self.words.len())..].iter().step_by(lanes).copied().collect(),
+            high: high.iter().step_by(lanes).copied().collect(),
+            forms: self.forms[lane.min(self.forms.len())..].iter().step_by(lanes).copied().collect(),
+        }
+    }
+
+    /// Adds equally many of several, side by side.
+    pub fn add_side_by_side(&mut self, all: &[Wavelets]) {
+        for i in 0..all.first().map_or(0, Wavelets::len) {
+            all.iter().for_each(|one| self.push(one.get(i)));
+        }
+    }
+
+    /// Adds wavelets, each so many times.
+    pub fn add_times(&mut self, from: &Wavelets, times: usize) {
+        for w in from.iter() {
+            self.add_all(&vec![w; times]);
+        }
+    }
+
     /// Forgets the first ones.
     pub fn drop_first(&mut self, n: usize) {
         self.words.drain(..n);

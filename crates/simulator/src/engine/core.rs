@@ -6,6 +6,7 @@ mod leap;
 mod list;
 mod lockstep;
 mod record;
+mod uniform;
 mod vector;
 
 use super::{Class, PeCounters};
@@ -217,6 +218,12 @@ impl<'p> Core<'p> {
     /// The SRAM that a core with the same block finds: its buffers, and what is above them.
     pub fn split(&self, sram: Vec<u8>, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
         split(sram, self.block, machine)
+    }
+
+    /// What it did since it was asked before, if that is recorded; after the `last` time others have memory of their own.
+    pub fn recorded(&mut self, last: bool) -> Option<Vec<Recorded>> {
+        let record = self.record.as_mut()?;
+        Some(record.take(&self.memory, last))
     }
 
     /// Its code.
@@ -501,7 +508,7 @@ impl<'p> Core<'p> {
                 if net.arrived(queue, now) {
                     let w = net.pop(queue, now);
                     if let Some(record) = &mut self.record {
-                        record.takes(queue, w);
+                        record.takes(queue, w, &self.memory);
                     }
                     self.registers[0] = w.bits as u32 as i32 as i64;
                     self.registers[1] = w.flag as i64;
@@ -580,10 +587,10 @@ impl<'p> Core<'p> {
                 let at = self.address(*word, self.val(*a).saturating_add(self.val(*b)))?;
                 let bytes = (self.val(*v) as i32).to_le_bytes();
                 let bytes = &bytes[..if *word == Word::U16 { 2 } else { 4 }];
-                self.memory[at..at + bytes.len()].copy_from_slice(bytes);
                 if let Some(record) = &mut self.record {
-                    record.store(at, bytes);
+                    record.store(at, bytes, &self.memory);
                 }
+                self.memory[at..at + bytes.len()].copy_from_slice(bytes);
             }
             Instr::Jump(to) => self.pc = *to,
             Instr::Branch(cond, a, b, to) => {

@@ -15,14 +15,14 @@ mod flow;
 mod others;
 mod routers;
 
-use super::core::{Core, Outlook, Record, Rules, Scratch};
+use super::core::{Core, Outlook, Ports, Record, Rules, Scratch};
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
 use super::wavelets::Wavelets;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
-use crate::program::{Drain, Stage, Wavelet};
+use crate::program::{Drain, Port, Stage, Wavelet};
 use calendar::Calendar;
 use channels::Gate;
 use columns::Columns;
@@ -548,7 +548,12 @@ impl<'p, 'm> Simulation<'p, 'm> {
             let Some(Pe { core, .. }) = core.as_deref_mut() else {
                 continue;
             };
-            core.record = Some(Box::new(Record::new(machine.pe.threads as usize)));
+            // what comes from the west comes from the edge
+            let colors = self.net.router(pe as u32).iter();
+            let from_west = colors.filter(|r| self.net.positions(r).iter().all(|p| p.input == Port::West));
+            let queues = from_west.map(|r| self.net.core_in(pe as u32, r.color));
+            let record = Record::new(machine.pe.threads as usize, queues.collect());
+            core.record = Some(Box::new(record));
             let mut above = Vec::new();
             others.add((1..=n).map(|i| {
                 let (memory, rest) = core.split(std::mem::take(&mut sram[pe + i]), machine);
@@ -575,7 +580,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             return Ok(());
         }
         let cores = self.cores.iter_mut().flatten();
-        let records = cores.filter_map(|pe| pe.core.record.as_deref_mut());
+        let records = cores.filter_map(|pe| pe.core.recorded(now));
         others
             .catch_up(records, sent, &self.logs)
             .map_err(|()| Stop::Apart)

@@ -1,9 +1,9 @@
-//! The numbers of columns that are timed with another one (`fast::columns`): what its cores did ([`Record`]) is done again on the other
+//! The numbers of columns that are timed with another one (`fast::columns`): what its cores did ([`Recorded`]) is done again on the other
 //! columns' memory and streams, many columns at once ([`LANES`]), core by core, as far as what it takes was sent; by as many threads as
 //! the host has.
 
 use super::flow::Log;
-use crate::engine::core::{Arg, LANES, Memory, Record, Recorded, Run, Scratch};
+use crate::engine::core::{Arg, LANES, Memory, Recorded, Run, Scratch};
 use crate::engine::network::NONE;
 use crate::engine::wavelets::Wavelets;
 use crate::program::Wavelet;
@@ -128,16 +128,16 @@ impl Others {
 
     /// Does again what the cores of the first column did, in the order of their places in a column's memory, up to when they had sent so
     /// many wavelets. `Err` if columns differ in what decides the order.
-    pub fn catch_up<'a>(
+    pub fn catch_up(
         &mut self,
-        records: impl Iterator<Item = &'a mut Record>,
+        records: impl Iterator<Item = Vec<Recorded>>,
         sent: u64,
         logs: &[Log],
     ) -> Result<(), ()> {
         self.sent = sent;
         let mut at = vec![(0, 0); self.taken.len()];
         let steps: Vec<Vec<Step>> = records
-            .map(|r| r.take().into_iter().map(|op| self.step(op, &mut at)).collect())
+            .map(|ops| ops.into_iter().map(|op| self.step(op, &mut at)).collect())
             .collect();
         let mut groups = std::mem::take(&mut self.groups);
         let batch = Batch::new(self, logs, &steps);
@@ -177,6 +177,7 @@ impl Others {
             let parts = parts(&self.taken[queue as usize], &mut at[queue as usize], wavelets);
             for Source { log, index, n } in parts {
                 match &self.feeds[log as usize] {
+                    _ if matches!(op, Recorded::Skips { .. }) => {}
                     Some(feed) if from_feeds => {
                         side_by_side(&feed[index as usize..(index + n) as usize], &mut all);
                     }
@@ -184,6 +185,9 @@ impl Others {
                 }
             }
             *same = from_feeds.then_some(all);
+            if let Recorded::Skips { .. } = op {
+                *same = Some(Wavelets::default());
+            }
         }
         Step { op, same, wavelets }
     }
@@ -255,7 +259,7 @@ impl<'a> Batch<'a> {
                         {
                             return Err(());
                         }
-                        Recorded::Same { .. } | Recorded::Takes { .. } => {}
+                        Recorded::Same { .. } | Recorded::Takes { .. } | Recorded::Skips { .. } => {}
                     }
                     done[i] += 1;
                     moved = true;
@@ -388,6 +392,7 @@ fn taken(op: &Recorded) -> ([Option<u32>; 2], u64) {
     match op {
         Recorded::Slots { run, slots } => (of(run), run.steps(*slots)),
         Recorded::Takes { queue, .. } => ([Some(*queue), None], 1),
+        Recorded::Skips { queue, n } => ([Some(*queue), None], *n),
         _ => ([None; 2], 0),
     }
 }

@@ -15,7 +15,7 @@ use crate::machine::{Cost, Machine};
 use crate::program::*;
 pub(super) use bulk::Scratch;
 pub(super) use leap::{Flows, Head, Outlook, Room};
-pub(super) use lockstep::{LANES, Memory};
+pub(super) use lockstep::{Input, LANES, Memory};
 pub(super) use record::{Op as Recorded, Record};
 use std::collections::VecDeque;
 use vector::Phase;

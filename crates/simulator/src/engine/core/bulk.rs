@@ -16,6 +16,7 @@ use crate::numerics::block::{self, Host, Operand, Target, Word};
 use crate::numerics::product::{Product, VECTOR};
 use crate::program::*;
 use half::f16;
+use std::ops::Range;
 
 #[cfg(test)]
 mod tests;
@@ -131,10 +132,10 @@ impl Run {
         }
         scratch.sent.clear();
         if in_row {
-            Nest::row(self, n, &came).execute(self.op, memory, scratch);
+            Nest::row(self, n, [&came[0], &came[1]]).execute(self.op, memory, scratch);
             self.advance(n);
         } else {
-            let (nest, end) = (Nest::of(self, first, &came), first + n);
+            let (nest, end) = (Nest::of(self, first, [&came[0], &came[1]]), first + n);
             let mut at = first;
             while at < end {
                 let (piece, n) = nest.piece(at, end);
@@ -219,7 +220,7 @@ enum Side<'a> {
 impl<'a> Side<'a> {
     /// The operands of an instruction, those in memory so many bytes, told from the strides, before where the row that it is at begins.
     /// What came from the fabric begins with element `first`.
-    fn of(run: &Run, came: &'a [Vec<Word>; 2], back: impl Fn(&[i64; 4]) -> i64, first: i64) -> [Side<'a>; 3] {
+    fn of(run: &Run, came: [&'a [Word]; 2], back: impl Fn(&[i64; 4]) -> i64, first: i64) -> [Side<'a>; 3] {
         let side = |arg: &Arg, words: &'a [Word]| match arg {
             Arg::Memory { ty, strides, at, .. } => Side::Memory {
                 ty: *ty,
@@ -229,11 +230,7 @@ impl<'a> Side<'a> {
             Arg::Imm(x) => Side::Imm(x.to_le_bytes()),
             Arg::Out { .. } => Side::Out,
         };
-        [
-            side(&run.dst, &[]),
-            side(&run.a, &came[0]),
-            side(&run.b, &came[1]),
-        ]
+        [side(&run.dst, &[]), side(&run.a, came[0]), side(&run.b, came[1])]
     }
 
     /// So many bytes, or elements, further on.
@@ -258,7 +255,7 @@ pub(super) struct Nest<'a> {
 impl<'a> Nest<'a> {
     /// All elements of an instruction; what it takes from the fabric begins with the element `first`. A loop is
     /// joined with the next inner one where all operands go on from its last turn as within it.
-    pub(super) fn of(run: &Run, first: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
+    pub(super) fn of(run: &Run, first: i64, came: [&'a [Word]; 2]) -> Nest<'a> {
         let [_, b, c, d] = run.shape;
         let strides = run.args().map(|arg| match arg {
             Arg::Memory { strides, .. } => *strides,
@@ -288,7 +285,7 @@ impl<'a> Nest<'a> {
     }
 
     /// The next `n` elements of a row, for which `came` is what was taken.
-    fn row(run: &Run, n: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
+    fn row(run: &Run, n: i64, came: [&'a [Word]; 2]) -> Nest<'a> {
         let strides = run.args().map(|arg| match arg {
             Arg::Memory { strides, .. } => [0, 0, 0, strides[3]],
             Arg::In { .. } | Arg::Out { .. } => [0, 0, 0, 1],
@@ -326,7 +323,10 @@ impl<'a> Nest<'a> {
         let mut nest = *self;
         nest.sides = self.sides.map(|side| match side {
             Side::Memory { ty, at } => Side::Memory { ty, at: at * lanes },
-            Side::Came { words, at } => Side::Came { words, at: at * lanes },
+            Side::Came { words, at } => Side::Came {
+                words,
+                at: at * lanes,
+            },
             other => other,
         });
         let beside = self.sides.map(|side| match side {
@@ -354,6 +354,24 @@ impl<'a> Nest<'a> {
             }
             f(&inner);
         }
+    }
+
+    /// Where the bytes of rows lie that it sends as they are, if it does no more.
+    pub(super) fn rows_sent(&self, op: Op) -> Option<impl Iterator<Item = Range<usize>> + use<>> {
+        let (Side::Out, Side::Memory { ty: Ty::F32, at }, Op::Mov) = (self.sides[0], self.sides[1], op)
+        else {
+            return None;
+        };
+        let ([outer, inner, rows, n], strides) = (self.turns, self.strides[1]);
+        if n > 1 && strides[3] != 4 {
+            return None;
+        }
+        let row = move |i: i64| {
+            let at =
+                at + i / (inner * rows) * strides[0] + i / rows % inner * strides[1] + i % rows * strides[2];
+            at as usize..(at + 4 * n) as usize
+        };
+        Some((0..outer * inner * rows).map(row))
     }
 
     /// The same loops from other elements on.

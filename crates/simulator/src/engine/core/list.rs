@@ -283,7 +283,13 @@ impl Run {
             return 0;
         }
         if let Some((record, thread)) = record {
-            record.axpys(thread, axpys_of_rows, self.shape[3] as usize, self.ty_of_x(), memory);
+            record.axpys(
+                thread,
+                axpys_of_rows,
+                self.shape[3] as usize,
+                self.ty_of_x(),
+                memory,
+            );
             record.same(memory, read.0..walk.index);
             record.same(memory, read.1..walk.value);
         }

@@ -5,9 +5,8 @@ use super::bulk::{Nest, Scratch};
 use super::vector::{Arg, Run, reach};
 use crate::engine::PeCounters;
 use crate::engine::wavelets::Wavelets;
-use crate::numerics as num;
 use crate::numerics::axpy::{self, Axpy, overlap};
-use crate::numerics::block::{Word, widen};
+use crate::numerics::block::{Host, Word, canonical, widen};
 use crate::program::Ty;
 
 /// PEs side by side.
@@ -144,19 +143,16 @@ impl Memory {
     }
 }
 
+/// What an instruction takes from a queue: a wavelet of each PE, then the next one of each, ...
+pub(in crate::engine) enum Input<'a> {
+    /// Wavelets of one f32 each.
+    Words(&'a [Word]),
+    Any(&'a Wavelets),
+}
+
 impl Run {
-    /// Does what [`Run::leap`] does, in all PEs. `inputs` and `out` have a wavelet of each PE, then the next one of each, ...
-    pub(in crate::engine) fn lockstep(
-        &self,
-        slots: u64,
-        memory: &mut Memory,
-        inputs: &mut [Wavelets; 2],
-        out: &mut Wavelets,
-        scratch: &mut Scratch,
-    ) -> Result<(), ()> {
-        let Some(span) = self.span(slots) else {
-            return Ok(());
-        };
+    /// Whether all its operands are f32 at addresses of words, a wavelet an element.
+    pub(in crate::engine) fn in_words(&self) -> bool {
         let plain = |arg: &Arg| match arg {
             Arg::Memory {
                 ty: Ty::F32,
@@ -168,32 +164,46 @@ impl Run {
             Arg::Imm(_) => true,
             _ => false,
         };
-        let single = inputs.iter().all(Wavelets::single);
-        if !([&self.dst, &self.a, &self.b].into_iter().all(plain) && single) {
+        [&self.dst, &self.a, &self.b].into_iter().all(plain)
+    }
+
+    /// Does what [`Run::leap`] does, in all PEs. What it sends is added to `out`, side by side like the inputs.
+    pub(in crate::engine) fn lockstep(
+        &self,
+        slots: u64,
+        memory: &mut Memory,
+        inputs: [Input; 2],
+        out: &mut Wavelets,
+        scratch: &mut Scratch,
+    ) -> Result<(), ()> {
+        let Some(span) = self.span(slots) else {
+            return Ok(());
+        };
+        let words = inputs.each_ref().map(|input| match input {
+            Input::Words(words) => Some(*words),
+            Input::Any(wavelets) => wavelets.single_words(),
+        });
+        let ([Some(a), Some(b)], true) = (words, self.in_words()) else {
             return self.lane_by_lane(slots, memory, inputs, out, scratch);
-        }
-        let mut came = std::mem::take(&mut scratch.came);
-        for (came, wavelets) in came.iter_mut().zip(&mut *inputs) {
-            std::mem::swap(came, wavelets.words());
-        }
+        };
+        let came = [a, b];
         scratch.sent.clear();
-        let nest = Nest::of(self, span.first, &came);
+        let nest = Nest::of(self, span.first, came);
         let (mut at, end) = (span.first, span.first + span.n);
         while at < end {
             let (piece, n) = nest.piece(at, end);
             piece.side_by_side(LANES as i64, |nest| {
-                nest.execute(self.op, memory.words.as_flattened_mut(), scratch);
+                let bytes = memory.words.as_flattened_mut();
+                match nest.rows_sent(self.op) {
+                    Some(rows) if scratch.sent.is_empty() => {
+                        rows.for_each(|row| send(scratch.host, bytes[row].as_chunks().0, out));
+                    }
+                    _ => nest.execute(self.op, bytes, scratch),
+                }
             });
             at += n;
         }
-        if let Arg::Out { .. } = self.dst {
-            let canonical = |w: &Word| num::canonical(f32::from_le_bytes(*w)).to_le_bytes();
-            out.add_words(scratch.sent.iter().map(canonical));
-        }
-        for (came, wavelets) in came.iter_mut().zip(inputs) {
-            std::mem::swap(came, wavelets.words());
-        }
-        scratch.came = came;
+        send(scratch.host, &scratch.sent, out);
         Ok(())
     }
 
@@ -202,7 +212,7 @@ impl Run {
         &self,
         slots: u64,
         memory: &mut Memory,
-        inputs: &[Wavelets; 2],
+        inputs: [Input; 2],
         out: &mut Wavelets,
         scratch: &mut Scratch,
     ) -> Result<(), ()> {
@@ -213,6 +223,14 @@ impl Run {
             }
             _ => (0, 0),
         };
+        let inputs = inputs.map(|input| match input {
+            Input::Words(words) => {
+                let mut wavelets = Wavelets::default();
+                wavelets.add_single(|to| to.extend_from_slice(words));
+                wavelets
+            }
+            Input::Any(wavelets) => wavelets.clone(),
+        });
         let mut own = vec![0; memory.bytes];
         let mut sent = vec![Wavelets::default(); LANES];
         let mut unused = PeCounters::default();
@@ -228,4 +246,9 @@ impl Run {
         out.add_side_by_side(&sent);
         Ok(())
     }
+}
+
+/// Sends numbers.
+fn send(host: Host, words: &[Word], out: &mut Wavelets) {
+    out.add_single(|to| canonical(host, words, to));
 }

@@ -306,7 +306,10 @@ impl Record {
 
     /// What columns need for a vector instruction that begins.
     fn kind(&self, run: &Run) -> Kind {
-        let Arg::Memory { ty, base, strides, .. } = &run.dst else {
+        let Arg::Memory {
+            ty, base, strides, ..
+        } = &run.dst
+        else {
             return Kind::Apart;
         };
         if run.sparse.is_some() || !run.is_fresh() {
@@ -314,7 +317,9 @@ impl Record {
         }
         let dst = reach(*base, strides, &run.shape, *ty);
         let sources = [&run.a, &run.b].map(|arg| match arg {
-            Arg::Memory { ty, base, strides, .. } => Some((reach(*base, strides, &run.shape, *ty), strides[3])),
+            Arg::Memory {
+                ty, base, strides, ..
+            } => Some((reach(*base, strides, &run.shape, *ty), strides[3])),
             _ => None,
         });
         let known = |range: Range| self.uniform.covers(range) && !meet(range, dst);
@@ -439,9 +444,9 @@ impl Run {
             return None;
         };
         let lies = |arg: &Arg, range: Range| match arg {
-            Arg::Memory { ty, base, strides, .. } => {
-                strides[3] == 0 && reach(*base, strides, &self.shape, *ty) == range
-            }
+            Arg::Memory {
+                ty, base, strides, ..
+            } => strides[3] == 0 && reach(*base, strides, &self.shape, *ty) == range,
             _ => false,
         };
         let (factor, x) = match (&self.a, &self.b, kind) {

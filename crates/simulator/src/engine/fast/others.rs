@@ -3,10 +3,11 @@
 //! the host has.
 
 use super::flow::Log;
-use crate::engine::core::{Arg, LANES, Memory, Recorded, Run, Scratch};
+use crate::engine::core::{Arg, Input, LANES, Memory, Recorded, Run, Scratch};
 use crate::engine::network::NONE;
 use crate::engine::wavelets::Wavelets;
 use crate::program::Wavelet;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of records that are done again at once.
@@ -67,6 +68,8 @@ struct Step {
     op: Recorded,
     same: [Option<Wavelets>; 2],
     wavelets: u64,
+    /// It may take numbers from where they lie.
+    in_words: bool,
 }
 
 impl Others {
@@ -107,7 +110,8 @@ impl Others {
 
     /// What a core's SRAMs are now, by column; the cores are asked for in their order.
     pub fn take(&mut self, core: usize) -> impl Iterator<Item = Vec<u8>> {
-        let each = move |group: &mut Group| std::mem::take(&mut group.memories[core]).into_srams(group.columns);
+        let each =
+            move |group: &mut Group| std::mem::take(&mut group.memories[core]).into_srams(group.columns);
         self.groups.iter_mut().flat_map(each)
     }
 
@@ -150,7 +154,8 @@ impl Others {
                     let batch = &batch;
                     scope.spawn(move || {
                         let mut work = Work::default();
-                        some.iter_mut().try_for_each(|group| batch.execute(group, &mut work))
+                        some.iter_mut()
+                            .try_for_each(|group| batch.execute(group, &mut work))
                     })
                 })
                 .collect();
@@ -189,7 +194,16 @@ impl Others {
                 *same = Some(Wavelets::default());
             }
         }
-        Step { op, same, wavelets }
+        let in_words = match &op {
+            Recorded::Slots { run, .. } => run.in_words() && !matches!(run.dst, Arg::Out { .. }),
+            _ => false,
+        };
+        Step {
+            op,
+            same,
+            wavelets,
+            in_words,
+        }
     }
 }
 
@@ -208,7 +222,11 @@ impl<'a> Batch<'a> {
     fn new(others: &'a Others, logs: &[Log], steps: &'a [Vec<Step>]) -> Batch<'a> {
         let n = others.places.iter().filter(|p| **p != NONE).count();
         let (mut takes, mut first) = (vec![0; n], vec![0; n]);
-        for (log, place) in logs.iter().zip(&others.places).filter(|(_, place)| **place != NONE) {
+        for (log, place) in logs
+            .iter()
+            .zip(&others.places)
+            .filter(|(_, place)| **place != NONE)
+        {
             first[*place as usize] = log.first();
         }
         for source in others.taken.iter().flatten() {
@@ -232,34 +250,50 @@ impl<'a> Batch<'a> {
         let mut cursor = Cursor {
             at: vec![(0, 0); others.taken.len()],
             left: self.takes.clone(),
+            empty: Vec::new(),
         };
-        let mut inputs = [Wavelets::default(), Wavelets::default()];
-        let mut out = Wavelets::default();
+        let mut copied = [Wavelets::default(), Wavelets::default()];
         loop {
             let mut moved = false;
             for (i, steps) in steps.iter().enumerate() {
                 while let Some(step) = steps.get(done[i])
-                    && self.fetch(&mut group.sent, step, &mut cursor, &mut inputs, free)
+                    && let Some(lie) = self.fetch(&group.sent, step, &mut cursor, &mut copied)
                 {
-                    let memory = &mut group.memories[i];
+                    let Group { memories, sent, .. } = group;
+                    let memory = &mut memories[i];
                     match &step.op {
                         Recorded::Slots { run, slots } => {
-                            out.clear();
-                            run.lockstep(*slots, memory, &mut inputs, &mut out, scratch)?;
-                            if let Arg::Out { queue, .. } = run.dst {
-                                let place = others.places[others.log_of[queue as usize] as usize];
-                                group.sent[place as usize].add(&out, free);
+                            let input = |i: usize| match &lie[i] {
+                                Some((place, range)) => {
+                                    Input::Words(sent[*place].values.words_of(range.clone()))
+                                }
+                                None => Input::Any(&copied[i]),
+                            };
+                            match run.dst {
+                                Arg::Out { queue, .. } => {
+                                    let inputs = [Input::Any(&copied[0]), Input::Any(&copied[1])];
+                                    let place = others.places[others.log_of[queue as usize] as usize];
+                                    let out = sent[place as usize].room(free);
+                                    run.lockstep(*slots, memory, inputs, out, scratch)?;
+                                }
+                                _ => {
+                                    let inputs = [input(0), input(1)];
+                                    run.lockstep(*slots, memory, inputs, &mut Wavelets::default(), scratch)?;
+                                }
                             }
                         }
                         Recorded::Axpys { all, n, ty } => memory.axpys(scratch, *n, *ty, all),
                         Recorded::Store { at, bytes } => memory.store(*at, bytes),
                         Recorded::Same { at, bytes } if !memory.holds(*at, bytes) => return Err(()),
                         Recorded::Takes { wavelet, .. }
-                            if inputs[0].iter().any(|w| w.bits != wavelet.bits) =>
+                            if copied[0].iter().any(|w| w.bits != wavelet.bits) =>
                         {
                             return Err(());
                         }
                         Recorded::Same { .. } | Recorded::Takes { .. } | Recorded::Skips { .. } => {}
+                    }
+                    for place in cursor.empty.drain(..) {
+                        sent[place].settle(self.first[place], free);
                     }
                     done[i] += 1;
                     moved = true;
@@ -278,15 +312,14 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// What a step takes, if all of it was sent.
+    /// What a step takes, if all of it was sent: copied, or as numbers that lie in one piece of a stream, if the step sends none.
     fn fetch(
         &self,
-        sent: &mut [Sent],
+        sent: &[Sent],
         step: &Step,
         cursor: &mut Cursor,
-        inputs: &mut [Wavelets; 2],
-        free: &mut Vec<Wavelets>,
-    ) -> bool {
+        copied: &mut [Wavelets; 2],
+    ) -> Option<[Option<(usize, Range<usize>)>; 2]> {
         let Others {
             taken: sources,
             feeds,
@@ -304,10 +337,11 @@ impl<'a> Batch<'a> {
                 None => sent[places[s.log as usize] as usize].end() >= s.index + s.n,
             };
             if !parts(&sources[queue as usize], &mut at, wavelets).all(there) {
-                return false;
+                return None;
             }
         }
-        for ((queue, same), to) in all().zip(inputs) {
+        let mut lie = [None, None];
+        for (((queue, same), to), lie) in all().zip(copied).zip(&mut lie) {
             to.clear();
             let Some(queue) = *queue else { continue };
             if let Some(same) = same {
@@ -322,16 +356,22 @@ impl<'a> Batch<'a> {
                     None => {
                         let place = places[log as usize] as usize;
                         let from = (index - sent[place].first) as usize * LANES;
-                        to.add(&sent[place].values, from..from + n as usize * LANES);
+                        let range = from..from + n as usize * LANES;
+                        let values = &sent[place].values;
+                        if step.in_words && n == wavelets && values.are_single(range.clone()) {
+                            *lie = Some((place, range));
+                        } else {
+                            to.add(values, range);
+                        }
                         cursor.left[place] -= n;
                         if cursor.left[place] == 0 {
-                            sent[place].settle(self.first[place], free);
+                            cursor.empty.push(place);
                         }
                     }
                 }
             }
         }
-        true
+        Some(lie)
     }
 }
 
@@ -341,6 +381,8 @@ struct Cursor {
     at: Vec<(usize, u64)>,
     /// Of each log: wavelets that are still to be taken in this batch.
     left: Vec<u64>,
+    /// Logs of which the step at hand takes the last ones.
+    empty: Vec<usize>,
 }
 
 impl Sent {
@@ -349,7 +391,8 @@ impl Sent {
         self.first + (self.values.len() / LANES) as u64
     }
 
-    fn add(&mut self, wavelets: &Wavelets, free: &mut Vec<Wavelets>) {
+    /// Where more is added.
+    fn room(&mut self, free: &mut Vec<Wavelets>) -> &mut Wavelets {
         if !self.room
             && let Some(room) = free.pop()
         {
@@ -357,7 +400,7 @@ impl Sent {
             self.values.add(&before, 0..before.len());
         }
         self.room = true;
-        self.values.add(wavelets, 0..wavelets.len());
+        &mut self.values
     }
 
     /// Keeps what may still be asked for if values before `first` are not, in no more memory than that needs.

@@ -10,6 +10,9 @@
 //! in the environment asks for the other engine. `in-place` has its
 //! activations on the mesh at the start, and leaves its results there; sparsity 0 is the dense kernel.
 
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use meshloom_compiler::in_place::Product;
 use meshloom_compiler::{Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Mask, Op, seeded_inputs, sparsify};

@@ -2,6 +2,7 @@
 
 use super::PeCounters;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::ops::{Index, IndexMut};
 
 /// The counters of each PE, row by row of the mesh; those that are equal are kept once.
@@ -32,7 +33,9 @@ impl SharedCounters {
 impl From<Vec<PeCounters>> for SharedCounters {
     fn from(all: Vec<PeCounters>) -> SharedCounters {
         let mut shared = SharedCounters::default();
-        let mut known: HashMap<PeCounters, u32> = HashMap::new();
+        // by hash: the counters themselves are kept once
+        let hasher = BuildHasherDefault::<DefaultHasher>::default();
+        let mut known: HashMap<u64, u32> = HashMap::new();
         for pe in all {
             // idle neighbours are equal
             if let Some(&last) = shared.of.last()
@@ -42,11 +45,12 @@ impl From<Vec<PeCounters>> for SharedCounters {
                 continue;
             }
             let next = shared.different.len() as u32;
-            let index = *known.entry(pe).or_insert(next);
-            if index == next {
+            let index = *known.entry(hasher.hash_one(pe)).or_insert(next);
+            let same = shared.different.get(index as usize) == Some(&pe);
+            if !same {
                 shared.different.push(pe);
             }
-            shared.of.push(index);
+            shared.of.push(if same { index } else { next });
         }
         shared.different.shrink_to_fit();
         shared

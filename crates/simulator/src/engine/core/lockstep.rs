@@ -40,7 +40,9 @@ impl Memory {
 
     /// The SRAMs of the first `n` PEs.
     pub fn into_srams(self, n: usize) -> Vec<Vec<u8>> {
-        let mut srams = vec![Vec::with_capacity(self.bytes + 3); n];
+        let mut srams: Vec<_> = (0..n)
+            .map(|_| Vec::with_capacity(4 * self.words.len() / LANES))
+            .collect();
         for words in self.words.chunks_exact(LANES) {
             for (sram, word) in srams.iter_mut().zip(words) {
                 sram.extend_from_slice(word);

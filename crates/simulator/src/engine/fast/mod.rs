@@ -206,6 +206,14 @@ impl StageRun<'_> {
                 None => arrivals,
             });
         }
+        if let Some(mut others) = others {
+            for (i, (pe, above)) in following.iter().zip(above.into_iter().flatten()).enumerate() {
+                for (column, (mut memory, mut above)) in others.take(i).zip(above).enumerate() {
+                    memory.append(&mut above);
+                    sram[pe + 1 + column] = memory;
+                }
+            }
+        }
         let mut idle = PeCounters::default();
         idle.classes[Class::Idle as usize] = cycles;
         idle.load_classes[Class::Idle as usize] = net.epochs[1];
@@ -225,14 +233,6 @@ impl StageRun<'_> {
                 }
             }
             sram[pe] = core.into_sram();
-        }
-        if let Some(mut others) = others {
-            for (i, (pe, above)) in following.iter().zip(above.into_iter().flatten()).enumerate() {
-                for (column, (mut memory, mut above)) in others.take(i).zip(above).enumerate() {
-                    memory.append(&mut above);
-                    sram[pe + 1 + column] = memory;
-                }
-            }
         }
         for c in &mut counters {
             outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];

@@ -214,6 +214,8 @@ struct Batch<'a> {
     steps: &'a [Vec<Step>],
     /// How many wavelets are taken out of each log, by its place.
     takes: Vec<u64>,
+    /// Whether one queue alone takes them.
+    one_taker: Vec<bool>,
     /// Values of each log that the first column has forgotten are not asked for any more.
     first: Vec<u64>,
 }
@@ -229,15 +231,23 @@ impl<'a> Batch<'a> {
         {
             first[*place as usize] = log.first();
         }
-        for source in others.taken.iter().flatten() {
-            if let Some(takes) = takes.get_mut(others.places[source.log as usize] as usize) {
-                *takes += source.n;
+        let mut takers = vec![None; n];
+        let mut one_taker = vec![true; n];
+        for (queue, source) in (0..)
+            .zip(&others.taken)
+            .flat_map(|(q, s)| s.iter().map(move |s| (q, s)))
+        {
+            let place = others.places[source.log as usize] as usize;
+            if place < n {
+                takes[place] += source.n;
+                one_taker[place] &= *takers[place].get_or_insert(queue) == queue;
             }
         }
         Batch {
             others,
             steps,
             takes,
+            one_taker,
             first,
         }
     }
@@ -292,8 +302,8 @@ impl<'a> Batch<'a> {
                         }
                         Recorded::Same { .. } | Recorded::Takes { .. } | Recorded::Skips { .. } => {}
                     }
-                    for place in cursor.empty.drain(..) {
-                        sent[place].settle(self.first[place], free);
+                    for (place, first) in cursor.empty.drain(..) {
+                        sent[place].settle(first, free);
                     }
                     done[i] += 1;
                     moved = true;
@@ -364,8 +374,14 @@ impl<'a> Batch<'a> {
                             to.add(values, range);
                         }
                         cursor.left[place] -= n;
+                        // half of it gone is worth a copy of the rest
+                        let gone = (index + n).min(self.first[place]);
+                        let half = 2 * gone.saturating_sub(sent[place].first)
+                            >= sent[place].end() - sent[place].first;
                         if cursor.left[place] == 0 {
-                            cursor.empty.push(place);
+                            cursor.empty.push((place, self.first[place]));
+                        } else if self.one_taker[place] && half {
+                            cursor.empty.push((place, gone));
                         }
                     }
                 }
@@ -381,8 +397,8 @@ struct Cursor {
     at: Vec<(usize, u64)>,
     /// Of each log: wavelets that are still to be taken in this batch.
     left: Vec<u64>,
-    /// Logs of which the step at hand takes the last ones.
-    empty: Vec<usize>,
+    /// Logs of which the step at hand takes what nobody else will, and the first value that may still be asked for.
+    empty: Vec<(usize, u64)>,
 }
 
 impl Sent {

@@ -202,6 +202,8 @@ pub(crate) struct Products {
     pub first: bool,
     /// r0 items are left, each of which gets all blocks: behind its last block comes the first one of the next item.
     pub items: bool,
+    /// Accounting of the products.
+    pub count: Count,
 }
 
 impl Products {
@@ -326,7 +328,7 @@ impl Products {
             divisor: imm(self.group),
             y_step: Val::Imm(self.pitch_y),
             x_step: Val::Imm(self.pitch_x),
-            count: Count::Mac,
+            count: self.count,
         }));
     }
 
@@ -354,7 +356,7 @@ impl Products {
             11,
             Operand::Desc(13),
             Some(Operand::Desc(12)),
-            Count::Mac,
+            self.count,
         );
     }
 }

@@ -600,6 +600,7 @@ impl StreamedKernel<'_> {
             parity,
             first,
             items: true,
+            count: Count::Mac,
         };
 
         a.task("main", Trigger::Start);

@@ -1,0 +1,1 @@
+//! The two halves of a transformer's block.

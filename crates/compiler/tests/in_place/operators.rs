@@ -85,7 +85,12 @@ fn layer_norms() {
             scratch: room.end(),
         };
         let program = norm.map(&case.machine).map_err(|e| e.to_string())?;
-        let (sram, _) = run_columns(&program, &case.machine, &placed(&case.machine, &[(&x, &input)]))?;
+        let (sram, _) = run_columns(
+            true,
+            &program,
+            &case.machine,
+            &placed(&case.machine, &[(&x, &input)]),
+        )?;
         let want: Vec<f64> = given(x.ty, &input)
             .chunks(n)
             .flat_map(|x| {
@@ -160,7 +165,7 @@ fn functions() {
             };
             let program = unary.map(&case.machine).map_err(|e| e.to_string())?;
             let before = placed(&case.machine, &[(&x, &input)]);
-            let (sram, _) = run_columns(&program, &case.machine, &before)?;
+            let (sram, _) = run_columns(true, &program, &case.machine, &before)?;
             let want: Vec<f64> = given(x.ty, &input).iter().map(|v| of(*v)).collect();
             if x != y && x.read(&sram) != x.read(&before) {
                 return Err("X is not what it was".into());
@@ -192,7 +197,7 @@ fn pairs() {
         };
         let program = pair.map(&case.machine).map_err(|e| e.to_string())?;
         let before = placed(&case.machine, &[(&x[0], &inputs[0]), (&x[1], &inputs[1])]);
-        let (sram, _) = run_columns(&program, &case.machine, &before)?;
+        let (sram, _) = run_columns(true, &program, &case.machine, &before)?;
         let both = given(x[0].ty, &inputs[0])
             .into_iter()
             .zip(given(x[1].ty, &inputs[1]));
@@ -229,7 +234,7 @@ fn softmaxes() {
             };
             let program = softmax.map(&case.machine).map_err(|e| e.to_string())?;
             let before = placed(&case.machine, &[(&x, &values), (&mask, &mask_values)]);
-            let (sram, _) = run_columns(&program, &case.machine, &before)?;
+            let (sram, _) = run_columns(true, &program, &case.machine, &before)?;
             let want: Vec<f64> = values
                 .chunks(keys)
                 .enumerate()

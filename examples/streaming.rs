@@ -5,14 +5,21 @@
 //!     cargo run --release --example streaming -- scale           (some minutes)
 //!
 //!     cargo run --release --example streaming -- in-place TOKENS K M SIDE SPARSITY
+//!     cargo run --release --example streaming -- in-place-mlp TOKENS WIDTH SIDE [SETTING...]
+//!     cargo run --release --example streaming -- in-place-attention TOKENS WIDTH HEADS SIDE [SETTING...]
 //!
 //! `scale TOKENS K M` takes another product, and `scale TOKENS K M SIDE SPARSITY` measures a single mesh of SIDE x SIDE PEs. `ENGINE=reference`
 //! in the environment asks for the other engine. `in-place` has its
-//! activations on the mesh at the start, and leaves its results there; sparsity 0 is the dense kernel.
+//! activations on the mesh at the start, and leaves its results there; sparsity 0 is the dense kernel. `in-place-mlp` and `in-place-attention` are the two halves
+//! of a transformer's block, operator after operator; settings are those of `--set`, as `edge.bits_per_second=7e12`.
 
-use meshloom_compiler::in_place::Product;
+use meshloom_compiler::in_place::{
+    Attention, Bands, Linear, Mlp, Operator, Product, Room, Source, Tensor, causal_mask, even_features,
+};
+use meshloom_compiler::plan::{Function, Norm};
 use meshloom_compiler::{Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Mask, Op, seeded_inputs, sparsify};
+use meshloom_simulator::Machine;
 use meshloom_simulator::engine::{self, Engine, PeCounters};
 use meshloom_simulator::program::Ty;
 use std::time::Instant;
@@ -251,28 +258,41 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
         .and_then(|id| graph.tensor(graph.node(*id).inputs[1]).data.clone());
     let w = w.ok_or("the product has no weights")?;
     let x = weights(tokens * k);
+    let (columns, lists) = (side - 1, sparsity > 0.0);
+    if !tokens.is_multiple_of(columns) {
+        return Err(format!("{tokens} tokens are not equally many for {columns} columns").into());
+    }
+    let each = tokens / columns;
+    let bands = Bands::new(&machine, 1)?;
+    let features = match lists {
+        true => even_features(&machine, Ty::F32, each, k, &w)?,
+        false => bands.spread(k),
+    };
+    let mut room = Room::default();
+    let operand = room.tensor(Ty::F32, each, &features);
+    let result = room.tensor(Ty::F32, each, &bands.spread(m));
     let product = Product {
         name: "product",
-        tokens,
-        k,
-        m,
-        ty: Ty::F32,
-        weights: &w,
-        bias: None,
+        x: &operand,
+        y: &result,
+        source: Source::Edge {
+            weights: &w,
+            bias: None,
+            lists,
+        },
         relu: false,
-        lists: sparsity > 0.0,
-        outputs: None,
-        x: 0,
+        scratch: room.end(),
     };
     let began = Instant::now();
     let mapped = product.map(&machine)?;
-    let mut sram = mapped.place(&x);
+    let mut sram = vec![Vec::new(); side * side];
+    operand.place(&x, &mut sram);
     let compile = began.elapsed().as_secs_f64();
     let began = Instant::now();
     let outcome = engine::run_on(&mapped.program, &machine, &engine_options(), &mut sram)?;
     let simulate = began.elapsed().as_secs_f64();
     // a few of the results
-    let got = mapped.read(&sram);
+    let got = result.read(&sram);
     for i in (0..tokens * m).step_by(tokens * m / 64 + 1) {
         let (token, output) = (i / m, i % m);
         let products = (0..k).map(|f| x[token * k + f] as f64 * w[output * k + f] as f64);
@@ -325,6 +345,236 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The residual, on a mesh for a transformer's block, and what lies on it.
+struct Block {
+    machine: Machine,
+    tokens: usize,
+    x: Tensor,
+    room: Room,
+}
+
+impl Block {
+    fn new(tokens: usize, width: usize, side: usize, sets: &[String]) -> Result<Block, Failure> {
+        let mut all = vec![format!("mesh.width={side}"), format!("mesh.height={side}")];
+        all.extend_from_slice(sets);
+        let machine = meshloom::machines::load("small", &all)?;
+        if side < 2 || !tokens.is_multiple_of(side - 1) {
+            return Err(format!("{tokens} tokens are not equally many for {side} columns but one").into());
+        }
+        let mut room = Room::default();
+        let x = room.tensor(
+            Ty::F32,
+            tokens / (side - 1),
+            &Bands::new(&machine, 1)?.spread(width),
+        );
+        Ok(Block {
+            machine,
+            tokens,
+            x,
+            room,
+        })
+    }
+
+    /// Runs operators one after another, prints what each took, and returns the residual before and after.
+    fn run(
+        &self,
+        operators: &[Operator],
+        more: &[(&Tensor, &[f32])],
+        compile: f64,
+    ) -> Result<[Vec<f32>; 2], Failure> {
+        let pes = (self.machine.mesh.width * self.machine.mesh.height) as usize;
+        let mut sram = vec![Vec::new(); pes];
+        let x: Vec<f32> = weights(self.tokens * self.x.all())
+            .iter()
+            .map(|v| v * 3.4)
+            .collect();
+        self.x.place(&x, &mut sram);
+        for (tensor, values) in more {
+            tensor.place(values, &mut sram);
+        }
+        println!(
+            "| Operator | Cycles | Multiply-adds | Utilisation | In columns timed as one | Simulated in s |\n|---|---|---|---|---|---|"
+        );
+        let row = |name: &str, cycles: u64, multiply_adds: u64, columns: u64, seconds: f64| {
+            let peak = (pes as u64 * self.machine.pe.lanes.f32 as u64 * cycles) as f64;
+            println!(
+                "| {name} | {cycles} | {multiply_adds} | {:.1} % | {:.0} % | {seconds:.1} |",
+                multiply_adds as f64 / peak * 100.0,
+                columns as f64 / (pes as u64 * cycles) as f64 * 100.0,
+            );
+        };
+        let mut all = (0, 0, 0, 0.0);
+        for o in operators {
+            let began = Instant::now();
+            let outcome = engine::run_on(&o.program, &self.machine, &engine_options(), &mut sram)?;
+            let seconds = began.elapsed().as_secs_f64();
+            let macs = |pe: &PeCounters| pe.operations[0] + pe.operations[1];
+            let multiply_adds: u64 = outcome.pes.iter().map(macs).sum();
+            row(
+                &o.name,
+                outcome.cycles,
+                multiply_adds,
+                outcome.paths.columns,
+                seconds,
+            );
+            all.0 += outcome.cycles;
+            all.1 += multiply_adds;
+            all.2 += outcome.paths.columns;
+            all.3 += seconds;
+        }
+        row("all", all.0, all.1, all.2, all.3);
+        println!("\ncompiled in {compile:.1} s; peak {:.0} MiB", peak_memory()?);
+        Ok([x, self.x.read(&sram)])
+    }
+}
+
+/// A layer norm that changes something, and its result for a token.
+fn layer_norm(width: usize) -> Norm {
+    let values = |from: f32| weights(width).iter().map(|v| v + from).collect::<Vec<f32>>();
+    Norm {
+        scale: values(1.0).into(),
+        shift: values(0.0).into(),
+        epsilon: 1e-5,
+    }
+}
+
+fn normal(x: &[f32], norm: &Norm) -> Vec<f64> {
+    let n = x.len() as f64;
+    let mean = x.iter().map(|v| *v as f64).sum::<f64>() / n;
+    let variance = x.iter().map(|v| (*v as f64 - mean).powi(2)).sum::<f64>() / n;
+    let deviation = (variance + norm.epsilon as f64).sqrt();
+    let one =
+        |(f, v): (usize, &f32)| (*v as f64 - mean) / deviation * norm.scale[f] as f64 + norm.shift[f] as f64;
+    x.iter().enumerate().map(one).collect()
+}
+
+/// Weights \[m, k\] that keep a deviation, and biases.
+fn layer(k: usize, m: usize) -> (Vec<f32>, Vec<f32>) {
+    let scale = 3.4 / (k as f32).sqrt();
+    (weights(k * m).iter().map(|v| v * scale).collect(), weights(m))
+}
+
+fn linear((weights, bias): &(Vec<f32>, Vec<f32>)) -> Linear<'_> {
+    Linear {
+        weights,
+        bias: Some(bias),
+        lists: false,
+    }
+}
+
+fn product(x: &[f64], (w, bias): &(Vec<f32>, Vec<f32>)) -> Vec<f64> {
+    let sum = |w: &[f32]| w.iter().zip(x).map(|(w, x)| *w as f64 * x).sum::<f64>();
+    let rows = w.chunks(x.len()).zip(bias);
+    rows.map(|(w, b)| sum(w) + *b as f64).collect()
+}
+
+/// Compares a token's results.
+fn check(token: usize, got: &[f32], want: &[f64]) -> Result<(), Failure> {
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        if (*g as f64 - w).abs() > 1e-4 {
+            return Err(format!("token {token}, feature {i} is {g}, not {w}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Layer norm, product, GELU, product, and the sum with the residual.
+fn in_place_mlp(arguments: &[String]) -> Result<(), Failure> {
+    let [tokens, width, side, sets @ ..] = arguments else {
+        return Err("expected TOKENS WIDTH SIDE and settings".into());
+    };
+    let (tokens, width, side): (usize, usize, usize) = (tokens.parse()?, width.parse()?, side.parse()?);
+    let block = Block::new(tokens, width, side, sets)?;
+    let norm = layer_norm(width);
+    let (up, down) = (layer(width, 4 * width), layer(4 * width, width));
+    let mlp = Mlp {
+        name: "",
+        norm: &norm,
+        up: linear(&up),
+        function: &Function::Gelu { tanh: true },
+        down: linear(&down),
+    };
+    let began = Instant::now();
+    let operators = mlp.map(&block.machine, &block.x, block.room)?;
+    let [before, after] = block.run(&operators, &[], began.elapsed().as_secs_f64())?;
+    // a few of the results
+    let gelu = |x: f64| {
+        let of = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+        0.5 * x * (1.0 + of.tanh())
+    };
+    for token in (0..tokens).step_by(tokens.div_ceil(8)) {
+        let own = token * width..(token + 1) * width;
+        let x = &before[own.clone()];
+        let hidden: Vec<f64> = product(&normal(x, &norm), &up).into_iter().map(gelu).collect();
+        let add = product(&hidden, &down);
+        let want: Vec<f64> = x.iter().zip(add).map(|(x, y)| *x as f64 + y).collect();
+        check(token, &after[own], &want)?;
+    }
+    Ok(())
+}
+
+/// Layer norm, queries, keys, values, causal attention, product, and the sum with the residual.
+fn in_place_attention(arguments: &[String]) -> Result<(), Failure> {
+    let [tokens, width, heads, side, sets @ ..] = arguments else {
+        return Err("expected TOKENS WIDTH HEADS SIDE and settings".into());
+    };
+    let (tokens, width): (usize, usize) = (tokens.parse()?, width.parse()?);
+    let (heads, side): (usize, usize) = (heads.parse()?, side.parse()?);
+    let mut block = Block::new(tokens, width, side, sets)?;
+    let mask = Attention::mask(&block.machine, heads, block.x.tokens, &mut block.room)?;
+    let norm = layer_norm(width);
+    let all: Vec<_> = (0..4).map(|_| layer(width, width)).collect();
+    let of_head = width / heads.max(1);
+    let scale = 1.0 / (of_head as f64).sqrt();
+    let attention = Attention {
+        name: "",
+        norm: &norm,
+        query: linear(&all[0]),
+        key: linear(&all[1]),
+        value: linear(&all[2]),
+        output: linear(&all[3]),
+        heads,
+        scale: scale as f32,
+        mask: Some(&mask),
+    };
+    let began = Instant::now();
+    let operators = attention.map(&block.machine, &block.x, block.room)?;
+    let compile = began.elapsed().as_secs_f64();
+    let [before, after] = block.run(&operators, &[(&mask, &causal_mask(tokens, heads))], compile)?;
+    // a few of the results
+    let y: Vec<Vec<f64>> = before.chunks(width).map(|x| normal(x, &norm)).collect();
+    for token in (0..tokens).step_by(tokens.div_ceil(4)) {
+        let query = product(&y[token], &all[0]);
+        let seen: Vec<[Vec<f64>; 2]> = y[..=token]
+            .iter()
+            .map(|y| [product(y, &all[1]), product(y, &all[2])])
+            .collect();
+        let mut given = vec![0.0; width];
+        for head in 0..heads {
+            let own = head * of_head..(head + 1) * of_head;
+            let score = |key: &[f64]| {
+                let products = query[own.clone()].iter().zip(&key[own.clone()]);
+                products.map(|(q, k)| q * k).sum::<f64>() * scale
+            };
+            let scores: Vec<f64> = seen.iter().map(|[key, _]| score(key).exp()).collect();
+            let sum: f64 = scores.iter().sum();
+            for f in own {
+                let values = scores.iter().zip(&seen);
+                given[f] = values.map(|(s, [_, value])| s / sum * value[f]).sum();
+            }
+        }
+        let own = token * width..(token + 1) * width;
+        let add = product(&given, &all[3]);
+        let want: Vec<f64> = before[own.clone()]
+            .iter()
+            .zip(add)
+            .map(|(x, y)| *x as f64 + y)
+            .collect();
+        check(token, &after[own], &want)?;
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
@@ -332,8 +582,10 @@ fn main() -> Result<(), Failure> {
         Some("sparsity") => sparsity(),
         Some("scale") => scale(&arguments[1..]),
         Some("in-place") => in_place(&arguments[1..]),
+        Some("in-place-mlp") => in_place_mlp(&arguments[1..]),
+        Some("in-place-attention") => in_place_attention(&arguments[1..]),
         other => Err(format!(
-            "{}: expected `utilisation`, `sparsity`, `scale` or `in-place`",
+            "{}: expected `utilisation`, `sparsity`, `scale`, `in-place`, `in-place-mlp` or `in-place-attention`",
             other.unwrap_or("no table")
         ))
         .map_err(Into::into),

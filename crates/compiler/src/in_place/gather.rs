@@ -5,8 +5,9 @@
 //! first: a router passes its own core's block, then those from the east.
 //!
 //! *Values* change their split on the way: a row's PE in column 0 gets all features of the head for some tokens, \[token\]\[feature\], those
-//! of some consecutive columns, as many for each row as can be. In a column all values go up and down to the row that gets its
-//! tokens, in the order of the rows, and turn west there, in the routers. So the product with them is one whose inputs, the probabilities, lie on different
+//! of some consecutive columns, as many for each row as can be. In a column all values go up and down to the PE in the row that gets its
+//! tokens; its core sends them on west, in the order of the rows. (Not its router: values on one colour all the way would have each row's way west wait for the
+//! columns that it passes, and so all columns for each other.) So the product with them is one whose inputs, the probabilities, lie on different
 //! rows for different tokens, and its sums are few: a head's features. With the row's own features instead, each row would need all
 //! probabilities of the head: more wavelets, and more SRAM, than there are sums.
 
@@ -18,7 +19,10 @@ use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine};
 
 const KEYS: Color = colors::REDUCE[0];
-const VALUES: Color = colors::REDUCE[1];
+/// Values, within a column.
+const COLUMN: Color = colors::REDUCE[1];
+/// Values, along a row.
+const VALUES: Color = colors::SPREAD;
 
 /// The microthread that moves keys.
 const MOVE: u8 = 1;
@@ -132,220 +136,264 @@ impl Gather<'_> {
             blocks: Vec::new(),
         };
         for (band, rows) in self.bands.each().enumerate() {
-            let groups = balanced(columns, rows.1 - rows.0);
-            let (gives, takes) = (
-                |row: usize| [k.of(row) > 0, v.of(row) > 0],
-                |row: usize| [k.of(row) > 0, groups[row - rows.0] < groups[row - rows.0 + 1]],
-            );
-            for (part, some) in alike(rows, gives) {
-                region.blocks.push(self.giver(&frame, band, part, some));
-            }
-            for (part, some) in alike(rows, takes) {
-                let block = self.taker(&frame, (band, rows.0, &groups), part, some, (keys, at, values));
-                region.blocks.push(block);
-            }
-            self.key_routes(&frame, &mut region, rows);
-            self.value_routes(&mut region, columns, rows);
+            let band = Band {
+                frame: &frame,
+                keys: k,
+                values: v,
+                number: band,
+                top: rows.0,
+                last: rows.1,
+                groups: balanced(columns, rows.1 - rows.0),
+            };
+            region.blocks.extend(band.givers());
+            region.blocks.extend(band.takers(width, (keys, at, values)));
+            band.key_routes(&mut region);
+            band.value_routes(&mut region);
         }
         let mut program = frame.finish(region, Vec::new())?;
-        program.stages[0].priority = vec![VALUES, KEYS];
+        program.stages[0].priority = vec![VALUES, COLUMN, KEYS];
         Ok(Gathered {
             program,
             keys: (0, keys as u32),
             values: (at as u32, values as u32),
         })
     }
+}
 
-    /// The code of PEs that have keys, or values, or both.
-    fn giver(&self, frame: &Frame, band: usize, (top, end): (usize, usize), some: [bool; 2]) -> Block {
-        let at = frame.lattice(top, end, 1);
-        let mut a = Assembler::new();
-        let length = Val::Imm(self.keys.tokens as i64);
-        let role = frame.of_band(&format!("giver{top}"), band);
-        let all = [(0, KEYS, self.keys, "keys"), (2, VALUES, self.values, "values")];
-        for ((_, _, tensor, what), _) in all.iter().zip(some).filter(|(_, some)| *some) {
-            super::declare(&mut a, what, tensor);
-        }
-        a.task("main", Trigger::Start);
-        for ((d, color, tensor, what), _) in all.into_iter().zip(some).filter(|(_, some)| *some) {
-            let own = a.param(what, frame.number(&role, what, at, |row| tensor.of(row)));
-            let base = Val::Imm(tensor.address as i64);
-            let per = tensor.pitch() as i64 / 4;
-            a.memory(d, Ty::F32, base, &[own, length], &[per, 1], false);
-            a.output(d + 1, color, Ty::F32, &[own, length], true);
-        }
-        // both at once, element by element
-        if some[0] {
-            a.start(MOVE, Op::Mov, 1, Operand::Desc(0), None, Count::None);
-        }
-        if some[1] {
-            a.map(Op::Mov, 3, Operand::Desc(2), None, Count::None);
-        }
-        a.emit(Instr::Wait(MOVE, None));
-        a.emit(Instr::Halt);
-        a.finish(at)
+/// What is gathered in a band.
+struct Band<'a> {
+    frame: &'a Frame<'a>,
+    keys: &'a Tensor,
+    values: &'a Tensor,
+    number: usize,
+    top: usize,
+    last: usize,
+    /// The first column, of those with tokens, whose values come to each row, and the end.
+    groups: Vec<usize>,
+}
+
+impl Band<'_> {
+    fn columns(&self) -> usize {
+        self.frame.machine.mesh.width as usize - 1
     }
 
-    /// The code of column 0: keys, bytes from feature to feature; values, where they are, and bytes from token to token.
-    fn taker(
-        &self,
-        frame: &Frame,
-        (band, first, groups): (usize, usize, &[usize]),
-        (top, end): (usize, usize),
-        some: [bool; 2],
-        (keys, values, pitch): (u64, u64, u64),
-    ) -> Block {
-        let (k, v) = (self.keys, self.values);
-        let columns = frame.machine.mesh.width as usize - 1;
-        let at = Lattice::rect(0, top as u32, 1, (end - top) as u32);
-        let width = v.all() / self.bands.len();
-        let role = frame.of_band(&format!("taker{top}"), band);
-        let mut a = Assembler::new();
-        let imm = |n: usize| Val::Imm(n as i64);
-        a.task("main", Trigger::Start);
-        if some[0] {
-            a.fixed("keys", 0, (k.most() as u64 * keys) as u32);
-            let own = a.param("keys", frame.number(&role, "keys", at, |row| k.of(row)));
-            let shape = [imm(columns), own, imm(k.tokens)];
-            let strides = [k.tokens as i64, keys as i64 / 4, 1];
-            a.memory(0, Ty::F32, imm(0), &shape, &strides, false);
-            a.input(1, KEYS, Ty::F32, &shape);
-            a.start(MOVE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
-        }
-        if some[1] {
-            let own = |row: usize| groups[row - first + 1] - groups[row - first];
-            let most = (top..end).map(own).max().unwrap_or(0);
-            a.fixed("values", values as u32, (most * v.tokens) as u32 * pitch as u32);
-            let from = a.param("columns", frame.number(&role, "columns", at, own));
-            let shape = [from, imm(width), imm(v.tokens)];
-            let per = pitch as i64 / 4;
-            let strides = [v.tokens as i64 * per, 1, per];
-            a.memory(2, Ty::F32, Val::Imm(values as i64), &shape, &strides, false);
-            a.input(3, VALUES, Ty::F32, &shape);
-            a.map(Op::Mov, 2, Operand::Desc(3), None, Count::None);
-        }
-        a.emit(Instr::Wait(MOVE, None));
-        a.emit(Instr::Halt);
-        a.finish(at)
+    fn tokens(&self) -> i64 {
+        self.keys.tokens as i64
     }
 
-    /// West along the rows, a column's own block before those from the east.
-    fn key_routes(&self, frame: &Frame, region: &mut Region, (top, last): (usize, usize)) {
-        let width = frame.machine.mesh.width;
-        let rows = |x: u32, nx: u32| Lattice::rect(x, top as u32, nx, (last - top) as u32);
-        let behind = Expr::Sub(Box::new(Expr::Const(width as i64 - 1)), Box::new(Expr::X));
-        let one = Expr::Const(1);
-        let own = || position(Port::Ramp, Port::West, Expr::Const(1));
-        let name = format!("{}: keys", self.name);
-        for (at, positions) in [
-            (rows(0, 1), vec![position(Port::East, Port::Ramp, one)]),
-            (
-                rows(1, width - 2),
-                vec![own(), position(Port::East, Port::West, behind)],
-            ),
-            (rows(width - 1, 1), vec![own()]),
-        ] {
-            if at.nx > 0 {
-                region.routes.push(Route {
-                    color: KEYS,
-                    stream: name.clone(),
-                    at,
-                    positions,
-                    filters: Vec::new(),
-                });
+    /// The columns whose values come to a row.
+    fn group(&self, row: usize) -> (usize, usize) {
+        (self.groups[row - self.top], self.groups[row - self.top + 1])
+    }
+
+    /// Rows that have values: before a row, the row itself, behind it.
+    fn with_values(&self, row: usize) -> [usize; 3] {
+        let n = |from: usize, to: usize| (from..to).filter(|row| self.values.of(*row) > 0).count();
+        [n(self.top, row), n(row, row + 1), n(row + 1, self.last)]
+    }
+
+    /// A number of each row, not a constant where only some rows have code: so these rows' code is the same.
+    fn param(&self, a: &mut Assembler, what: &str, value: impl Fn(usize) -> usize) -> Val {
+        let at = self.frame.lattice(self.top, self.last, 1);
+        let role = self.frame.of_band("rows", self.number);
+        a.param(what, self.frame.number(&role, what, at, value))
+    }
+
+    /// Columns `from..to`, of those with tokens, in a row.
+    fn row(row: usize, (from, to): (usize, usize)) -> Lattice {
+        // column 0 has no tokens
+        Lattice::rect(1 + from as u32, row as u32, to.saturating_sub(from) as u32, 1)
+    }
+
+    /// The code of PEs that have keys or values, or send values on.
+    fn givers(&self) -> Vec<Block> {
+        let mut all = Vec::new();
+        for row in self.top..self.last {
+            let (from, to) = self.group(row);
+            let sides = [(0, from), (from, to), (to, self.columns())];
+            for (columns, west) in sides.into_iter().zip([false, true, false]) {
+                let at = Self::row(row, columns);
+                let has = self.keys.of(row) + self.values.of(row) > 0;
+                if at.nx > 0 && (west || has) {
+                    all.push(self.giver(row, at, west));
+                }
             }
         }
+        all
     }
 
-    /// In each column up and down to the row that gets its tokens, and west along that row.
-    fn value_routes(&self, region: &mut Region, columns: usize, (top, last): (usize, usize)) {
-        let groups = balanced(columns, last - top);
-        let gives = |row: usize| (self.values.of(row) > 0) as usize;
-        let all: usize = (top..last).map(gives).sum();
-        let number = |n: usize| Expr::Const(n as i64);
-        for row in (top..last).filter(|row| groups[row - top] < groups[row - top + 1]) {
+    /// The code of PEs in a row: in columns whose values go west there, or others.
+    fn giver(&self, row: usize, at: Lattice, west: bool) -> Block {
+        let (imm, of) = (Val::Imm, Operand::Desc);
+        let (k, v, length) = (self.keys, self.values, imm(self.tokens()));
+        let [above, own, below] = self.with_values(row).map(|n| n > 0);
+        let mut a = Assembler::new();
+        a.task("main", Trigger::Start);
+        let operand = |a: &mut Assembler, d: u8, what: &str, t: &Tensor| -> [Val; 2] {
+            super::declare(a, what, t);
+            let features = self.param(a, what, |row| t.of(row));
+            let (base, per) = (imm(t.address as i64), t.pitch() as i64 / 4);
+            a.memory(d, Ty::F32, base, &[features, length], &[per, 1], false);
+            [features, length]
+        };
+        if k.of(row) > 0 {
+            let shape = operand(&mut a, 0, "keys", k);
+            a.output(1, KEYS, Ty::F32, &shape, true);
+            a.start(MOVE, Op::Mov, 1, of(0), None, Count::None);
+        }
+        // all of the head's values, the last one flagged, one after another: rows of one element, a wavelet each on links that have room for two, too
+        let pass = |a: &mut Assembler, what: &str, n: &dyn Fn(usize) -> usize, flag: bool| {
+            let shape = [self.param(a, what, |row| n(row) * v.tokens), imm(1)];
+            a.input(3, COLUMN, Ty::F32, &shape);
+            a.output(4, VALUES, Ty::F32, &shape, flag);
+            a.map(Op::Mov, 4, of(3), None, Count::None);
+        };
+        if west && above {
+            let n = |row: usize| v.features[row] - v.features[self.top];
+            pass(&mut a, "above", &n, !own && !below);
+        }
+        if own {
+            let shape = operand(&mut a, 2, "values", v);
+            let color = if west { VALUES } else { COLUMN };
+            a.output(4, color, Ty::F32, &shape, !west || !below);
+            a.map(Op::Mov, 4, of(2), None, Count::None);
+        }
+        if west && below {
+            let n = |row: usize| v.features[self.last] - v.features[row + 1];
+            pass(&mut a, "below", &n, true);
+        }
+        a.emit(Instr::Wait(MOVE, None));
+        a.emit(Instr::Halt);
+        a.finish(at)
+    }
+
+    /// The code of column 0, for values of so many features: keys, bytes from feature to feature; values, where they are, and bytes from token to
+    /// token.
+    fn takers(&self, width: usize, (keys, values, pitch): (u64, u64, u64)) -> Vec<Block> {
+        let takes = |row: usize| [self.keys.of(row) > 0, self.group(row).0 < self.group(row).1];
+        let mut all: Vec<Block> = Vec::new();
+        let mut first = self.top;
+        // rows that take the same are one block
+        for end in self.top + 1..self.last + 1 {
+            if end < self.last && takes(end) == takes(first) {
+                continue;
+            }
+            let at = Lattice::rect(0, first as u32, 1, (end - first) as u32);
+            let [has_keys, has_values] = takes(first);
+            first = end;
+            if !has_keys && !has_values {
+                continue;
+            }
+            let mut a = Assembler::new();
+            let (imm, length) = (|n: usize| Val::Imm(n as i64), self.tokens());
+            a.task("main", Trigger::Start);
+            if has_keys {
+                a.fixed("keys", 0, (self.keys.most() as u64 * keys) as u32);
+                let own = self.param(&mut a, "keys", |row| self.keys.of(row));
+                let shape = [imm(self.columns()), own, Val::Imm(length)];
+                a.memory(0, Ty::F32, imm(0), &shape, &[length, keys as i64 / 4, 1], false);
+                a.input(1, KEYS, Ty::F32, &shape);
+                a.start(MOVE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
+            }
+            if has_values {
+                let own = |row: usize| self.group(row).1 - self.group(row).0;
+                let most = (self.top..self.last).map(own).max().unwrap_or(0) as u32;
+                a.fixed("values", values as u32, most * length as u32 * pitch as u32);
+                let from = self.param(&mut a, "columns", own);
+                let shape = [from, imm(width), Val::Imm(length)];
+                let per = pitch as i64 / 4;
+                let base = Val::Imm(values as i64);
+                a.memory(2, Ty::F32, base, &shape, &[length * per, 1, per], false);
+                a.input(3, VALUES, Ty::F32, &shape);
+                a.map(Op::Mov, 2, Operand::Desc(3), None, Count::None);
+            }
+            a.emit(Instr::Wait(MOVE, None));
+            a.emit(Instr::Halt);
+            all.push(a.finish(at));
+        }
+        all
+    }
+
+    fn add(&self, region: &mut Region, color: Color, at: Lattice, positions: Vec<Option<Position>>) {
+        let positions: Vec<Position> = positions.into_iter().flatten().collect();
+        if at.nx > 0 && at.ny > 0 && !positions.is_empty() {
             region.routes.push(Route {
-                color: VALUES,
-                stream: format!("{}: values", self.name),
-                at: Lattice::rect(0, row as u32, 1, 1),
-                positions: vec![position(Port::East, Port::Ramp, Expr::Const(1))],
+                color,
+                stream: match color {
+                    KEYS => format!("{}: keys", self.frame.name),
+                    _ => format!("{}: values", self.frame.name),
+                },
+                at,
+                positions,
                 filters: Vec::new(),
             });
         }
-        let mut add = |row: usize, from: usize, to: usize, positions: Vec<Position>| {
-            if from < to && !positions.is_empty() {
-                region.routes.push(Route {
-                    color: VALUES,
-                    stream: format!("{}: values", self.name),
-                    // column 0 has no tokens
-                    at: Lattice::rect(1 + from as u32, row as u32, (to - from) as u32, 1),
-                    positions,
-                    filters: Vec::new(),
-                });
-            }
+    }
+
+    /// West along rows from `columns` on: those columns' own blocks in turn, the first column's first.
+    fn west(&self, region: &mut Region, color: Color, row: usize, ny: usize, (from, to): (usize, usize)) {
+        let lattice = |columns| Lattice {
+            ny: ny as u32,
+            ..Self::row(row, columns)
         };
-        for row in top..last {
-            let (from, to) = (groups[row - top], groups[row - top + 1]);
-            let above: usize = (top..row).map(gives).sum();
-            let below: usize = (row + 1..last).map(gives).sum();
+        let own = || some(1, Port::Ramp, Port::West);
+        let pass = |hold| {
+            Some(Position {
+                input: Port::East,
+                outputs: vec![Port::West],
+                hold,
+            })
+        };
+        // at 1 + column, so many columns are behind it
+        let behind = Expr::Sub(Box::new(Expr::Const(to as i64)), Box::new(Expr::X));
+        let column_0 = Lattice {
+            x: 0,
+            ..lattice((0, 1))
+        };
+        self.add(region, color, column_0, vec![some(1, Port::East, Port::Ramp)]);
+        self.add(region, color, lattice((0, from)), vec![pass(Expr::Const(1))]);
+        self.add(region, color, lattice((from, to - 1)), vec![own(), pass(behind)]);
+        self.add(region, color, lattice((to - 1, to)), vec![own()]);
+    }
+
+    fn key_routes(&self, region: &mut Region) {
+        let all = (0, self.columns());
+        self.west(region, KEYS, self.top, self.last - self.top, all);
+    }
+
+    /// In each column up and down to the row that gets its tokens, and west along that row.
+    fn value_routes(&self, region: &mut Region) {
+        for row in self.top..self.last {
+            let (from, to) = self.group(row);
+            let [above, own, below] = self.with_values(row);
             // inputs that nothing comes from are left out
-            let some =
-                |input: Port, output: Port, n: usize| (n > 0).then(|| position(input, output, number(n)));
-            // columns whose tokens come to a row above: up, and then what the row gets passes
-            let up = [
-                some(Port::Ramp, Port::North, gives(row)),
-                some(Port::South, Port::North, below),
-                some(Port::East, Port::West, (to - from) * all),
+            let up = vec![
+                some(own, Port::Ramp, Port::North),
+                some(below, Port::South, Port::North),
             ];
-            add(row, 0, from, up.into_iter().flatten().collect());
-            let turn = |further: Option<Position>| {
-                [
-                    some(Port::North, Port::West, above),
-                    some(Port::Ramp, Port::West, gives(row)),
-                    some(Port::South, Port::West, below),
-                    further,
-                ]
-                .into_iter()
-                .flatten()
-                .collect()
-            };
+            self.add(region, COLUMN, Self::row(row, (0, from)), up);
+            let here = vec![
+                some(above, Port::North, Port::Ramp),
+                some(below, Port::South, Port::Ramp),
+            ];
+            self.add(region, COLUMN, Self::row(row, (from, to)), here);
+            let down = vec![
+                some(above, Port::North, Port::South),
+                some(own, Port::Ramp, Port::South),
+            ];
+            self.add(region, COLUMN, Self::row(row, (to, self.columns())), down);
             if from < to {
-                let behind = Expr::Sub(Box::new(number(to)), Box::new(Expr::X));
-                let blocks = Expr::Mul(Box::new(behind), Box::new(number(all)));
-                add(
-                    row,
-                    from,
-                    to - 1,
-                    turn(Some(position(Port::East, Port::West, blocks))),
-                );
-                add(row, to - 1, to, turn(None));
+                self.west(region, VALUES, row, 1, (from, to));
             }
-            let down = [
-                some(Port::North, Port::South, above),
-                some(Port::Ramp, Port::South, gives(row)),
-            ];
-            add(row, to, columns, down.into_iter().flatten().collect());
         }
     }
 }
 
-/// Runs of rows that are alike in what they do, without those that do nothing.
-fn alike((top, last): (usize, usize), of: impl Fn(usize) -> [bool; 2]) -> Vec<((usize, usize), [bool; 2])> {
-    let mut all: Vec<((usize, usize), [bool; 2])> = Vec::new();
-    for row in top..last {
-        match all.last_mut() {
-            Some(((_, end), some)) if *some == of(row) => *end = row + 1,
-            _ => all.push(((row, row + 1), of(row))),
-        }
-    }
-    all.retain(|(_, some)| some.contains(&true));
-    all
-}
-
-fn position(input: Port, output: Port, hold: Expr) -> Position {
-    Position {
+/// A position for so many blocks, if there are any.
+fn some(blocks: usize, input: Port, output: Port) -> Option<Position> {
+    (blocks > 0).then(|| Position {
         input,
         outputs: vec![output],
-        hold,
-    }
+        hold: Expr::Const(blocks as i64),
+    })
 }

@@ -408,6 +408,7 @@ impl Block {
             let began = Instant::now();
             let outcome = engine::run_on(&o.program, &self.machine, &engine_options(), &mut sram)?;
             let seconds = began.elapsed().as_secs_f64();
+            o.trim(&self.machine, &mut sram);
             let macs = |pe: &PeCounters| pe.operations[0] + pe.operations[1];
             let multiply_adds: u64 = outcome.pes.iter().map(macs).sum();
             row(

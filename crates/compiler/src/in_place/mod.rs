@@ -16,7 +16,7 @@ mod softmax;
 mod transformer;
 
 pub use elementwise::{Pair, Unary};
-pub use gather::{Gather, Gathered, key_features};
+pub use gather::{By, Gather, Gathered, key_features};
 pub use norm::LayerNorm;
 pub use product::{Mapped, Product, Source, even_features};
 pub use softmax::{Softmax, causal_mask};
@@ -522,6 +522,13 @@ impl Frame<'_> {
                 bytes.next_multiple_of(1024)
             ),
         }
+    }
+
+    /// A tensor's features in a band, if they are as many in each.
+    fn features_of_band(&self, t: &Tensor) -> Option<usize> {
+        let each = t.all() / self.bands.len();
+        let ends = |(band, (_, last)): (usize, (usize, usize))| t.features[last] == (band + 1) * each;
+        self.bands.each().enumerate().all(ends).then_some(each)
     }
 
     fn refuse<T>(&self, message: String) -> Result<T, CompileError> {

@@ -37,6 +37,8 @@ pub enum Source<'a> {
     West {
         /// The bands.
         bands: &'a Bands,
+        /// Type of the weights. Of f16 outputs are even in number: two lie where one access reaches them.
+        ty: Ty,
         /// SRAM address in column 0.
         address: u32,
         /// Bytes from feature to feature.
@@ -49,7 +51,7 @@ pub enum Source<'a> {
 pub struct Product<'a> {
     /// Of the region, its streams and tables: another one for each product of a program.
     pub name: &'a str,
-    /// Its type is that of the weights, too.
+    /// Its type is that of weights that enter, too.
     pub x: &'a Tensor,
     /// Where results go.
     pub y: &'a Tensor,
@@ -131,7 +133,15 @@ impl Product<'_> {
         // the largest group that fits; sums that don't by themselves need no closer look
         let (_, pitch) = blocks::pitches(self.x.ty, self.x.tokens);
         let near = |group: &usize| (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64;
-        let sizes = blocks::group_sizes(plan.m, self.x.most(), plan.lists).filter(near);
+        // of f16 two outputs share an access of column 0's
+        let unit = if !plan.enters && plan.weights == Ty::F16 {
+            2
+        } else {
+            1
+        };
+        let sizes = blocks::group_sizes(plan.m, self.x.most(), plan.lists)
+            .map(|group| group.next_multiple_of(unit))
+            .filter(near);
         let mut refused = plan.frame.too_large((1, 0), plan.least());
         for group in sizes {
             plan.group = group;
@@ -151,17 +161,7 @@ impl Product<'_> {
             return frame.refuse("X and Y at the same place: expected two".into());
         }
         let bands = frame.bands.len();
-        let of_band = |t: &Tensor| {
-            let each = t.all() / bands;
-            let own = |(_, last): (usize, usize), i: usize| t.features[last] == (i + 1) * each;
-            frame
-                .bands
-                .each()
-                .enumerate()
-                .all(|(i, band)| own(band, i))
-                .then_some(each)
-        };
-        let (Some(k), Some(m)) = (of_band(x), of_band(y)) else {
+        let (Some(k), Some(m)) = (frame.features_of_band(x), frame.features_of_band(y)) else {
             return frame.refuse(format!(
                 "X and Y have {} and {} features: expected as many in each of {bands} bands",
                 x.all(),
@@ -203,15 +203,25 @@ impl Product<'_> {
                 stored = x.features.windows(2).map(count).collect();
             }
         }
-        if let Source::West { .. } = self.source
-            && x.ty != Ty::F32
-        {
-            return frame.refuse("weights in column 0 of f16: expected f32".into());
+        let mut weights = x.ty;
+        if let Source::West { ty, address, .. } = self.source {
+            weights = ty;
+            if ty == Ty::F16 && !m.is_multiple_of(2) {
+                return frame.refuse(format!(
+                    "{m} outputs of weights of f16 in column 0: expected a multiple of 2"
+                ));
+            }
+            if !address.is_multiple_of(32) {
+                return frame.refuse(format!(
+                    "weights at SRAM address {address} in column 0: expected a multiple of 32"
+                ));
+            }
         }
         let plan = Plan {
             product: self,
             frame,
             m,
+            weights,
             lists,
             enters,
             stored,
@@ -247,6 +257,8 @@ struct Plan<'a> {
     frame: Frame<'a>,
     /// Outputs of a band.
     m: usize,
+    /// Type of the weights.
+    weights: Ty,
     lists: bool,
     /// Weights enter at the edge.
     enters: bool,
@@ -303,7 +315,7 @@ impl Plan<'_> {
         let element = if self.lists {
             4
         } else {
-            self.product.x.ty.bytes() as u64
+            self.weights.bytes() as u64
         };
         let bytes = all.max().unwrap_or(0) * element;
         u32::try_from(bytes.next_multiple_of(32)).unwrap_or(u32::MAX / 4)
@@ -315,7 +327,7 @@ impl Plan<'_> {
         all.extend(self.frame.last().iter().map(|r| self.last(r)));
         if let Source::West { address, pitch, .. } = self.product.source {
             for (band, (top, last)) in self.frame.bands.each().enumerate() {
-                all.push(self.sender(band, (top, last), address, pitch));
+                all.push(self.sender(band, (top, last), (address, pitch)));
                 all.push(self.starter(last));
             }
         }
@@ -350,8 +362,9 @@ impl Plan<'_> {
         let length = imm(x.tokens);
         let products = Products {
             ty: x.ty,
-            // column 0 sends element by element
+            // column 0 sends what a narrow access gives
             wide: self.enters && wide(machine, x.ty),
+            weights: self.weights,
             lists: self.lists,
             color: WEIGHTS,
             m: self.m,
@@ -484,7 +497,7 @@ impl Plan<'_> {
     }
 
     /// The code of column 0 in the rows that hold features: it sends what a stream from the edge would bring.
-    fn sender(&self, band: usize, (top, last): (usize, usize), address: u32, pitch: u32) -> Block {
+    fn sender(&self, band: usize, (top, last): (usize, usize), (address, pitch): (u32, u32)) -> Block {
         let (imm, reg) = (|n: usize| Val::Imm(n as i64), Val::Reg);
         let x = self.product.x;
         let at = Lattice::rect(0, top as u32, 1, (last - top) as u32);
@@ -509,17 +522,12 @@ impl Plan<'_> {
         a.branch(Cond::Ge, reg(4), reg(5), full);
         a.emit(Instr::Set(5, reg(4)));
         a.bind(full);
-        a.memory(
-            1,
-            Ty::F32,
-            reg(6),
-            &[features, reg(5)],
-            &[pitch as i64 / 4, 1],
-            false,
-        );
-        a.output(2, WEIGHTS, Ty::F32, &[features, reg(5)], false);
+        let (ty, bytes) = (self.weights, self.weights.bytes());
+        let shape = [features, reg(5)];
+        a.memory(1, ty, reg(6), &shape, &[(pitch / bytes) as i64, 1], false);
+        a.output(2, WEIGHTS, ty, &shape, false);
         a.map(Op::Mov, 2, Operand::Desc(1), None, Count::None);
-        a.emit(Instr::Add(6, reg(6), imm(4 * self.group)));
+        a.emit(Instr::Add(6, reg(6), imm(bytes as usize * self.group)));
         a.emit(Instr::Sub(4, reg(4), reg(5)));
         a.branch(Cond::Ne, reg(4), imm(0), group);
         a.emit(Instr::Halt);

@@ -1,6 +1,6 @@
 //! The two halves of a transformer's block, as operators in place that follow one another: each adds to the residual, whose place it keeps.
 
-use super::gather::{Gather, key_features};
+use super::gather::{By, Gather, Gathered, key_features};
 use super::{Bands, LayerNorm, Pair, Product, Room, Softmax, Source, Tensor, Unary};
 use crate::CompileError;
 use crate::plan::{Function, Norm};
@@ -14,6 +14,18 @@ pub struct Operator {
     pub name: String,
     /// A single stage on the whole mesh.
     pub program: Program,
+    /// SRAM bytes, from address 0 on, that operators after it may read: in column 0, and in the other columns.
+    pub keeps: [u32; 2],
+}
+
+impl Operator {
+    /// Drops what no later operator reads from the SRAM of every PE, row by row of the mesh: a simulation need not carry it along.
+    pub fn trim(&self, machine: &Machine, sram: &mut [Vec<u8>]) {
+        for (pe, bytes) in sram.iter_mut().enumerate() {
+            let column_0 = pe.is_multiple_of(machine.mesh.width as usize);
+            bytes.truncate(self.keeps[!column_0 as usize] as usize);
+        }
+    }
 }
 
 /// Weights of a product.
@@ -70,20 +82,43 @@ struct Chain<'a> {
     name: &'a str,
     machine: &'a Machine,
     all: Vec<Operator>,
+    /// As an operator's that is added.
+    keeps: [u32; 2],
 }
 
-impl Chain<'_> {
+impl<'a> Chain<'a> {
+    fn new(name: &'a str, machine: &'a Machine) -> Chain<'a> {
+        Chain {
+            name,
+            machine,
+            all: Vec::new(),
+            keeps: [0; 2],
+        }
+    }
+
+    fn named(&self, what: &str) -> String {
+        match self.name {
+            "" => what.to_string(),
+            name => format!("{name} {what}"),
+        }
+    }
+
+    fn push(&mut self, name: String, program: Program) {
+        self.all.push(Operator {
+            name,
+            program,
+            keeps: self.keeps,
+        });
+    }
+
     fn add(
         &mut self,
         what: &str,
         map: impl FnOnce(&str, &Machine) -> Result<Program, CompileError>,
     ) -> Result<(), CompileError> {
-        let name = match self.name {
-            "" => what.to_string(),
-            name => format!("{name} {what}"),
-        };
+        let name = self.named(what);
         let program = map(&name, self.machine)?;
-        self.all.push(Operator { name, program });
+        self.push(name, program);
         Ok(())
     }
 
@@ -123,6 +158,22 @@ impl Chain<'_> {
         })
     }
 
+    /// Brings a tensor to column 0, which has nothing else.
+    fn gather(&mut self, what: &str, bands: &Bands, x: &Tensor, by: By) -> Result<Gathered, CompileError> {
+        let name = self.named(what);
+        let gather = Gather {
+            name: &name,
+            bands,
+            x,
+            by,
+            address: 0,
+        };
+        let done = gather.map(self.machine)?;
+        self.keeps[0] = done.end;
+        self.push(name, done.program.clone());
+        Ok(done)
+    }
+
     fn residual(&mut self, x: &Tensor, y: &Tensor, room: &Room) -> Result<(), CompileError> {
         self.add("add", |name, machine| {
             Pair {
@@ -157,15 +208,12 @@ impl Mlp<'_> {
     ///
     /// Errors: slices of lengths that do not fit each other or `x`; what does not fit the machine.
     pub fn map(&self, machine: &Machine, x: &Tensor, room: Room) -> Result<Vec<Operator>, CompileError> {
-        let mut room = room;
-        let mut chain = Chain {
-            name: self.name,
-            machine,
-            all: Vec::new(),
-        };
+        let (mut chain, kept) = (Chain::new(self.name, machine), room.end());
         let bands = Bands::new(machine, 1)?;
+        let mut room = room;
         let normal = room.tensor(x.ty, x.tokens, &x.features);
         let hidden = room.tensor(x.ty, x.tokens, &bands.spread(self.up.outputs(x.all())));
+        chain.keeps[1] = room.end();
         chain.norm(self.norm, x, &normal, &room)?;
         chain.product("up", self.up.source(), &normal, &hidden, &room)?;
         chain.add("function", |name, machine| {
@@ -179,6 +227,7 @@ impl Mlp<'_> {
             .map(machine)
         })?;
         chain.product("down", self.down.source(), &hidden, &normal, &room)?;
+        chain.keeps[1] = kept;
         chain.residual(x, &normal, &room)?;
         Ok(chain.all)
     }
@@ -199,16 +248,12 @@ impl Attention<'_> {
         Ok(room.tensor(Ty::F32, tokens, &key_features(machine, &bands, tokens)))
     }
 
-    /// Its operators; `x` stays where it is, and behind what `room` has given is room for what comes between.
+    /// Its operators; `x` stays where it is, and behind what `room` has given is room for what comes between, in column 0 all.
+    /// Scores and probabilities are f32, all else has `x`'s type.
     ///
     /// Errors: slices of lengths that do not fit each other or `x`; heads that do not divide the features; what does not fit the machine.
     pub fn map(&self, machine: &Machine, x: &Tensor, room: Room) -> Result<Vec<Operator>, CompileError> {
-        let mut room = room;
-        let mut chain = Chain {
-            name: self.name,
-            machine,
-            all: Vec::new(),
-        };
+        let (mut chain, kept) = (Chain::new(self.name, machine), room.end());
         let bands = Bands::new(machine, self.heads)?;
         let all = self.query.outputs(x.all());
         if !all.is_multiple_of(self.heads) {
@@ -221,14 +266,15 @@ impl Attention<'_> {
             });
         }
         let split = bands.spread(all / self.heads);
+        let mut room = room;
         let normal = room.tensor(x.ty, x.tokens, &x.features);
+        let values = room.tensor(x.ty, x.tokens, &split);
         let queries = room.tensor(x.ty, x.tokens, &split);
-        // keys and values have gone when scores come
+        // keys have gone when scores come
         let mut before = room;
         let keys = before.tensor(x.ty, x.tokens, &split);
-        let values = before.tensor(x.ty, x.tokens, &split);
-        let mut after = room;
-        let scores = after.tensor(x.ty, x.tokens, &key_features(machine, &bands, x.tokens));
+        let scores = room.tensor(Ty::F32, x.tokens, &key_features(machine, &bands, x.tokens));
+        chain.keeps[1] = before.end();
         chain.norm(self.norm, x, &normal, &before)?;
         for (what, linear, to) in [
             ("queries", self.query, &queries),
@@ -237,23 +283,9 @@ impl Attention<'_> {
         ] {
             chain.product(what, linear.source(), &normal, to, &before)?;
         }
-        let mut gathered = None;
-        chain.add("gather", |name, machine| {
-            let gather = Gather {
-                name,
-                bands: &bands,
-                keys: &keys,
-                values: &values,
-            };
-            let done = gather.map(machine)?;
-            let program = done.program.clone();
-            gathered = Some(done);
-            Ok(program)
-        })?;
-        let Some(gathered) = gathered else {
-            return Ok(chain.all);
-        };
-        chain.product("scores", gathered.key_source(&bands), &queries, &scores, &after)?;
+        let gathered = chain.gather("gather keys", &bands, &keys, By::Feature)?;
+        chain.keeps[1] = room.end();
+        chain.product("scores", gathered.source(&bands), &queries, &scores, &room)?;
         chain.add("softmax", |name, machine| {
             Softmax {
                 name,
@@ -261,13 +293,16 @@ impl Attention<'_> {
                 x: &scores,
                 scale: self.scale,
                 mask: self.mask,
-                scratch: after.end(),
+                scratch: room.end(),
             }
             .map(machine)
         })?;
+        let gathered = chain.gather("gather values", &bands, &values, By::Token)?;
         // where the queries were
-        chain.product("heads", gathered.value_source(&bands), &scores, &queries, &after)?;
-        chain.product("output", self.output.source(), &queries, &normal, &after)?;
+        chain.product("heads", gathered.source(&bands), &scores, &queries, &room)?;
+        chain.keeps[0] = 0;
+        chain.product("output", self.output.source(), &queries, &normal, &room)?;
+        chain.keeps[1] = kept;
         chain.residual(x, &normal, &room)?;
         Ok(chain.all)
     }

@@ -168,8 +168,10 @@ pub(crate) fn list(
 /// r6 its accumulators; r14 elements of weights that came; r7, r12 and r15 for a moment. Descriptors: d9 and d11 accumulators, d12 X, d13 weights, d14 and
 /// d15 partial sums, d18 and d19 the block that comes.
 pub(crate) struct Products {
-    /// Type of weights and activations.
+    /// Type of activations.
     pub ty: Ty,
+    /// Type of weights: of a list's that of activations.
+    pub weights: Ty,
     /// See [`Context::wide`].
     pub wide: bool,
     /// Blocks are lists.
@@ -212,7 +214,7 @@ impl Products {
         let (ty, wide) = if self.lists {
             (Ty::F32, true)
         } else {
-            (self.ty, self.wide)
+            (self.weights, self.wide)
         };
         fetch(a, self.color, ty, wide, to);
     }
@@ -342,7 +344,7 @@ impl Products {
         a.emit(Instr::Desc(
             13,
             Descriptor {
-                ty: self.ty,
+                ty: self.weights,
                 shape: shape.to_vec(),
                 place: Place::Memory {
                     base: reg(3),

@@ -211,12 +211,12 @@ fn products() {
 #[test]
 fn products_of_column_0() {
     let sizes = ((2u32..7, 2u32..12), 1usize..5, 1usize..9, 1usize..40, 1usize..40);
-    // what was met: several bands, several groups, rows without features
-    let met: RefCell<[usize; 3]> = Default::default();
+    // what was met: several bands, several groups, rows without features, f16, two types
+    let met: RefCell<[usize; 5]> = Default::default();
     over(
         200,
-        (sizes, settings(), 0u64..1000),
-        |((mesh, bands, each, k, m), sets, seed)| {
+        (sizes, settings(), prop::bool::ANY, 0u64..1000),
+        |((mesh, bands, each, k, m), sets, half, seed)| {
             let mut all = vec![
                 format!("mesh.width={}", mesh.0),
                 format!("mesh.height={}", mesh.1),
@@ -227,7 +227,13 @@ fn products_of_column_0() {
             let bands = Bands::new(&machine, n).map_err(|e| e.to_string())?;
             let tokens = (mesh.0 as usize - 1) * each;
             let mut room = meshloom_compiler::in_place::Room::default();
-            let x = room.tensor(Ty::F32, each, &bands.spread(k));
+            let x = room.tensor(
+                if seed % 2 == 0 { Ty::F16 } else { Ty::F32 },
+                each,
+                &bands.spread(k),
+            );
+            let weight_ty = if half && m % 2 == 0 { Ty::F16 } else { Ty::F32 };
+            let bytes = weight_ty.bytes() as usize;
             let y = room.tensor(
                 if seed % 3 == 0 { Ty::F16 } else { Ty::F32 },
                 each,
@@ -236,7 +242,7 @@ fn products_of_column_0() {
             // [feature of all bands][output]
             let weights = values(n * k * m, seed, 2);
             let input = values(tokens * n * k, seed + 1, 2);
-            let (address, pitch) = (64 * (seed % 3) as u32, (4 * m as u32).next_multiple_of(32));
+            let (address, pitch) = (64 * (seed % 3) as u32, (bytes * m).next_multiple_of(32) as u32);
             let mut sram = placed(&machine, &[(&x, &input)]);
             for row in 0..mesh.1 as usize {
                 let at = &mut sram[row * mesh.0 as usize];
@@ -244,12 +250,18 @@ fn products_of_column_0() {
                 for f in x.features[row]..x.features[row + 1] {
                     let to = address as usize + (f - x.features[row]) * pitch as usize;
                     for (o, w) in weights[f * m..(f + 1) * m].iter().enumerate() {
-                        at[to + 4 * o..][..4].copy_from_slice(&w.to_le_bytes());
+                        match weight_ty {
+                            Ty::F32 => at[to + 4 * o..][..4].copy_from_slice(&w.to_le_bytes()),
+                            Ty::F16 => {
+                                at[to + 2 * o..][..2].copy_from_slice(&half::f16::from_f32(*w).to_le_bytes())
+                            }
+                        }
                     }
                 }
             }
             let source = Source::West {
                 bands: &bands,
+                ty: weight_ty,
                 address,
                 pitch,
             };
@@ -263,9 +275,10 @@ fn products_of_column_0() {
             };
             let mapped = product.map(&machine).map_err(|e| e.to_string())?;
             let (sram, outcome) = run(&mapped.program, &machine, &sram)?;
+            let (given, sent) = (rounded(x.ty, &input), rounded(weight_ty, &weights));
             let sum = |(token, output): (usize, usize)| -> f64 {
                 let (band, o) = (output / m, output % m);
-                let product = |f: usize| input[token * n * k + f] as f64 * weights[f * m + o] as f64;
+                let product = |f: usize| given[token * n * k + f] * sent[f * m + o];
                 (band * k..(band + 1) * k).map(product).sum()
             };
             let want: Vec<f64> = (0..tokens * n * m)
@@ -279,6 +292,8 @@ fn products_of_column_0() {
             let mut met = met.borrow_mut();
             met[0] += (n > 1) as usize;
             met[1] += (mapped.group < m) as usize;
+            met[3] += (weight_ty == Ty::F16) as usize;
+            met[4] += (weight_ty != x.ty) as usize;
             met[2] += bands
                 .each()
                 .any(|(top, last)| (top..last).any(|row| x.of(row) == 0)) as usize;
@@ -454,6 +469,7 @@ fn what_does_not_fit_is_refused() {
         with(edge(&all, Some(&[1.0]))),
         with(Source::West {
             bands: &bands,
+            ty: Ty::F32,
             address: 0,
             pitch: 256,
         }),

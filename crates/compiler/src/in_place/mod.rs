@@ -8,6 +8,7 @@
 //! *No PE does anything by itself*: each begins with the first wavelet of its row. So a column lives by what comes from the west
 //! alone, one cycle after its neighbour, and all columns are exact copies of each other. The exception is [`Gather`], and column 0 where it sends.
 
+mod decoder;
 mod elementwise;
 mod gather;
 mod norm;
@@ -15,6 +16,7 @@ mod product;
 mod softmax;
 mod transformer;
 
+pub use decoder::Decoder;
 pub use elementwise::{Pair, Unary};
 pub use gather::{By, Gather, Gathered, key_features};
 pub use norm::LayerNorm;

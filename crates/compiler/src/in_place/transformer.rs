@@ -203,6 +203,26 @@ impl<'a> Linear<'a> {
     }
 }
 
+/// logits = linear(norm(x)); between them lies what `room` gives next.
+pub(super) fn head(
+    machine: &Machine,
+    norm: &Norm,
+    linear: Linear,
+    x: &Tensor,
+    logits: &Tensor,
+    room: Room,
+) -> Result<Vec<Operator>, CompileError> {
+    let mut chain = Chain::new("head", machine);
+    let mut room = room;
+    let normal = room.tensor(x.ty, x.tokens, &x.features);
+    // logits come behind
+    let behind = room.tensor(logits.ty, logits.tokens, &logits.features);
+    chain.keeps[1] = room.end();
+    chain.norm(norm, x, &normal, &room)?;
+    chain.product("product", linear.source(), &normal, &behind, &room)?;
+    Ok(chain.all)
+}
+
 impl Mlp<'_> {
     /// Its operators; `x` stays where it is, and behind what `room` has given is room for what comes between.
     ///

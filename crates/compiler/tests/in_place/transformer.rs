@@ -1,8 +1,9 @@
 //! The two halves of a transformer's block, operator after operator on what the one before left.
 
 use super::*;
-use meshloom_compiler::in_place::{Attention, Bands, Linear, Mlp, Operator, Room, causal_mask};
+use meshloom_compiler::in_place::{Attention, Bands, Decoder, Linear, Mlp, Operator, Room, causal_mask};
 use meshloom_compiler::plan::{Function, Norm};
+use meshloom_models::{builtin, evaluate, seeded_inputs};
 use std::sync::Arc;
 
 /// Runs all operators, each by both engines.
@@ -189,4 +190,57 @@ fn attentions() {
             compare(&x.read(&sram), &want, ty)
         },
     );
+}
+
+/// A whole model, but for its embedding, against its graph's evaluation; dense and with zero weights skipped, tokens that the columns do not
+/// divide.
+#[test]
+fn decoders() {
+    for (sets, ty, sparse) in [
+        (&["mesh.width=6", "mesh.height=9"][..], Ty::F32, false),
+        (
+            &["mesh.width=5", "mesh.height=14", "edge.bits_per_second=60e9"],
+            Ty::F32,
+            true,
+        ),
+        (&["mesh.width=6", "mesh.height=9"], Ty::F16, true),
+    ] {
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+        let machine = machine(&sets);
+        let graph = builtin("gpt:layers=2,width=24,heads=3,seq=18,vocab=50", 1, 7)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .graph;
+        let graph = match sparse {
+            true => meshloom_models::sparsify(&graph, 0.6, meshloom_models::Mask::Uniform, 1).unwrap(),
+            false => graph,
+        };
+        let wide = |(name, values): (String, Vec<f32>)| (name, values.into_iter().map(f64::from).collect());
+        let inputs = seeded_inputs(&graph, 1, 1).into_iter().map(wide).collect();
+        let values = evaluate::evaluate(&graph, &inputs).unwrap();
+        let of = |t: meshloom_models::TensorId| values[t.0 as usize].as_ref().unwrap();
+        let decoder = Decoder::new(&graph, &machine, ty, sparse).unwrap_or_else(|e| panic!("{e}"));
+        let start: Vec<f32> = of(decoder.start).iter().map(|v| *v as f32).collect();
+        let mut sram = decoder.place(&start);
+        assert_eq!(decoder.parts(), 5);
+        for i in 0..decoder.parts() {
+            let operators = decoder.part(i).unwrap_or_else(|e| panic!("{e}"));
+            sram = run_all(&operators, &machine, sram).unwrap_or_else(|e| panic!("{e}"));
+        }
+        compare(&decoder.read(&sram), of(graph.outputs()[0]), ty).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+#[test]
+fn other_graphs_are_refused() {
+    let machine = mesh(6, 9, &[]);
+    let refused = |model: &str| {
+        let graph = builtin(model, 1, 7).unwrap_or_else(|e| panic!("{e}")).graph;
+        match Decoder::new(&graph, &machine, Ty::F32, false) {
+            Ok(_) => panic!("{model} is no such model"),
+            Err(e) => e.to_string(),
+        }
+    };
+    assert!(refused("resnet18:stem=cifar,width=8").contains("no layer norm"));
+    let few = refused("gpt:layers=1,width=40,heads=5,seq=18,vocab=50");
+    assert!(few.contains("5 bands of rows"), "{few}");
 }

@@ -7,14 +7,17 @@
 //!     cargo run --release --example streaming -- in-place TOKENS K M SIDE SPARSITY
 //!     cargo run --release --example streaming -- in-place-mlp TOKENS WIDTH SIDE [SETTING...]
 //!     cargo run --release --example streaming -- in-place-attention TOKENS WIDTH HEADS SIDE [SETTING...]
+//!     cargo run --release --example streaming -- in-place-gpt MODEL SIDE f32|f16 SPARSITY [SETTING...]
 //!
 //! `scale TOKENS K M` takes another product, and `scale TOKENS K M SIDE SPARSITY` measures a single mesh of SIDE x SIDE PEs. `ENGINE=reference`
 //! in the environment asks for the other engine. `in-place` has its
 //! activations on the mesh at the start, and leaves its results there; sparsity 0 is the dense kernel. `in-place-mlp` and `in-place-attention` are the two halves
-//! of a transformer's block, operator after operator; settings are those of `--set`, as `edge.bits_per_second=7e12`.
+//! of a transformer's block, operator after operator; `in-place-gpt` is a whole model (`gpt:layers=2,width=128,...`) but for its embedding, whose result the
+//! evaluator gives; settings are those of `--set`, as `edge.bits_per_second=7e12`.
 
 use meshloom_compiler::in_place::{
-    Attention, Bands, Linear, Mlp, Operator, Product, Room, Source, Tensor, causal_mask, even_features,
+    Attention, Bands, Decoder, Linear, Mlp, Operator, Product, Room, Source, Tensor, causal_mask,
+    even_features,
 };
 use meshloom_compiler::plan::{Function, Norm};
 use meshloom_compiler::{Options, Stages, Weights, compile};
@@ -345,6 +348,84 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What operators took, by name.
+struct Table<'m> {
+    machine: &'m Machine,
+    rows: Vec<Row>,
+}
+
+#[derive(Default)]
+struct Row {
+    name: String,
+    cycles: u64,
+    multiply_adds: u64,
+    /// PE-cycles in columns timed as one.
+    columns: u64,
+    seconds: f64,
+}
+
+impl Table<'_> {
+    fn new(machine: &Machine) -> Table<'_> {
+        Table {
+            machine,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Runs an operator and adds what it took to the row of that name.
+    fn run(&mut self, o: &Operator, name: &str, sram: &mut Vec<Vec<u8>>) -> Result<(), Failure> {
+        let began = Instant::now();
+        let outcome = engine::run_on(&o.program, self.machine, &engine_options(), sram)?;
+        let seconds = began.elapsed().as_secs_f64();
+        o.trim(self.machine, sram);
+        let at = self.rows.iter().position(|r| r.name == name);
+        let at = at.unwrap_or_else(|| {
+            self.rows.push(Row {
+                name: name.into(),
+                ..Row::default()
+            });
+            self.rows.len() - 1
+        });
+        let macs = |pe: &PeCounters| pe.operations[0] + pe.operations[1];
+        let row = &mut self.rows[at];
+        row.cycles += outcome.cycles;
+        row.multiply_adds += outcome.pes.iter().map(macs).sum::<u64>();
+        row.columns += outcome.paths.columns;
+        row.seconds += seconds;
+        Ok(())
+    }
+
+    fn print(&self) {
+        println!(
+            "| Operator | Cycles | Multiply-adds | Utilisation | In columns timed as one | Simulated in s |\n|---|---|---|---|---|---|"
+        );
+        let mut all = Row {
+            name: "all".into(),
+            ..Row::default()
+        };
+        for r in &self.rows {
+            all.cycles += r.cycles;
+            all.multiply_adds += r.multiply_adds;
+            all.columns += r.columns;
+            all.seconds += r.seconds;
+        }
+        let pes = (self.machine.mesh.width * self.machine.mesh.height) as u64;
+        for r in self.rows.iter().chain([&all]) {
+            // of lanes for f32
+            let peak = (pes * self.machine.pe.lanes.f32 as u64 * r.cycles) as f64;
+            println!(
+                "| {} | {} | {} | {:.1} % | {:.0} % | {:.1} |",
+                r.name,
+                r.cycles,
+                r.multiply_adds,
+                r.multiply_adds as f64 / peak * 100.0,
+                r.columns as f64 / (pes * r.cycles) as f64 * 100.0,
+                r.seconds
+            );
+        }
+    }
+}
+
 /// The residual, on a mesh for a transformer's block, and what lies on it.
 struct Block {
     machine: Machine,
@@ -392,38 +473,11 @@ impl Block {
         for (tensor, values) in more {
             tensor.place(values, &mut sram);
         }
-        println!(
-            "| Operator | Cycles | Multiply-adds | Utilisation | In columns timed as one | Simulated in s |\n|---|---|---|---|---|---|"
-        );
-        let row = |name: &str, cycles: u64, multiply_adds: u64, columns: u64, seconds: f64| {
-            let peak = (pes as u64 * self.machine.pe.lanes.f32 as u64 * cycles) as f64;
-            println!(
-                "| {name} | {cycles} | {multiply_adds} | {:.1} % | {:.0} % | {seconds:.1} |",
-                multiply_adds as f64 / peak * 100.0,
-                columns as f64 / (pes as u64 * cycles) as f64 * 100.0,
-            );
-        };
-        let mut all = (0, 0, 0, 0.0);
+        let mut table = Table::new(&self.machine);
         for o in operators {
-            let began = Instant::now();
-            let outcome = engine::run_on(&o.program, &self.machine, &engine_options(), &mut sram)?;
-            let seconds = began.elapsed().as_secs_f64();
-            o.trim(&self.machine, &mut sram);
-            let macs = |pe: &PeCounters| pe.operations[0] + pe.operations[1];
-            let multiply_adds: u64 = outcome.pes.iter().map(macs).sum();
-            row(
-                &o.name,
-                outcome.cycles,
-                multiply_adds,
-                outcome.paths.columns,
-                seconds,
-            );
-            all.0 += outcome.cycles;
-            all.1 += multiply_adds;
-            all.2 += outcome.paths.columns;
-            all.3 += seconds;
+            table.run(o, &o.name, &mut sram)?;
         }
-        row("all", all.0, all.1, all.2, all.3);
+        table.print();
         println!("\ncompiled in {compile:.1} s; peak {:.0} MiB", peak_memory()?);
         Ok([x, self.x.read(&sram)])
     }
@@ -576,6 +630,65 @@ fn in_place_attention(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A whole model but for its embedding, and how far its results are from the evaluator's.
+fn in_place_gpt(arguments: &[String]) -> Result<(), Failure> {
+    let [model, side, ty, sparsity, sets @ ..] = arguments else {
+        return Err("expected MODEL SIDE f32|f16 SPARSITY and settings".into());
+    };
+    let sparsity: f64 = sparsity.parse()?;
+    let ty = match ty.as_str() {
+        "f32" => Ty::F32,
+        "f16" => Ty::F16,
+        other => return Err(format!("{other}: expected f32 or f16").into()),
+    };
+    let mut all = vec![format!("mesh.width={side}"), format!("mesh.height={side}")];
+    all.extend_from_slice(sets);
+    let machine = meshloom::machines::load("small", &all)?;
+    let graph = meshloom_models::builtin(model, 1, 1)?.graph;
+    let graph = match sparsity > 0.0 {
+        true => sparsify(&graph, sparsity, Mask::Uniform, 1)?,
+        false => graph,
+    };
+    let wide = |(name, values): (String, Vec<f32>)| (name, values.into_iter().map(f64::from).collect());
+    let inputs = seeded_inputs(&graph, 1, 1).into_iter().map(wide).collect();
+    let began = Instant::now();
+    let values = meshloom_models::evaluate(&graph, &inputs)?;
+    let decoder = Decoder::new(&graph, &machine, ty, sparsity > 0.0)?;
+    let of = |t: meshloom_models::TensorId| {
+        let values = values[t.0 as usize].as_ref();
+        values.ok_or_else(|| format!("{} was not evaluated", graph.tensor(t).name))
+    };
+    let start: Vec<f32> = of(decoder.start)?.iter().map(|v| *v as f32).collect();
+    let want = of(graph.outputs()[0])?.clone();
+    drop(values);
+    println!("evaluated in {:.1} s\n", began.elapsed().as_secs_f64());
+    let mut sram = decoder.place(&start);
+    let mut table = Table::new(&machine);
+    let mut compile = 0.0;
+    for i in 0..decoder.parts() {
+        let began = Instant::now();
+        let operators = decoder.part(i)?;
+        compile += began.elapsed().as_secs_f64();
+        for o in operators {
+            // without the layer's name
+            let name = o.name.split_once(' ').map_or(o.name.as_str(), |(_, what)| what);
+            table.run(&o, name, &mut sram)?;
+        }
+    }
+    table.print();
+    let n = want.len() as f64;
+    let mean = want.iter().sum::<f64>() / n;
+    let deviation = (want.iter().map(|w| (w - mean).powi(2)).sum::<f64>() / n).sqrt();
+    let errors = decoder.read(&sram).into_iter().zip(&want);
+    let largest = errors.map(|(g, w)| (g as f64 - w).abs()).fold(0.0, f64::max);
+    println!(
+        "\nlargest error {:.1e} of the logits' deviation; compiled in {compile:.1} s; peak {:.0} MiB",
+        largest / deviation,
+        peak_memory()?
+    );
+    Ok(())
+}
+
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
@@ -584,9 +697,10 @@ fn main() -> Result<(), Failure> {
         Some("scale") => scale(&arguments[1..]),
         Some("in-place") => in_place(&arguments[1..]),
         Some("in-place-mlp") => in_place_mlp(&arguments[1..]),
+        Some("in-place-gpt") => in_place_gpt(&arguments[1..]),
         Some("in-place-attention") => in_place_attention(&arguments[1..]),
         other => Err(format!(
-            "{}: expected `utilisation`, `sparsity`, `scale`, `in-place`, `in-place-mlp` or `in-place-attention`",
+            "{}: expected `utilisation`, `sparsity`, `scale`, `in-place`, `in-place-mlp`, `in-place-attention` or `in-place-gpt`",
             other.unwrap_or("no table")
         ))
         .map_err(Into::into),

@@ -351,6 +351,8 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
 /// What operators took, by name.
 struct Table<'m> {
     machine: &'m Machine,
+    /// Multiply-adds of a PE a cycle.
+    lanes: u32,
     rows: Vec<Row>,
 }
 
@@ -365,9 +367,13 @@ struct Row {
 }
 
 impl Table<'_> {
-    fn new(machine: &Machine) -> Table<'_> {
+    fn new(machine: &Machine, ty: Ty) -> Table<'_> {
         Table {
             machine,
+            lanes: match ty {
+                Ty::F32 => machine.pe.lanes.f32,
+                Ty::F16 => machine.pe.lanes.f16,
+            },
             rows: Vec::new(),
         }
     }
@@ -411,8 +417,7 @@ impl Table<'_> {
         }
         let pes = (self.machine.mesh.width * self.machine.mesh.height) as u64;
         for r in self.rows.iter().chain([&all]) {
-            // of lanes for f32
-            let peak = (pes * self.machine.pe.lanes.f32 as u64 * r.cycles) as f64;
+            let peak = (pes * self.lanes as u64 * r.cycles) as f64;
             println!(
                 "| {} | {} | {} | {:.1} % | {:.0} % | {:.1} |",
                 r.name,
@@ -473,7 +478,7 @@ impl Block {
         for (tensor, values) in more {
             tensor.place(values, &mut sram);
         }
-        let mut table = Table::new(&self.machine);
+        let mut table = Table::new(&self.machine, Ty::F32);
         for o in operators {
             table.run(o, &o.name, &mut sram)?;
         }
@@ -663,7 +668,7 @@ fn in_place_gpt(arguments: &[String]) -> Result<(), Failure> {
     drop(values);
     println!("evaluated in {:.1} s\n", began.elapsed().as_secs_f64());
     let mut sram = decoder.place(&start);
-    let mut table = Table::new(&machine);
+    let mut table = Table::new(&machine, ty);
     let mut compile = 0.0;
     for i in 0..decoder.parts() {
         let began = Instant::now();

@@ -380,6 +380,7 @@ impl Plan<'_> {
             parity: role.row % 2,
             first: role.first,
             items: false,
+            fresh: Some(role.at.places().any(|(_, y)| x.of(y as usize) == 0)),
             count: if self.enters { Count::Mac } else { Count::MacAct },
         };
         a.task("main", Trigger::Data(WEIGHTS));

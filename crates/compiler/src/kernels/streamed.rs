@@ -602,6 +602,7 @@ impl StreamedKernel<'_> {
             first,
             items: true,
             count: Count::Mac,
+            fresh: None,
         };
 
         a.task("main", Trigger::Start);

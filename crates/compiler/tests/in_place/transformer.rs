@@ -152,7 +152,7 @@ fn attentions() {
             let tokens = each * (machine.mesh.width as usize - 1);
             let heads = heads.min(machine.mesh.height as usize / 2);
             let width = width.max(8usize.div_ceil(heads));
-            let ty = match half && tokens % 2 == 0 && width % 2 == 0 {
+            let ty = match half && tokens.is_multiple_of(2) && width.is_multiple_of(2) {
                 true => Ty::F16,
                 false => Ty::F32,
             };

@@ -20,6 +20,11 @@ use crate::kernels::{Context, per_wavelet, wide};
 use meshloom_simulator::Machine;
 use meshloom_simulator::program::*;
 
+/// Multiply-adds of a PE for a block beyond which the block's own cycles, about a hundred, are below a hundredth of its work; larger blocks take SRAM for nothing.
+const WORK: u64 = 1 << 14;
+/// Outputs that a group has at any rate, if it can.
+const SMALL: u64 = 16;
+
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
@@ -130,9 +135,12 @@ impl Product<'_> {
             bands,
         };
         let mut plan = self.plan(frame)?;
-        // the largest group that fits; sums that don't by themselves need no closer look
+        // the largest group that fits and still gains; sums that don't fit by themselves need no closer look
         let (_, pitch) = blocks::pitches(self.x.ty, self.x.tokens);
-        let near = |group: &usize| (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64;
+        let enough = WORK.div_ceil(plan.work().max(1)).max(SMALL);
+        let near = |group: &usize| {
+            *group as u64 <= enough && (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64
+        };
         // of f16 two outputs share an access of column 0's
         let unit = if !plan.enters && plan.weights == Ty::F16 {
             2
@@ -280,6 +288,16 @@ impl Plan<'_> {
     /// Elements of a dense block for each output: what enters has one at least, since its last one is flagged.
     fn each(&self, row: usize) -> usize {
         self.product.x.of(row).max(self.enters as usize)
+    }
+
+    /// Multiply-adds for an output on the PEs that have most.
+    fn work(&self) -> u64 {
+        let stored = self.stored.iter().filter_map(|sums| sums.last());
+        let weights = match stored.max() {
+            Some(most) => most.div_ceil(self.m as u64),
+            None => self.product.x.most() as u64,
+        };
+        weights * self.product.x.tokens as u64
     }
 
     fn bias(&self) -> Option<&[f32]> {

@@ -4,16 +4,18 @@ mod ahead;
 mod bulk;
 mod leap;
 mod list;
+mod lockstep;
 mod record;
+mod uniform;
 mod vector;
 
 use super::{Class, PeCounters};
 use crate::machine::{Cost, Machine};
 
-use crate::numerics::axpy::Axpy;
 use crate::program::*;
 pub(super) use bulk::Scratch;
 pub(super) use leap::{Flows, Head, Outlook, Room};
+pub(super) use lockstep::{Input, LANES, Memory};
 pub(super) use record::{Op as Recorded, Record};
 use std::collections::VecDeque;
 use vector::Phase;
@@ -156,11 +158,6 @@ impl Cond {
     }
 }
 
-/// AXPYs of rows of `n` elements, one after another ([`Recorded::Axpys`]).
-pub(super) fn axpys(scratch: &mut Scratch, memory: &mut [u8], n: usize, ty: Ty, all: &[Axpy]) {
-    crate::numerics::axpy::axpys(scratch.host, memory, n, ty, all, &mut scratch.wide);
-}
-
 /// The SRAM that a block finds: its buffers' bytes, 0 where nothing was left, and what is above them.
 fn split(mut sram: Vec<u8>, block: &Block, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
     // the code is at the top of the SRAM: what was there before is lost
@@ -221,6 +218,12 @@ impl<'p> Core<'p> {
     /// The SRAM that a core with the same block finds: its buffers, and what is above them.
     pub fn split(&self, sram: Vec<u8>, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
         split(sram, self.block, machine)
+    }
+
+    /// What it did since it was asked before, if that is recorded; after the `last` time others have memory of their own.
+    pub fn recorded(&mut self, last: bool) -> Option<Vec<Recorded>> {
+        let record = self.record.as_mut()?;
+        Some(record.take(&self.memory, last))
     }
 
     /// Its code.
@@ -505,7 +508,7 @@ impl<'p> Core<'p> {
                 if net.arrived(queue, now) {
                     let w = net.pop(queue, now);
                     if let Some(record) = &mut self.record {
-                        record.takes(queue, w);
+                        record.takes(queue, w, &self.memory);
                     }
                     self.registers[0] = w.bits as u32 as i32 as i64;
                     self.registers[1] = w.flag as i64;
@@ -584,10 +587,10 @@ impl<'p> Core<'p> {
                 let at = self.address(*word, self.val(*a).saturating_add(self.val(*b)))?;
                 let bytes = (self.val(*v) as i32).to_le_bytes();
                 let bytes = &bytes[..if *word == Word::U16 { 2 } else { 4 }];
-                self.memory[at..at + bytes.len()].copy_from_slice(bytes);
                 if let Some(record) = &mut self.record {
-                    record.store(at, bytes);
+                    record.store(at, bytes, &self.memory);
                 }
+                self.memory[at..at + bytes.len()].copy_from_slice(bytes);
             }
             Instr::Jump(to) => self.pc = *to,
             Instr::Branch(cond, a, b, to) => {

@@ -44,7 +44,23 @@ impl Wavelets {
 
     /// Whether each carries one element of 32 bits or fewer.
     pub fn single(&self) -> bool {
-        self.high.is_empty() && self.forms.iter().fold(true, |all, f| all & (f & !FLAG == 1))
+        self.are_single(0..self.len())
+    }
+
+    /// The low words, if each wavelet carries one element of 32 bits or fewer.
+    pub fn single_words(&self) -> Option<&[Word]> {
+        self.single().then_some(&self.words)
+    }
+
+    /// Whether some of them do.
+    pub fn are_single(&self, range: Range<usize>) -> bool {
+        let forms = self.forms[range].iter();
+        self.high.is_empty() && forms.fold(true, |all, f| all & (f & !FLAG == 1))
+    }
+
+    /// The low words of some.
+    pub fn words_of(&self, range: Range<usize>) -> &[Word] {
+        &self.words[range]
     }
 
     /// The low words.
@@ -59,6 +75,13 @@ impl Wavelets {
     /// Adds wavelets of one element each, none flagged.
     pub fn add_words(&mut self, words: impl Iterator<Item = Word>) {
         self.words.extend(words);
+        self.forms.resize(self.words.len(), 1);
+        self.level();
+    }
+
+    /// Adds wavelets of one element of 32 bits each, none flagged, which `add` adds as words.
+    pub fn add_single(&mut self, add: impl FnOnce(&mut Vec<Word>)) {
+        add(&mut self.words);
         self.forms.resize(self.words.len(), 1);
         self.level();
     }
@@ -90,6 +113,38 @@ impl Wavelets {
             self.high.extend(high);
         }
         self.level();
+    }
+
+    /// One of several that are side by side: a wavelet of each, then the next one of each, ...
+    pub fn of(&self, lane: usize, lanes: usize) -> Wavelets {
+        let high = self.high.get(lane..).unwrap_or_default();
+        Wavelets {
+            words: self.words[lane.min(self.words.len())..]
+                .iter()
+                .step_by(lanes)
+                .copied()
+                .collect(),
+            high: high.iter().step_by(lanes).copied().collect(),
+            forms: self.forms[lane.min(self.forms.len())..]
+                .iter()
+                .step_by(lanes)
+                .copied()
+                .collect(),
+        }
+    }
+
+    /// Adds equally many of several, side by side.
+    pub fn add_side_by_side(&mut self, all: &[Wavelets]) {
+        for i in 0..all.first().map_or(0, Wavelets::len) {
+            all.iter().for_each(|one| self.push(one.get(i)));
+        }
+    }
+
+    /// Adds wavelets, each so many times.
+    pub fn add_times(&mut self, from: &Wavelets, times: usize) {
+        for w in from.iter() {
+            self.add_all(&vec![w; times]);
+        }
     }
 
     /// Forgets the first ones.

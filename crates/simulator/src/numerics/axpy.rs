@@ -42,6 +42,11 @@ pub(crate) fn axpys(host: Host, memory: &mut [u8], n: usize, x_ty: Ty, all: &[Ax
     host.apply(Rows { memory, n, all });
 }
 
+/// One AXPY of a row of words.
+pub(crate) fn row_of_words(host: Host, a: f32, x: &[Word], y: &mut [Word]) {
+    host.apply(Row { a, x, y });
+}
+
 /// Whether two ranges have a byte in common.
 pub(crate) fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end

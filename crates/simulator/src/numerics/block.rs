@@ -155,6 +155,15 @@ pub(crate) fn fold(
     )
 }
 
+/// Adds numbers, every NaN among them as the one NaN.
+pub(crate) fn canonical(host: Host, from: &[Word], to: &mut Vec<Word>) {
+    let one = |w: &Word| num::canonical(f32::from_le_bytes(*w)).to_le_bytes();
+    host.with(
+        #[inline(always)]
+        || to.extend(from.iter().map(one)),
+    );
+}
+
 /// f16, as they lie in SRAM, to words of f32, exactly.
 pub(crate) fn widen(host: Host, from: &[[u8; 2]], to: &mut Vec<Word>) {
     // in whole numbers, so that it is vectorised: the same digits with another exponent, which a product corrects

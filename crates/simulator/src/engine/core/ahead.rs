@@ -161,7 +161,7 @@ impl Core<'_> {
             let now = from + (cycles - left) - n;
             counters.last_busy = now + n - 1;
             if let Some(record) = &mut record {
-                record.slots(t, run, n);
+                record.slots(t, run, n, memory);
             }
             *elements += run.leap(now, n, memory, &mut none, &mut out, counters, scratch)?;
             if run.phase == Phase::Done && !run.next(memory, rules.machine, record).map_err(|_| ())? {

@@ -16,6 +16,7 @@ use crate::numerics::block::{self, Host, Operand, Target, Word};
 use crate::numerics::product::{Product, VECTOR};
 use crate::program::*;
 use half::f16;
+use std::ops::Range;
 
 #[cfg(test)]
 mod tests;
@@ -25,11 +26,11 @@ mod tests;
 pub(in crate::engine) struct Scratch {
     pub(super) host: Host,
     /// What came from the fabric, by source.
-    came: [Vec<Word>; 2],
+    pub(super) came: [Vec<Word>; 2],
     gathered: [Vec<Word>; 2],
     results: Vec<Word>,
     /// What goes to the fabric.
-    sent: Vec<Word>,
+    pub(super) sent: Vec<Word>,
     convert: Convert,
     /// Of an axpy's list, a row of each element after another; and a row of f16 as f32.
     pub(super) axpys: Vec<Axpy>,
@@ -75,6 +76,14 @@ struct Block<'a> {
     sources: [Source<'a>; 2],
 }
 
+/// Elements of an instruction, by their numbers.
+pub(super) struct Span {
+    pub first: i64,
+    pub n: i64,
+    /// All in the row that it is at.
+    in_row: bool,
+}
+
 impl Run {
     /// Uses `slots` slots from cycle `from` on, of which none ends the instruction (nor, of an axpy, a sparse element). Each step
     /// takes a wavelet of each of `inputs`; what it sends is added to `out`. Returns the elements handled.
@@ -107,23 +116,11 @@ impl Run {
         } else {
             counters.last_write = Some(from + steps * cost - paid - 1);
         }
-        let [_, b, c, columns] = self.shape;
-        let row = (self.index[0] * b + self.index[1]) * c + self.index[2];
-        let first = row * columns + self.column;
-        let (steps, rest) = (steps as i64, columns - self.column);
-        let in_row = (steps - 1) * self.width < rest;
-        let n = if in_row {
-            rest.min(steps * self.width)
-        } else {
-            // a row begins with a step of its own
-            let row_steps = (columns + self.width - 1) / self.width;
-            let step = row * row_steps + self.column / self.width + steps;
-            step / row_steps * columns + step % row_steps * self.width - first
-        };
+        let Span { first, n, in_row } = self.elements_of(steps as i64);
         let mut came = std::mem::take(&mut scratch.came);
         let grid = Grid {
             first: self.column as usize,
-            columns: columns as usize,
+            columns: self.shape[3] as usize,
             width: self.width as usize,
             n: n as usize,
         };
@@ -135,10 +132,10 @@ impl Run {
         }
         scratch.sent.clear();
         if in_row {
-            Nest::row(self, n, &came).execute(self.op, memory, scratch);
+            Nest::row(self, n, [&came[0], &came[1]]).execute(self.op, memory, scratch);
             self.advance(n);
         } else {
-            let (nest, end) = (Nest::of(self, first, &came), first + n);
+            let (nest, end) = (Nest::of(self, first, [&came[0], &came[1]]), first + n);
             let mut at = first;
             while at < end {
                 let (piece, n) = nest.piece(at, end);
@@ -156,6 +153,30 @@ impl Run {
             counters.operations[self.count as usize - 1] += n as u64;
         }
         Ok(n as u64)
+    }
+
+    /// The elements that so many slots handle, if any.
+    pub(super) fn span(&self, slots: u64) -> Option<Span> {
+        let steps = self.steps(slots);
+        (steps > 0).then(|| self.elements_of(steps as i64))
+    }
+
+    /// The elements that so many steps handle.
+    fn elements_of(&self, steps: i64) -> Span {
+        let [_, b, c, columns] = self.shape;
+        let row = (self.index[0] * b + self.index[1]) * c + self.index[2];
+        let first = row * columns + self.column;
+        let rest = columns - self.column;
+        let in_row = (steps - 1) * self.width < rest;
+        let n = if in_row {
+            rest.min(steps * self.width)
+        } else {
+            // a row begins with a step of its own
+            let row_steps = (columns + self.width - 1) / self.width;
+            let step = row * row_steps + self.column / self.width + steps;
+            step / row_steps * columns + step % row_steps * self.width - first
+        };
+        Span { first, n, in_row }
     }
 
     fn args(&self) -> [&Arg; 3] {
@@ -199,7 +220,7 @@ enum Side<'a> {
 impl<'a> Side<'a> {
     /// The operands of an instruction, those in memory so many bytes, told from the strides, before where the row that it is at begins.
     /// What came from the fabric begins with element `first`.
-    fn of(run: &Run, came: &'a [Vec<Word>; 2], back: impl Fn(&[i64; 4]) -> i64, first: i64) -> [Side<'a>; 3] {
+    fn of(run: &Run, came: [&'a [Word]; 2], back: impl Fn(&[i64; 4]) -> i64, first: i64) -> [Side<'a>; 3] {
         let side = |arg: &Arg, words: &'a [Word]| match arg {
             Arg::Memory { ty, strides, at, .. } => Side::Memory {
                 ty: *ty,
@@ -209,11 +230,7 @@ impl<'a> Side<'a> {
             Arg::Imm(x) => Side::Imm(x.to_le_bytes()),
             Arg::Out { .. } => Side::Out,
         };
-        [
-            side(&run.dst, &[]),
-            side(&run.a, &came[0]),
-            side(&run.b, &came[1]),
-        ]
+        [side(&run.dst, &[]), side(&run.a, came[0]), side(&run.b, came[1])]
     }
 
     /// So many bytes, or elements, further on.
@@ -229,7 +246,7 @@ impl<'a> Side<'a> {
 /// Elements as nested loops, outermost first: turns of each loop, and the strides of destination and sources in it. Loops of one turn
 /// are outside all others.
 #[derive(Clone, Copy)]
-struct Nest<'a> {
+pub(super) struct Nest<'a> {
     turns: [i64; 4],
     strides: [[i64; 4]; 3],
     sides: [Side<'a>; 3],
@@ -238,7 +255,7 @@ struct Nest<'a> {
 impl<'a> Nest<'a> {
     /// All elements of an instruction; what it takes from the fabric begins with the element `first`. A loop is
     /// joined with the next inner one where all operands go on from its last turn as within it.
-    fn of(run: &Run, first: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
+    pub(super) fn of(run: &Run, first: i64, came: [&'a [Word]; 2]) -> Nest<'a> {
         let [_, b, c, d] = run.shape;
         let strides = run.args().map(|arg| match arg {
             Arg::Memory { strides, .. } => *strides,
@@ -268,7 +285,7 @@ impl<'a> Nest<'a> {
     }
 
     /// The next `n` elements of a row, for which `came` is what was taken.
-    fn row(run: &Run, n: i64, came: &'a [Vec<Word>; 2]) -> Nest<'a> {
+    fn row(run: &Run, n: i64, came: [&'a [Word]; 2]) -> Nest<'a> {
         let strides = run.args().map(|arg| match arg {
             Arg::Memory { strides, .. } => [0, 0, 0, strides[3]],
             Arg::In { .. } | Arg::Out { .. } => [0, 0, 0, 1],
@@ -282,7 +299,7 @@ impl<'a> Nest<'a> {
     }
 
     /// The piece that begins with an element and ends before another one at the latest, and its number of elements.
-    fn piece(&self, element: i64, end: i64) -> (Nest<'a>, i64) {
+    pub(super) fn piece(&self, element: i64, end: i64) -> (Nest<'a>, i64) {
         let mut index = [0; 4];
         let mut rest = element;
         for d in (0..4).rev().take_while(|d| self.turns[*d] > 1) {
@@ -300,6 +317,63 @@ impl<'a> Nest<'a> {
         (piece, turns * size)
     }
 
+    /// The same loops where each word has `lanes` in its place, side by side, all of which do the same: handed to `f`, as one nest or
+    /// as the turns of the outermost loop.
+    pub(super) fn side_by_side(&self, lanes: i64, mut f: impl FnMut(&Nest<'a>)) {
+        let mut nest = *self;
+        nest.sides = self.sides.map(|side| match side {
+            Side::Memory { ty, at } => Side::Memory { ty, at: at * lanes },
+            Side::Came { words, at } => Side::Came {
+                words,
+                at: at * lanes,
+            },
+            other => other,
+        });
+        let beside = self.sides.map(|side| match side {
+            Side::Memory { .. } => 4,
+            Side::Came { .. } | Side::Out => 1,
+            Side::Imm(_) => 0,
+        });
+        // elements that lie one after another go on as the lanes do
+        if self.turns[3] == 1 || (0..3).all(|i| self.strides[i][3] == beside[i]) {
+            nest.turns[3] *= lanes;
+            for (strides, beside) in nest.strides.iter_mut().zip(beside) {
+                strides[..3].iter_mut().for_each(|s| *s *= lanes);
+                strides[3] = beside;
+            }
+            return f(&nest);
+        }
+        for turn in 0..self.turns[0] {
+            let mut inner = nest;
+            let [_, a, b, c] = self.turns;
+            inner.turns = [a, b, c, lanes];
+            for i in 0..3 {
+                let [outer, a, b, c] = self.strides[i].map(|s| s * lanes);
+                inner.sides[i] = nest.sides[i].moved(outer * turn);
+                inner.strides[i] = [a, b, c, beside[i]];
+            }
+            f(&inner);
+        }
+    }
+
+    /// Where the bytes of rows lie that it sends as they are, if it does no more.
+    pub(super) fn rows_sent(&self, op: Op) -> Option<impl Iterator<Item = Range<usize>> + use<>> {
+        let (Side::Out, Side::Memory { ty: Ty::F32, at }, Op::Mov) = (self.sides[0], self.sides[1], op)
+        else {
+            return None;
+        };
+        let ([outer, inner, rows, n], strides) = (self.turns, self.strides[1]);
+        if n > 1 && strides[3] != 4 {
+            return None;
+        }
+        let row = move |i: i64| {
+            let at =
+                at + i / (inner * rows) * strides[0] + i / rows % inner * strides[1] + i % rows * strides[2];
+            at as usize..(at + 4 * n) as usize
+        };
+        Some((0..outer * inner * rows).map(row))
+    }
+
     /// The same loops from other elements on.
     fn from(&self, index: [i64; 4]) -> Nest<'a> {
         let mut from = *self;
@@ -309,7 +383,7 @@ impl<'a> Nest<'a> {
         from
     }
 
-    fn execute(&self, op: Op, memory: &mut [u8], scratch: &mut Scratch) {
+    pub(super) fn execute(&self, op: Op, memory: &mut [u8], scratch: &mut Scratch) {
         // (a single row is none)
         if op == Op::Mac && self.turns[2] > 1 && self.multiply(memory, scratch) {
             return;

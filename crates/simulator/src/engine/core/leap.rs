@@ -433,9 +433,9 @@ impl Core<'_> {
             counters,
             ..
         } = self;
-        let mut record = |run: &Run| {
+        let mut record = |run: &Run, memory: &[u8]| {
             if let Some(record) = record {
-                record.slots(t, run, cycles);
+                record.slots(t, run, cycles, memory);
             }
         };
         match (t, main) {
@@ -444,14 +444,14 @@ impl Core<'_> {
                 counters.slots[5] += cycles;
             }
             (0, Main::Vector(run)) => {
-                record(run);
+                record(run, memory);
                 run.leap(from, cycles, memory, inputs, out, counters, scratch)?;
             }
             (0, _) => unreachable!("only these are ready"),
             (t, _) => {
                 let m = &mut micro[t as usize];
                 let run = m.queue.front_mut().expect("it was ready");
-                record(run);
+                record(run, memory);
                 m.elements += run.leap(from, cycles, memory, inputs, out, counters, scratch)?;
             }
         }

@@ -283,7 +283,13 @@ impl Run {
             return 0;
         }
         if let Some((record, thread)) = record {
-            record.axpys(thread, axpys_of_rows, self.shape[3] as usize, self.ty_of_x());
+            record.axpys(
+                thread,
+                axpys_of_rows,
+                self.shape[3] as usize,
+                self.ty_of_x(),
+                memory,
+            );
             record.same(memory, read.0..walk.index);
             record.same(memory, read.1..walk.value);
         }
@@ -318,14 +324,23 @@ impl Run {
 
     /// Where each row of an element begins, in bytes from its first one; `None` if rows are not f32 sums of f32 or f16 in a line.
     pub(super) fn rows(&self) -> Option<impl Iterator<Item = (i64, i64)> + Clone + use<>> {
-        let (
-            Arg::Memory {
-                ty: Ty::F32,
-                strides: y,
-                ..
-            },
-            Arg::Memory { ty, strides: x, .. },
-        ) = (&self.dst, &self.b)
+        match &self.b {
+            Arg::Memory { ty, strides, .. } => self.rows_with(strides, *ty),
+            _ => None,
+        }
+    }
+
+    /// The same with another operand than the second one.
+    pub(super) fn rows_with(
+        &self,
+        x: &[i64; 4],
+        ty: Ty,
+    ) -> Option<impl Iterator<Item = (i64, i64)> + Clone + use<>> {
+        let Arg::Memory {
+            ty: Ty::F32,
+            strides: y,
+            ..
+        } = &self.dst
         else {
             return None;
         };

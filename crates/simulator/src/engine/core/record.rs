@@ -1,8 +1,13 @@
 //! What a core does to its memory and streams, in an order that gives the same numbers when it is done again: in the columns that are
 //! timed with this one (`fast::columns`). Threads take turns slot by slot; what one of them does is kept together as long as no other one
 //! touches the same memory or stream, so that most of it is whole instructions.
+//!
+//! What comes from the edge is the same in all columns ([`Uniform`]): weights are not written there at all if all that is done with them
+//! is to multiply, since the record has their values.
 
+use super::uniform::{Range, Uniform};
 use super::vector::{Arg, Run, Source, reach};
+use crate::numerics as num;
 use crate::numerics::axpy::Axpy;
 use crate::program::{Op as Operation, Ty, Wavelet};
 use std::ops::Range as Bytes;
@@ -19,10 +24,9 @@ pub(in crate::engine) enum Op {
     Same { at: usize, bytes: Vec<u8> },
     /// This wavelet is taken, and decides what follows.
     Takes { queue: u32, wavelet: Wavelet },
+    /// So many wavelets are taken, which are the same in all columns, and what is done with them needs no more to be done.
+    Skips { queue: u32, n: u64 },
 }
-
-/// Bytes of memory from an address to before another one.
-type Range = (i64, i64);
 
 /// What an operation touches.
 #[derive(Clone, Copy)]
@@ -126,6 +130,18 @@ struct Part {
     run: Box<Run>,
     slots: u64,
     touch: Touch,
+    kind: Kind,
+}
+
+/// What columns need for a part, if it is not done to its end before others look.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// They have it.
+    Apart,
+    /// All its operands are the same in all columns: it need not be done again.
+    Uniform,
+    /// One factor of its multiply-adds is, and lies there: the record has its values.
+    Factor(Range),
 }
 
 /// What a core did.
@@ -135,12 +151,17 @@ pub(in crate::engine) struct Record {
     threads: Vec<Thread>,
     /// Bytes that it takes, roughly.
     bytes: usize,
+    /// The queues into which all columns get the same.
+    queues: Vec<u32>,
+    uniform: Uniform,
 }
 
 impl Record {
-    pub fn new(threads: usize) -> Record {
+    /// For so many threads, and queues into which all columns get the same.
+    pub fn new(threads: usize, queues: Vec<u32>) -> Record {
         Record {
             threads: (0..threads).map(|_| Thread::default()).collect(),
+            queues,
             ..Record::default()
         }
     }
@@ -150,10 +171,13 @@ impl Record {
         self.bytes
     }
 
-    /// All of it, which is then forgotten.
-    pub fn take(&mut self) -> Vec<Op> {
+    /// All of it, which is then forgotten. After the `last` one all columns have their own memory.
+    pub fn take(&mut self, memory: &[u8], last: bool) -> Vec<Op> {
         for t in 0..self.threads.len() {
-            self.settle(t);
+            self.settle(t, memory);
+        }
+        if last {
+            self.write((0, i64::MAX), memory);
         }
         self.bytes = 0;
         std::mem::take(&mut self.ops)
@@ -165,62 +189,166 @@ impl Record {
                 Op::Slots { .. } => size_of::<Run>(),
                 Op::Axpys { all, .. } => size_of_val(&all[..]),
                 Op::Store { bytes, .. } | Op::Same { bytes, .. } => bytes.len(),
-                Op::Takes { .. } => 0,
+                Op::Takes { .. } | Op::Skips { .. } => 0,
             };
         self.ops.push(op);
     }
 
+    /// Columns get what they have not got of these bytes.
+    fn write(&mut self, range: Range, memory: &[u8]) {
+        let stale: Vec<Range> = self.uniform.stale(range).collect();
+        for (from, end) in stale {
+            self.before(None, &Touch::memory((from, end), NOTHING), memory);
+            let bytes = memory[from as usize..end as usize].to_vec();
+            let at = from as usize;
+            self.push(Op::Store { at, bytes });
+        }
+    }
+
+    /// What is touched is about to be read and written in each column by itself.
+    fn apart(&mut self, touch: &Touch, memory: &[u8]) {
+        for range in touch.reads.into_iter().chain([touch.writes]) {
+            self.write(range, memory);
+        }
+        self.uniform.remove(touch.writes);
+    }
+
     /// What a thread did gets its place.
-    fn settle(&mut self, t: usize) {
+    fn settle(&mut self, t: usize, memory: &[u8]) {
         let Thread { list, part } = std::mem::take(&mut self.threads[t]);
         if let Some(List { all, n, ty, .. }) = list {
             self.push(Op::Axpys { all, n, ty });
         }
-        if let Some(Part { run, slots, .. }) = part {
+        if let Some(Part {
+            run,
+            slots,
+            touch,
+            kind,
+        }) = part
+        {
+            match kind {
+                Kind::Apart => {}
+                Kind::Uniform => self.apart(&touch, memory),
+                Kind::Factor(range) => self.write(range, memory),
+            }
             self.push(Op::Slots { run, slots });
         }
     }
 
     /// What threads but `own` did before and must stay before this gets its place.
-    fn before(&mut self, own: Option<usize>, touch: &Touch) {
+    fn before(&mut self, own: Option<usize>, touch: &Touch, memory: &[u8]) {
         for t in 0..self.threads.len() {
             let Thread { list, part } = &self.threads[t];
             let list = list.as_ref().is_some_and(|l| l.touch.meets(touch));
             let part = part.as_ref().is_some_and(|p| p.touch.meets(touch));
             if (list || part) && own != Some(t) {
-                self.settle(t);
+                self.settle(t, memory);
             }
         }
     }
 
     /// Thread `t` is about to use so many slots for steps of a vector instruction, of an axpy's element none after the last.
-    pub fn slots(&mut self, t: u8, run: &Run, slots: u64) {
+    pub fn slots(&mut self, t: u8, run: &Run, slots: u64, memory: &[u8]) {
         if slots == 0 {
             return;
         }
         let (thread, ends) = (t as usize, slots == run.slots_left());
         let touch = Touch::of(run);
-        self.before(Some(thread), &touch);
-        let part = self.threads[thread].part.get_or_insert_with(|| Part {
-            run: Box::new(run.clone()),
-            slots: 0,
-            touch,
-        });
+        self.before(Some(thread), &touch, memory);
+        if self.threads[thread].part.is_none() {
+            let kind = self.kind(run);
+            match kind {
+                Kind::Apart => self.apart(&touch, memory),
+                Kind::Uniform => {}
+                Kind::Factor(range) => {
+                    let mut others = touch;
+                    if let Some(factor) = others.reads.iter_mut().find(|r| **r == range) {
+                        *factor = NOTHING;
+                    }
+                    self.apart(&others, memory);
+                }
+            }
+            self.threads[thread].part = Some(Part {
+                run: Box::new(run.clone()),
+                slots: 0,
+                touch,
+                kind,
+            });
+        }
+        let Some(part) = &mut self.threads[thread].part else {
+            return;
+        };
         part.slots += slots;
         if !ends {
             return;
         }
-        let whole = part.run.is_fresh();
-        if let (true, Some((all, n, ty))) = (whole, part.run.axpys()) {
+        if let Kind::Uniform = part.kind {
+            let slots = part.slots;
+            let steps = part.run.steps(slots);
             self.threads[thread].part = None;
-            self.list(thread, &all, n, ty, touch);
+            for arg in [&run.a, &run.b] {
+                if let Arg::In { queue, .. } = arg {
+                    let (queue, n) = (*queue, steps);
+                    self.push(Op::Skips { queue, n });
+                }
+            }
+            self.uniform.add(touch.writes);
+            return;
+        }
+        let whole = part.run.is_fresh();
+        if let (true, Some((all, n, ty))) = (whole, part.run.axpys(memory, part.kind)) {
+            self.threads[thread].part = None;
+            self.list(thread, &all, n, ty, touch, memory);
         } else {
-            self.settle(thread);
+            self.settle(thread, memory);
+        }
+    }
+
+    /// What columns need for a vector instruction that begins.
+    fn kind(&self, run: &Run) -> Kind {
+        let Arg::Memory {
+            ty, base, strides, ..
+        } = &run.dst
+        else {
+            return Kind::Apart;
+        };
+        if run.sparse.is_some() || !run.is_fresh() {
+            return Kind::Apart;
+        }
+        let dst = reach(*base, strides, &run.shape, *ty);
+        let sources = [&run.a, &run.b].map(|arg| match arg {
+            Arg::Memory {
+                ty, base, strides, ..
+            } => Some((reach(*base, strides, &run.shape, *ty), strides[3])),
+            _ => None,
+        });
+        let known = |range: Range| self.uniform.covers(range) && !meet(range, dst);
+        if run.op == Operation::Mac {
+            let along = |s: Option<(Range, i64)>| s.filter(|(range, stride)| *stride == 0 && known(*range));
+            let factor = sources.into_iter().find_map(along);
+            return factor.map_or(Kind::Apart, |(range, _)| Kind::Factor(range));
+        }
+        // what it makes has no gaps
+        let mut step = ty.bytes() as i64;
+        let mut piece = true;
+        for (stride, n) in strides.iter().zip(&run.shape).rev().filter(|(_, n)| **n > 1) {
+            piece &= *stride == step;
+            step *= n;
+        }
+        let all_known = [&run.a, &run.b].iter().zip(sources).all(|(arg, lies)| match arg {
+            Arg::In { queue, .. } => self.queues.contains(queue),
+            Arg::Imm(_) => true,
+            _ => lies.is_some_and(|(range, _)| known(range)),
+        });
+        let from_edge = [&run.a, &run.b].iter().any(|arg| !matches!(arg, Arg::Imm(_)));
+        match piece && all_known && from_edge {
+            true => Kind::Uniform,
+            false => Kind::Apart,
         }
     }
 
     /// Thread `t` does AXPYs of rows of `n` elements, f32 and of a type.
-    pub fn axpys(&mut self, t: u8, all: &[Axpy], n: usize, ty: Ty) {
+    pub fn axpys(&mut self, t: u8, all: &[Axpy], n: usize, ty: Ty, memory: &[u8]) {
         let around = |at: fn(&Axpy) -> usize, bytes: u32| {
             let (low, high) = (all.iter().map(at).min(), all.iter().map(at).max());
             let end = high.map_or(0, |h| h + n * bytes as usize);
@@ -231,11 +359,12 @@ impl Record {
             reads: [x, y, NOTHING],
             ..Touch::memory(y, NOTHING)
         };
-        self.before(Some(t as usize), &touch);
-        self.list(t as usize, all, n, ty, touch);
+        self.before(Some(t as usize), &touch, memory);
+        self.apart(&touch, memory);
+        self.list(t as usize, all, n, ty, touch, memory);
     }
 
-    fn list(&mut self, t: usize, all: &[Axpy], n: usize, ty: Ty, touch: Touch) {
+    fn list(&mut self, t: usize, all: &[Axpy], n: usize, ty: Ty, touch: Touch, memory: &[u8]) {
         if let Some(list) = &mut self.threads[t].list
             && (list.n, list.ty) == (n, ty)
         {
@@ -243,38 +372,43 @@ impl Record {
             list.touch.add(&touch);
             return;
         }
-        self.settle(t);
+        self.settle(t, memory);
         let all = all.to_vec();
         self.threads[t].list = Some(List { all, n, ty, touch });
     }
 
     /// A wavelet was taken that decides what follows.
-    pub fn takes(&mut self, queue: u32, wavelet: Wavelet) {
+    pub fn takes(&mut self, queue: u32, wavelet: Wavelet, memory: &[u8]) {
         let touch = Touch {
             queues: [Some(queue), None, None],
             ..Touch::memory(NOTHING, NOTHING)
         };
-        self.before(None, &touch);
-        self.push(Op::Takes { queue, wavelet });
+        self.before(None, &touch, memory);
+        self.push(match self.queues.contains(&queue) {
+            true => Op::Skips { queue, n: 1 },
+            false => Op::Takes { queue, wavelet },
+        });
     }
 
     /// Bytes of memory were read that decide what follows.
     pub fn same(&mut self, memory: &[u8], at: Bytes<usize>) {
-        if at.is_empty() {
+        let range = (at.start as i64, at.end as i64);
+        if self.uniform.covers(range) {
             return;
         }
-        let range = (at.start as i64, at.end as i64);
-        self.before(None, &Touch::memory(NOTHING, range));
+        self.before(None, &Touch::memory(NOTHING, range), memory);
+        self.write(range, memory);
         self.push(Op::Same {
             at: at.start,
             bytes: memory[at].to_vec(),
         });
     }
 
-    /// Bytes of memory are stored.
-    pub fn store(&mut self, at: usize, bytes: &[u8]) {
-        let range = (at as i64, (at + bytes.len()) as i64);
-        self.before(None, &Touch::memory(range, NOTHING));
+    /// Bytes of memory were stored.
+    pub fn store(&mut self, at: usize, bytes: &[u8], memory: &[u8]) {
+        let touch = Touch::memory((at as i64, (at + bytes.len()) as i64), NOTHING);
+        self.before(None, &touch, memory);
+        self.apart(&touch, memory);
         self.push(Op::Store {
             at,
             bytes: bytes.to_vec(),
@@ -300,33 +434,57 @@ impl Run {
         self.index == [0; 3] && self.column == 0 && self.paid == 0
     }
 
-    /// The rows of an axpy's element, if they are f32 sums in a line that have no byte in common with what is multiplied.
-    fn axpys(&self) -> Option<(Vec<Axpy>, usize, Ty)> {
-        self.sparse.as_ref()?;
-        let (
-            Arg::Memory { at: y, .. },
-            Arg::Memory {
-                at: x, ty, strides, ..
-            },
-        ) = (&self.dst, &self.b)
+    /// The rows of an axpy's element, or of multiply-adds whose one factor the record has, if they are f32 sums in a line that have no
+    /// byte in common with what is multiplied.
+    fn axpys(&self, memory: &[u8], kind: Kind) -> Option<(Vec<Axpy>, usize, Ty)> {
+        let Arg::Memory {
+            at: y, strides: sums, ..
+        } = &self.dst
         else {
             return None;
         };
-        let Arg::Memory { strides: sums, .. } = &self.dst else {
+        let lies = |arg: &Arg, range: Range| match arg {
+            Arg::Memory {
+                ty, base, strides, ..
+            } => strides[3] == 0 && reach(*base, strides, &self.shape, *ty) == range,
+            _ => false,
+        };
+        let (factor, x) = match (&self.a, &self.b, kind) {
+            (a @ Arg::Imm(_), b, _) if self.sparse.is_some() => (a, b),
+            (a, b, Kind::Factor(range)) if lies(a, range) => (a, b),
+            (a, b, Kind::Factor(range)) if lies(b, range) => (b, a),
+            _ => return None,
+        };
+        let Arg::Memory {
+            at: x, ty, strides, ..
+        } = x
+        else {
             return None;
         };
-        let rows = self.rows()?;
-        let apart = !meet(
+        let rows = self.rows_with(strides, *ty)?;
+        if meet(
             reach(*y, sums, &self.shape, Ty::F32),
             reach(*x, strides, &self.shape, *ty),
-        );
-        let Arg::Imm(a) = self.a else { return None };
-        let one = |(row, from): (i64, i64)| Axpy {
-            a,
+        ) {
+            return None;
+        }
+        let [_, b, c, n] = self.shape;
+        let value = |row: i64| match factor {
+            Arg::Memory {
+                ty, strides: s, base, ..
+            } => {
+                let at = base + row / (b * c) * s[0] + row / c % b * s[1] + row % c * s[2];
+                num::load(memory, *ty, at as usize)
+            }
+            Arg::Imm(a) => *a,
+            _ => unreachable!("looked at above"),
+        };
+        let one = |(i, (row, from)): (i64, (i64, i64))| Axpy {
+            a: value(i),
             y: (y + row) as usize,
             x: (x + from) as usize,
         };
-        apart.then(|| (rows.map(one).collect(), self.shape[3] as usize, *ty))
+        Some(((0..).zip(rows).map(one).collect(), n as usize, *ty))
     }
 
     /// The wavelets that it takes of each stream when it uses so many slots.

@@ -487,11 +487,11 @@ impl Run {
         counters.last_busy = now;
         if self.phase == Phase::Fetch {
             counters.slots[0] += 1;
-            self.fetch(net, memory.len() as i64, rules, now, record)?;
+            self.fetch(net, memory, rules, now, record)?;
             return Ok(0);
         }
         if let Some((record, thread)) = &mut record {
-            record.slots(*thread, self, 1);
+            record.slots(*thread, self, 1, memory);
         }
         counters.slots[self.count as usize] += 1;
         self.paid += 1;
@@ -567,7 +567,7 @@ impl Run {
     fn fetch(
         &mut self,
         net: &mut impl Ports,
-        size: i64,
+        memory: &[u8],
         rules: &Rules,
         now: u64,
         record: Option<(&mut Record, u8)>,
@@ -578,7 +578,7 @@ impl Run {
         };
         let w = net.pop(queue, now);
         if let Some((record, _)) = record {
-            record.takes(queue, w);
+            record.takes(queue, w, memory);
         }
         if w.elements != 1 {
             return Err(format!(
@@ -603,7 +603,7 @@ impl Run {
             return Ok(());
         }
         self.phase = Phase::Issue(rules.machine.pe.cost.issue);
-        self.element(index, size, rules.machine)
+        self.element(index, memory.len() as i64, rules.machine)
     }
 
     /// Points the operands at a sparse element's accumulator and operand, and decides their conflict.

@@ -15,14 +15,14 @@ mod flow;
 mod others;
 mod routers;
 
-use super::core::{Core, Outlook, Record, Rules, Scratch};
+use super::core::{Core, Outlook, Ports, Record, Rules, Scratch};
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
 use super::wavelets::Wavelets;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
-use crate::program::{Drain, Stage, Wavelet};
+use crate::program::{Drain, Port, Stage, Wavelet};
 use calendar::Calendar;
 use channels::Gate;
 use columns::Columns;
@@ -226,11 +226,12 @@ impl StageRun<'_> {
             }
             sram[pe] = core.into_sram();
         }
-        let columns_left = others.into_iter().flat_map(Others::into_srams);
-        for (i, (memories, above)) in columns_left.zip(above.into_iter().flatten()).enumerate() {
-            for (pe, (mut memory, mut above)) in following.iter().zip(memories.into_iter().zip(above)) {
-                memory.append(&mut above);
-                sram[pe + 1 + i] = memory;
+        if let Some(mut others) = others {
+            for (i, (pe, above)) in following.iter().zip(above.into_iter().flatten()).enumerate() {
+                for (column, (mut memory, mut above)) in others.take(i).zip(above).enumerate() {
+                    memory.append(&mut above);
+                    sram[pe + 1 + column] = memory;
+                }
             }
         }
         for c in &mut counters {
@@ -537,24 +538,31 @@ impl<'p, 'm> Simulation<'p, 'm> {
         }
     }
 
-    /// Has other columns do what this one does. Returns what each core's SRAM holds above its buffers, by column.
+    /// Has other columns do what this one does. Returns what each core's SRAM holds above its buffers, by core and column.
     fn follow(&mut self, columns: Columns, sram: &mut [Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
         let machine = self.rules.machine;
-        let (mut memories, mut all_above) = (Vec::new(), Vec::new());
-        for i in 1..columns.count as usize {
-            let cores = self.cores.iter().enumerate();
-            let parts = cores.filter_map(|(pe, core)| {
-                let found = std::mem::take(&mut sram[core.as_ref().map(|_| pe + i)?]);
-                Some(core.as_ref()?.core.split(found, machine))
-            });
-            let (memory, above) = parts.unzip();
-            memories.push(memory);
+        let n = columns.count as usize - 1;
+        let mut others = Others::new(n, &self.logs, &self.log_of);
+        let mut all_above = Vec::new();
+        for (pe, core) in self.cores.iter_mut().enumerate() {
+            let Some(Pe { core, .. }) = core.as_deref_mut() else {
+                continue;
+            };
+            // what comes from the west comes from the edge
+            let colors = self.net.router(pe as u32).iter();
+            let from_west = colors.filter(|r| self.net.positions(r).iter().all(|p| p.input == Port::West));
+            let queues = from_west.map(|r| self.net.core_in(pe as u32, r.color));
+            let record = Record::new(machine.pe.threads as usize, queues.collect());
+            core.record = Some(Box::new(record));
+            let mut above = Vec::new();
+            others.add((1..=n).map(|i| {
+                let (memory, rest) = core.split(std::mem::take(&mut sram[pe + i]), machine);
+                above.push(rest);
+                memory
+            }));
             all_above.push(above);
         }
-        self.others = Some(Others::new(memories, &self.logs, &self.log_of));
-        for core in self.cores.iter_mut().flatten() {
-            core.core.record = Some(Box::new(Record::new(machine.pe.threads as usize)));
-        }
+        self.others = Some(others);
         all_above
     }
 
@@ -572,7 +580,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
             return Ok(());
         }
         let cores = self.cores.iter_mut().flatten();
-        let records = cores.filter_map(|pe| pe.core.record.as_deref_mut());
+        let records = cores.filter_map(|pe| pe.core.recorded(now));
         others
             .catch_up(records, sent, &self.logs)
             .map_err(|()| Stop::Apart)

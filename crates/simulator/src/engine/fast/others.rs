@@ -1,19 +1,20 @@
-//! The numbers of columns that are timed with another one (`fast::columns`): what its cores did ([`Record`]) is done again on each
-//! column's memory and streams, core by core, as far as what it takes was sent; by as many threads as the host has.
+//! The numbers of columns that are timed with another one (`fast::columns`): what its cores did ([`Recorded`]) is done again on the other
+//! columns' memory and streams, many columns at once ([`LANES`]), core by core, as far as what it takes was sent; by as many threads as
+//! the host has.
 
 use super::flow::Log;
-use crate::engine::core::{Arg, Record, Recorded, Run, Scratch};
+use crate::engine::core::{Arg, Input, LANES, Memory, Recorded, Run, Scratch};
 use crate::engine::network::NONE;
 use crate::engine::wavelets::Wavelets;
-use crate::engine::{PeCounters, core};
 use crate::program::Wavelet;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes of records and of what was sent that are done again at once.
-const ENOUGH: u64 = 1 << 26;
+/// Bytes of records that are done again at once.
+const RECORDS: usize = 1 << 26;
 
-/// Bytes that a wavelet takes, more or less.
-const WAVELET: u64 = 5;
+/// Wavelets that a core sends, on the mean, in what is done again at once: those of many columns fit a host's cache.
+const SENT: u64 = 1 << 13;
 
 /// Wavelets that follow each other in a log.
 #[derive(Clone, Copy)]
@@ -23,31 +24,34 @@ struct Source {
     n: u64,
 }
 
-/// What a core of a column sent on a colour, as far as it may still be asked for.
+/// What a core sent on a colour, as far as it may still be asked for.
 #[derive(Default)]
 struct Sent {
     values: Wavelets,
     /// The number of the first value.
     first: u64,
+    /// There is more memory than for the values, from among what is free.
+    room: bool,
 }
 
-/// A column: memory by core, streams by log.
-#[derive(Default)]
-struct Column {
-    memories: Vec<Vec<u8>>,
+/// Columns side by side: memory by core, streams by log, each with a wavelet of each column, then the next one of each, ...
+struct Group {
+    columns: usize,
+    memories: Vec<Memory>,
     sent: Vec<Sent>,
 }
 
-/// Room of a thread that works on one column after another.
+/// Room of a thread that works on one group after another.
 #[derive(Default)]
 struct Work {
     scratch: Scratch,
-    sent: Vec<Sent>,
+    /// For streams.
+    free: Vec<Wavelets>,
 }
 
 /// The columns that are timed with one, and what has still to be done in them.
 pub(super) struct Others {
-    columns: Vec<Column>,
+    groups: Vec<Group>,
     /// Of each queue, where what was taken came from.
     taken: Vec<Vec<Source>>,
     /// Of each log its place in [`Column::sent`].
@@ -64,33 +68,51 @@ struct Step {
     op: Recorded,
     same: [Option<Wavelets>; 2],
     wavelets: u64,
+    /// It may take numbers from where they lie.
+    in_words: bool,
 }
 
 impl Others {
-    /// For columns with the SRAM of their cores each, of cores that send into the logs that `log_of` says by queue.
-    pub fn new(srams: Vec<Vec<Vec<u8>>>, logs: &[Log], log_of: &[u32]) -> Others {
+    /// For so many columns, of cores that send into the logs that `log_of` says by queue.
+    pub fn new(columns: usize, logs: &[Log], log_of: &[u32]) -> Others {
         let mut places = vec![NONE; logs.len()];
         let mut n = 0;
         for log in log_of.iter().filter(|l| **l != NONE) {
             places[*log as usize] = n;
             n += 1;
         }
-        let column = |memories| {
-            let mut column = Column {
-                memories,
+        let group = |from: usize| {
+            let mut group = Group {
+                columns: LANES.min(columns - from),
+                memories: Vec::new(),
                 sent: Vec::new(),
             };
-            column.sent.resize_with(n as usize, Sent::default);
-            column
+            group.sent.resize_with(n as usize, Sent::default);
+            group
         };
         Others {
-            columns: srams.into_iter().map(column).collect(),
+            groups: (0..columns).step_by(LANES).map(group).collect(),
             taken: vec![Vec::new(); log_of.len()],
             places,
             log_of: log_of.to_vec(),
             feeds: logs.iter().map(|l| l.feed.clone()).collect(),
             sent: 0,
         }
+    }
+
+    /// The next core, of which the columns have these SRAMs.
+    pub fn add(&mut self, mut srams: impl Iterator<Item = Vec<u8>>) {
+        for group in &mut self.groups {
+            let some: Vec<_> = srams.by_ref().take(group.columns).collect();
+            group.memories.push(Memory::new(&some));
+        }
+    }
+
+    /// What a core's SRAMs are now, by column; the cores are asked for in their order.
+    pub fn take(&mut self, core: usize) -> impl Iterator<Item = Vec<u8>> {
+        let each =
+            move |group: &mut Group| std::mem::take(&mut group.memories[core]).into_srams(group.columns);
+        self.groups.iter_mut().flat_map(each)
     }
 
     /// The first column's core took these.
@@ -104,52 +126,36 @@ impl Others {
 
     /// Whether so many bytes of records are to be done again, cores having sent so many wavelets in all.
     pub fn enough(&self, bytes: usize, sent: u64) -> bool {
-        bytes as u64 + (sent - self.sent) * WAVELET >= ENOUGH
+        let cores = self.groups.first().map_or(0, |g| g.memories.len());
+        bytes >= RECORDS || sent - self.sent >= SENT * cores as u64
     }
 
     /// Does again what the cores of the first column did, in the order of their places in a column's memory, up to when they had sent so
     /// many wavelets. `Err` if columns differ in what decides the order.
-    pub fn catch_up<'a>(
+    pub fn catch_up(
         &mut self,
-        records: impl Iterator<Item = &'a mut Record>,
+        records: impl Iterator<Item = Vec<Recorded>>,
         sent: u64,
         logs: &[Log],
     ) -> Result<(), ()> {
         self.sent = sent;
         let mut at = vec![(0, 0); self.taken.len()];
         let steps: Vec<Vec<Step>> = records
-            .map(|r| r.take().into_iter().map(|op| self.step(op, &mut at)).collect())
+            .map(|ops| ops.into_iter().map(|op| self.step(op, &mut at)).collect())
             .collect();
+        let mut groups = std::mem::take(&mut self.groups);
+        let batch = Batch::new(self, logs, &steps);
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let mut columns = std::mem::take(&mut self.columns);
-        let each = columns.len().div_ceil(threads).max(1);
-        let this = &*self;
-        // what the first column's logs have forgotten is not asked for any more
-        let mut needed = vec![0; columns.first().map_or(0, |c| c.sent.len())];
-        for (log, place) in logs.iter().zip(&self.places).filter(|(_, place)| **place != NONE) {
-            needed[*place as usize] = log.first();
-        }
-        let needed = &needed;
+        let each = groups.len().div_ceil(threads).max(1);
         let ended = std::thread::scope(|scope| {
-            let running: Vec<_> = columns
+            let running: Vec<_> = groups
                 .chunks_mut(each)
                 .map(|some| {
-                    let steps = &steps;
+                    let batch = &batch;
                     scope.spawn(move || {
                         let mut work = Work::default();
-                        some.iter_mut().try_for_each(|column| {
-                            work.sent.resize_with(column.sent.len(), Sent::default);
-                            for (now, before) in work.sent.iter_mut().zip(&column.sent) {
-                                now.values.clear();
-                                now.values.add(&before.values, 0..before.values.len());
-                                now.first = before.first;
-                            }
-                            this.column(column, steps, &mut work)?;
-                            for ((now, left), first) in work.sent.iter().zip(&mut column.sent).zip(needed) {
-                                *left = now.from(*first);
-                            }
-                            Ok(())
-                        })
+                        some.iter_mut()
+                            .try_for_each(|group| batch.execute(group, &mut work))
                     })
                 })
                 .collect();
@@ -159,14 +165,9 @@ impl Others {
                 Err(panic) => std::panic::resume_unwind(panic),
             })
         });
-        self.columns = columns;
+        self.groups = groups;
         self.taken.iter_mut().for_each(Vec::clear);
         ended
-    }
-
-    /// The SRAMs of the columns' cores.
-    pub fn into_srams(self) -> impl Iterator<Item = Vec<Vec<u8>>> {
-        self.columns.into_iter().map(|c| c.memories)
     }
 
     /// Looks for what is the same in all columns; `at` is the first source of each queue that no step before takes from, and how much of
@@ -181,122 +182,246 @@ impl Others {
             let parts = parts(&self.taken[queue as usize], &mut at[queue as usize], wavelets);
             for Source { log, index, n } in parts {
                 match &self.feeds[log as usize] {
-                    Some(feed) if from_feeds => all.add_all(&feed[index as usize..(index + n) as usize]),
+                    _ if matches!(op, Recorded::Skips { .. }) => {}
+                    Some(feed) if from_feeds => {
+                        side_by_side(&feed[index as usize..(index + n) as usize], &mut all);
+                    }
                     _ => from_feeds = false,
                 }
             }
             *same = from_feeds.then_some(all);
+            if let Recorded::Skips { .. } = op {
+                *same = Some(Wavelets::default());
+            }
         }
-        Step { op, same, wavelets }
+        let in_words = match &op {
+            Recorded::Slots { run, .. } => run.in_words() && !matches!(run.dst, Arg::Out { .. }),
+            _ => false,
+        };
+        Step {
+            op,
+            same,
+            wavelets,
+            in_words,
+        }
+    }
+}
+
+/// What is done again at once.
+struct Batch<'a> {
+    others: &'a Others,
+    /// By core.
+    steps: &'a [Vec<Step>],
+    /// How many wavelets are taken out of each log, by its place.
+    takes: Vec<u64>,
+    /// Values of each log that the first column has forgotten are not asked for any more.
+    first: Vec<u64>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(others: &'a Others, logs: &[Log], steps: &'a [Vec<Step>]) -> Batch<'a> {
+        let n = others.places.iter().filter(|p| **p != NONE).count();
+        let (mut takes, mut first) = (vec![0; n], vec![0; n]);
+        for (log, place) in logs
+            .iter()
+            .zip(&others.places)
+            .filter(|(_, place)| **place != NONE)
+        {
+            first[*place as usize] = log.first();
+        }
+        for source in others.taken.iter().flatten() {
+            if let Some(takes) = takes.get_mut(others.places[source.log as usize] as usize) {
+                *takes += source.n;
+            }
+        }
+        Batch {
+            others,
+            steps,
+            takes,
+            first,
+        }
     }
 
-    /// Does all steps of a column's cores.
-    fn column(&self, column: &mut Column, steps: &[Vec<Step>], work: &mut Work) -> Result<(), ()> {
-        let Work { scratch, sent } = work;
+    /// Does all steps of the columns' cores.
+    fn execute(&self, group: &mut Group, work: &mut Work) -> Result<(), ()> {
+        let Batch { others, steps, .. } = *self;
+        let Work { scratch, free } = work;
         let mut done = vec![0; steps.len()];
-        let mut at = vec![(0, 0); self.taken.len()];
-        let mut inputs = [Wavelets::default(), Wavelets::default()];
-        let mut out = Wavelets::default();
-        let mut unused = PeCounters::default();
+        let mut cursor = Cursor {
+            at: vec![(0, 0); others.taken.len()],
+            left: self.takes.clone(),
+            empty: Vec::new(),
+        };
+        let mut copied = [Wavelets::default(), Wavelets::default()];
         loop {
             let mut moved = false;
             for (i, steps) in steps.iter().enumerate() {
                 while let Some(step) = steps.get(done[i])
-                    && self.fetch(sent, step, &mut at, &mut inputs)
+                    && let Some(lie) = self.fetch(&group.sent, step, &mut cursor, &mut copied)
                 {
-                    let memory = &mut column.memories[i];
+                    let Group { memories, sent, .. } = group;
+                    let memory = &mut memories[i];
                     match &step.op {
                         Recorded::Slots { run, slots } => {
-                            out.clear();
-                            let mut run = (**run).clone();
-                            run.leap(0, *slots, memory, &mut inputs, &mut out, &mut unused, scratch)?;
-                            if let Arg::Out { queue, .. } = run.dst {
-                                let place = self.places[self.log_of[queue as usize] as usize];
-                                sent[place as usize].values.add(&out, 0..out.len());
+                            let input = |i: usize| match &lie[i] {
+                                Some((place, range)) => {
+                                    Input::Words(sent[*place].values.words_of(range.clone()))
+                                }
+                                None => Input::Any(&copied[i]),
+                            };
+                            match run.dst {
+                                Arg::Out { queue, .. } => {
+                                    let inputs = [Input::Any(&copied[0]), Input::Any(&copied[1])];
+                                    let place = others.places[others.log_of[queue as usize] as usize];
+                                    let out = sent[place as usize].room(free);
+                                    run.lockstep(*slots, memory, inputs, out, scratch)?;
+                                }
+                                _ => {
+                                    let inputs = [input(0), input(1)];
+                                    run.lockstep(*slots, memory, inputs, &mut Wavelets::default(), scratch)?;
+                                }
                             }
                         }
-                        Recorded::Axpys { all, n, ty } => core::axpys(scratch, memory, *n, *ty, all),
-                        Recorded::Store { at, bytes } => {
-                            memory[*at..*at + bytes.len()].copy_from_slice(bytes)
-                        }
-                        Recorded::Same { at, bytes } if memory[*at..*at + bytes.len()] != **bytes => {
+                        Recorded::Axpys { all, n, ty } => memory.axpys(scratch, *n, *ty, all),
+                        Recorded::Store { at, bytes } => memory.store(*at, bytes),
+                        Recorded::Same { at, bytes } if !memory.holds(*at, bytes) => return Err(()),
+                        Recorded::Takes { wavelet, .. }
+                            if copied[0].iter().any(|w| w.bits != wavelet.bits) =>
+                        {
                             return Err(());
                         }
-                        Recorded::Takes { wavelet, .. } if inputs[0].get(0).bits != wavelet.bits => {
-                            return Err(());
-                        }
-                        Recorded::Same { .. } | Recorded::Takes { .. } => {}
+                        Recorded::Same { .. } | Recorded::Takes { .. } | Recorded::Skips { .. } => {}
+                    }
+                    for place in cursor.empty.drain(..) {
+                        sent[place].settle(self.first[place], free);
                     }
                     done[i] += 1;
                     moved = true;
                 }
             }
             if done.iter().zip(steps).all(|(d, s)| *d == s.len()) {
-                return Ok(());
+                break;
             }
             if !moved {
                 return Err(());
             }
         }
+        for (sent, first) in group.sent.iter_mut().zip(&self.first) {
+            sent.settle(*first, free);
+        }
+        Ok(())
     }
 
-    /// What a step takes, if all of it was sent.
+    /// What a step takes, if all of it was sent: copied, or as numbers that lie in one piece of a stream, if the step sends none.
     fn fetch(
         &self,
-        all_sent: &[Sent],
+        sent: &[Sent],
         step: &Step,
-        at: &mut [(usize, u64)],
-        inputs: &mut [Wavelets; 2],
-    ) -> bool {
+        cursor: &mut Cursor,
+        copied: &mut [Wavelets; 2],
+    ) -> Option<[Option<(usize, Range<usize>)>; 2]> {
+        let Others {
+            taken: sources,
+            feeds,
+            places,
+            ..
+        } = self.others;
         let (queues, wavelets) = (taken(&step.op).0, step.wavelets);
-        let sent = |log: u32| &all_sent[self.places[log as usize] as usize];
         let all = || queues.iter().zip(&step.same);
         // first whether it is there, of all of them
         for (queue, _) in all().filter(|(_, same)| same.is_none()) {
             let Some(queue) = *queue else { continue };
-            let mut at = at[queue as usize];
-            let there = |s: Source| match self.feeds[s.log as usize] {
+            let mut at = cursor.at[queue as usize];
+            let there = |s: Source| match feeds[s.log as usize] {
                 Some(_) => true,
-                None => sent(s.log).first + sent(s.log).values.len() as u64 >= s.index + s.n,
+                None => sent[places[s.log as usize] as usize].end() >= s.index + s.n,
             };
-            if !parts(&self.taken[queue as usize], &mut at, wavelets).all(there) {
-                return false;
+            if !parts(&sources[queue as usize], &mut at, wavelets).all(there) {
+                return None;
             }
         }
-        for ((queue, same), to) in all().zip(inputs) {
+        let mut lie = [None, None];
+        for (((queue, same), to), lie) in all().zip(copied).zip(&mut lie) {
             to.clear();
             let Some(queue) = *queue else { continue };
-            let parts = parts(&self.taken[queue as usize], &mut at[queue as usize], wavelets);
             if let Some(same) = same {
                 to.add(same, 0..same.len());
-                parts.for_each(drop);
-                continue;
             }
-            for Source { log, index, n } in parts {
-                match &self.feeds[log as usize] {
-                    Some(feed) => to.add_all(&feed[index as usize..(index + n) as usize]),
+            for Source { log, index, n } in
+                parts(&sources[queue as usize], &mut cursor.at[queue as usize], wavelets)
+            {
+                match &feeds[log as usize] {
+                    _ if same.is_some() => {}
+                    Some(feed) => side_by_side(&feed[index as usize..(index + n) as usize], to),
                     None => {
-                        let from = (index - sent(log).first) as usize;
-                        to.add(&sent(log).values, from..from + n as usize);
+                        let place = places[log as usize] as usize;
+                        let from = (index - sent[place].first) as usize * LANES;
+                        let range = from..from + n as usize * LANES;
+                        let values = &sent[place].values;
+                        if step.in_words && n == wavelets && values.are_single(range.clone()) {
+                            *lie = Some((place, range));
+                        } else {
+                            to.add(values, range);
+                        }
+                        cursor.left[place] -= n;
+                        if cursor.left[place] == 0 {
+                            cursor.empty.push(place);
+                        }
                     }
                 }
             }
         }
-        true
+        Some(lie)
     }
 }
 
+/// How far a group is in what it takes.
+struct Cursor {
+    /// Of each queue: the first source that no step before takes from, and how much of it one does.
+    at: Vec<(usize, u64)>,
+    /// Of each log: wavelets that are still to be taken in this batch.
+    left: Vec<u64>,
+    /// Logs of which the step at hand takes the last ones.
+    empty: Vec<usize>,
+}
+
 impl Sent {
-    /// What may still be asked for, if values before `first` are not.
-    fn from(&self, first: u64) -> Sent {
-        let n = first.saturating_sub(self.first).min(self.values.len() as u64);
-        let mut left = Sent {
-            first: self.first + n,
-            ..Sent::default()
-        };
-        left.values.add(&self.values, n as usize..self.values.len());
-        left
+    /// The number after the last value's.
+    fn end(&self) -> u64 {
+        self.first + (self.values.len() / LANES) as u64
     }
+
+    /// Where more is added.
+    fn room(&mut self, free: &mut Vec<Wavelets>) -> &mut Wavelets {
+        if !self.room
+            && let Some(room) = free.pop()
+        {
+            let before = std::mem::replace(&mut self.values, room);
+            self.values.add(&before, 0..before.len());
+        }
+        self.room = true;
+        &mut self.values
+    }
+
+    /// Keeps what may still be asked for if values before `first` are not, in no more memory than that needs.
+    fn settle(&mut self, first: u64, free: &mut Vec<Wavelets>) {
+        let n = first.saturating_sub(self.first).min(self.end() - self.first);
+        let mut left = Wavelets::default();
+        left.add(&self.values, n as usize * LANES..self.values.len());
+        self.first += n;
+        let mut room = std::mem::replace(&mut self.values, left);
+        if std::mem::take(&mut self.room) {
+            room.clear();
+            free.push(room);
+        }
+    }
+}
+
+/// Adds wavelets that are the same in all columns.
+fn side_by_side(wavelets: &[Wavelet], to: &mut Wavelets) {
+    let mut some = Wavelets::default();
+    some.add_all(wavelets);
+    to.add_times(&some, LANES);
 }
 
 /// The queues from which something takes, and how many wavelets of each.
@@ -310,6 +435,7 @@ fn taken(op: &Recorded) -> ([Option<u32>; 2], u64) {
     match op {
         Recorded::Slots { run, slots } => (of(run), run.steps(*slots)),
         Recorded::Takes { queue, .. } => ([Some(*queue), None], 1),
+        Recorded::Skips { queue, n } => ([Some(*queue), None], *n),
         _ => ([None; 2], 0),
     }
 }

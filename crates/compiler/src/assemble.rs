@@ -91,6 +91,15 @@ impl Assembler {
         address as i64
     }
 
+    /// Names SRAM at a given address, where another program put something; other buffers do not move.
+    pub fn fixed(&mut self, name: &str, address: u32, bytes: u32) {
+        self.memory.push(Buffer {
+            name: name.into(),
+            address,
+            bytes,
+        });
+    }
+
     /// SRAM bytes taken so far by buffers.
     pub fn bytes(&self) -> u32 {
         self.end

@@ -165,11 +165,13 @@ pub(crate) fn list(
 /// The code of a PE that has features and gets blocks, but for how it begins and ends.
 ///
 /// Registers: r2 sums handed on so far, r8 to r11 the same up to the groups before; r3 the block; r4 outputs left; r5 those of this group;
-/// r6 its accumulators; r14 elements of weights that came; r7, r12 and r15 for a moment. Descriptors: d9 and d11 accumulators, d12 X, d13 weights, d14 and
+/// r6 its accumulators; r14 elements of weights that came; r7, r12, r13 and r15 for a moment. Descriptors: d9 and d11 accumulators, d12 X, d13 weights, d14 and
 /// d15 partial sums, d18 and d19 the block that comes.
 pub(crate) struct Products {
-    /// Type of weights and activations.
+    /// Type of activations.
     pub ty: Ty,
+    /// Type of weights: of a list's that of activations.
+    pub weights: Ty,
     /// See [`Context::wide`].
     pub wide: bool,
     /// Blocks are lists.
@@ -202,6 +204,11 @@ pub(crate) struct Products {
     pub first: bool,
     /// r0 items are left, each of which gets all blocks: behind its last block comes the first one of the next item.
     pub items: bool,
+    /// Accounting of the products.
+    pub count: Count,
+    /// Where the products of a dense block's first feature are written to the accumulators, and only those of the others added: whether a PE may have no
+    /// feature at all. Without this the accumulators are cleared before. It takes r13, and an `x` that is a constant.
+    pub fresh: Option<bool>,
 }
 
 impl Products {
@@ -210,7 +217,7 @@ impl Products {
         let (ty, wide) = if self.lists {
             (Ty::F32, true)
         } else {
-            (self.ty, self.wide)
+            (self.weights, self.wide)
         };
         fetch(a, self.color, ty, wide, to);
     }
@@ -272,11 +279,16 @@ impl Products {
         // r2 sums handed on so far, r8 to r11 up to the groups before
         a.emit(Instr::Wait(SUMS, Some(reg(8 + RING as u8 - 1))));
         a.emit(Instr::Base(9, reg(6)));
-        a.map(Op::Mov, 9, Operand::Imm(0.0), None, Count::None);
-        if self.lists {
-            self.list(a);
-        } else {
-            self.dense(a);
+        match (self.lists, self.fresh) {
+            (false, Some(none)) => self.dense_anew(a, none),
+            (lists, _) => {
+                a.map(Op::Mov, 9, Operand::Imm(0.0), None, Count::None);
+                if lists {
+                    self.list(a);
+                } else {
+                    self.dense(a, self.features, self.x, reg(3));
+                }
+            }
         }
         a.emit(Instr::Set(3, reg(7)));
         if self.first {
@@ -326,24 +338,52 @@ impl Products {
             divisor: imm(self.group),
             y_step: Val::Imm(self.pitch_y),
             x_step: Val::Imm(self.pitch_x),
-            count: Count::Mac,
+            count: self.count,
         }));
     }
 
-    /// The products of the dense block at r3.
-    fn dense(&self, a: &mut Assembler) {
+    /// The products of the dense block at r3, where nothing is in the accumulators.
+    fn dense_anew(&self, a: &mut Assembler, none: bool) {
+        let (imm, reg, of) = (Val::Imm, Val::Reg, Operand::Desc);
+        let Val::Imm(x) = self.x else {
+            unreachable!("the address of the first feature is a constant")
+        };
+        let (some, done) = (a.label("some"), a.label("done"));
+        if none {
+            a.branch(Cond::Ne, self.features, imm(0), some);
+            a.map(Op::Mov, 9, Operand::Imm(0.0), None, Count::None);
+            a.jump(done);
+        }
+        a.bind(some);
+        let shape = [reg(5), self.length];
+        let anew = |a: &mut Assembler, d: u8, ty: Ty, base: Val, strides: [i64; 2]| {
+            a.memory(d, ty, base, &shape, &strides, true);
+        };
+        anew(a, 12, self.ty, imm(x), [0, 1]);
+        anew(a, 13, self.weights, reg(3), [1, 0]);
+        a.map(Op::Mul, 9, of(13), Some(of(12)), self.count);
+        // r13 other features, r12 their weights
+        a.emit(Instr::Sub(13, self.features, imm(1)));
+        a.emit(Instr::Mul(12, reg(5), imm(self.weights.bytes() as i64)));
+        a.emit(Instr::Add(12, reg(12), reg(3)));
+        self.dense(a, reg(13), imm(x + self.pitch_x), reg(12));
+        a.bind(done);
+    }
+
+    /// Adds the products of so many features: they, and their weights, lie at these addresses.
+    fn dense(&self, a: &mut Assembler, features: Val, x: Val, weights: Val) {
         let reg = Val::Reg;
-        let shape = [self.features, reg(5), self.length];
+        let shape = [features, reg(5), self.length];
         let (ex, ey) = (self.pitch_x / self.ty.bytes() as i64, self.pitch_y / 4);
         a.memory(11, Ty::F32, reg(6), &shape, &[0, ey, 1], true);
-        a.memory(12, self.ty, self.x, &shape, &[ex, 0, 1], true);
+        a.memory(12, self.ty, x, &shape, &[ex, 0, 1], true);
         a.emit(Instr::Desc(
             13,
             Descriptor {
-                ty: self.ty,
+                ty: self.weights,
                 shape: shape.to_vec(),
                 place: Place::Memory {
-                    base: reg(3),
+                    base: weights,
                     strides: vec![reg(5), Val::Imm(1), Val::Imm(0)],
                     wide: true,
                 },
@@ -354,7 +394,7 @@ impl Products {
             11,
             Operand::Desc(13),
             Some(Operand::Desc(12)),
-            Count::Mac,
+            self.count,
         );
     }
 }

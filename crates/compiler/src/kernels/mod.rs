@@ -16,7 +16,7 @@ mod flatten;
 mod layernorm;
 mod local;
 mod mix;
-mod pointwise;
+pub(crate) mod pointwise;
 mod pool;
 mod positions;
 mod softmax;

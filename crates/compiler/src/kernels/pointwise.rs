@@ -11,7 +11,7 @@ pub(super) struct PointwiseKernel<'a>(pub &'a Function);
 
 /// What a step of a function works on.
 #[derive(Clone, Copy, PartialEq)]
-enum Arg {
+pub(crate) enum Arg {
     /// The elements, in their type.
     X,
     /// Intermediate results, f32.
@@ -26,7 +26,7 @@ enum Arg {
 }
 
 /// An operation on all elements of a slot.
-struct Step(Op, Arg, Arg, Option<Arg>);
+pub(crate) struct Step(pub Op, pub Arg, pub Arg, pub Option<Arg>);
 
 /// The microthread that sends comes first: all others wait for the one whose turn it is.
 const SEND: u8 = 1;
@@ -48,7 +48,7 @@ const ERF: [f64; 6] = [
 
 impl Function {
     /// The operations on a slot of elements of `ty`, and how its result is made from what it holds as it is sent.
-    fn steps(&self, ty: Ty) -> (Vec<Step>, (Op, Option<Arg>)) {
+    pub(crate) fn steps(&self, ty: Ty) -> (Vec<Step>, (Op, Option<Arg>)) {
         use Arg::*;
         let relu = (Op::Max, Some(Number(0.0)));
         match self {

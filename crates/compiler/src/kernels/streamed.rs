@@ -584,6 +584,7 @@ impl StreamedKernel<'_> {
         let ex = pitch_x / element;
         let products = Products {
             ty: c.ty,
+            weights: c.ty,
             wide: c.wide(),
             lists: self.lists(),
             color: colors::WEIGHTS,
@@ -600,6 +601,8 @@ impl StreamedKernel<'_> {
             parity,
             first,
             items: true,
+            count: Count::Mac,
+            fresh: None,
         };
 
         a.task("main", Trigger::Start);

@@ -22,6 +22,7 @@ struct Case {
     sram: Vec<Vec<u8>>,
     /// A PE's next instructions depend on a number that columns have of their own.
     decides: bool,
+    threads: usize,
 }
 
 /// How a round's weights come.
@@ -51,7 +52,13 @@ fn number(seed: u32) -> f32 {
 
 impl Case {
     fn new(c: &mut Choices) -> Case {
-        let (columns, rows) = (2 + c.below(3), 1 + c.below(4));
+        // now and then more than are worked on at once
+        let columns = if c.one_in(40) {
+            30 + c.below(70)
+        } else {
+            2 + c.below(3)
+        };
+        let rows = 1 + c.below(4);
         let first = c.below(2);
         let idle = c.below(2);
         let sets = [
@@ -86,10 +93,9 @@ impl Case {
         let orders = ["c3 c1 c2 c0", "c0 c1 c2 c3", "c1 c2 c0 c3", "c3 c0 c2 c1"];
         let order = orders[c.below(4) as usize];
         writeln!(text, "priority {order}").unwrap();
-        if first > 0 {
-            writeln!(text, "\nregion trunk at 0, 0 size 1 x {rows}").unwrap();
-            writeln!(text, "route c0 \"weights\" 0 x 0..{rows}: west -> east").unwrap();
-        }
+        // the routers before the columns, and cores there that send on what comes to them
+        let mut trunk = format!("\nregion trunk at 0, 0 size 1 x {rows}\n");
+        let mut pumps = String::new();
         writeln!(text, "\nregion columns at {first}, 0 size {columns} x {rows}").unwrap();
         let last = columns - 1;
         writeln!(
@@ -309,6 +315,27 @@ impl Case {
                 }
             }
             writeln!(text, "    halt").unwrap();
+            let pumped = first > 0 && c.one_in(3);
+            if pumped {
+                writeln!(trunk, "route c6 \"weights\" 0 x {y}: west -> ramp").unwrap();
+                writeln!(trunk, "route c0 \"weights\" 0 x {y}: ramp -> east").unwrap();
+                writeln!(pumps, "block 0 x {y}\n  task main start -> @0\n  @0:").unwrap();
+                let mut part = 0;
+                for (i, w) in data.iter().enumerate() {
+                    part += 1;
+                    if w.flag || i + 1 == data.len() {
+                        let flag = if w.flag { " flag" } else { "" };
+                        writeln!(pumps, "    desc d0 = in c6 f32 [{part}]").unwrap();
+                        writeln!(pumps, "    desc d1 = out c0 f32 [{part}]{flag}").unwrap();
+                        let thread = if c.one_in(3) { "async t1 " } else { "" };
+                        writeln!(pumps, "    wait t1\n    {thread}mov d1 = d0").unwrap();
+                        part = 0;
+                    }
+                }
+                writeln!(pumps, "    halt").unwrap();
+            } else {
+                writeln!(trunk, "route c0 \"weights\" 0 x {y}: west -> east").unwrap();
+            }
             // in one or several feeds, and epochs
             let cut = c.below(data.len() as u32) as usize;
             let rest = data.split_off(cut);
@@ -319,12 +346,15 @@ impl Case {
                         name: "weights".into(),
                         side: Side::West,
                         row: y,
-                        color: 0,
+                        color: if pumped { 6 } else { 0 },
                         epoch,
                         data: data.into(),
                     });
                 }
             }
+        }
+        if first > 0 {
+            text += &(trunk + &pumps);
         }
         let mut program = parse(&text, &DataStore::default()).unwrap_or_else(|e| panic!("{e}\n{text}"));
         feeds.sort_by_key(|f| f.epoch);
@@ -346,6 +376,7 @@ impl Case {
             program,
             sram: (0..pes).map(fill).collect(),
             decides,
+            threads: 1 + c.below(2) as usize,
         }
     }
 
@@ -353,6 +384,7 @@ impl Case {
         let options = Options {
             engine,
             record: true,
+            threads: self.threads,
             ..Options::default()
         };
         let mut sram = self.sram.clone();

@@ -33,6 +33,8 @@ pub struct Options {
     pub max_cycles: Option<u64>,
     /// Fills [`Outcome::arrivals`]: for comparing engines, not for long runs.
     pub record: bool,
+    /// Threads of the host at most; 0 for as many as it has.
+    pub threads: usize,
     /// Updated with the cycle now and then, for a progress bar.
     pub progress: Option<Arc<AtomicU64>>,
     /// Gets the time that each stage took to simulate: beside the outcome, which is always the same.

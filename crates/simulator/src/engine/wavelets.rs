@@ -140,11 +140,9 @@ impl Wavelets {
         }
     }
 
-    /// Adds wavelets, each so many times.
-    pub fn add_times(&mut self, from: &Wavelets, times: usize) {
-        for w in from.iter() {
-            self.add_all(&vec![w; times]);
-        }
+    /// Adds some of them to others, each so many times.
+    pub fn times(&self, range: Range<usize>, times: usize, to: &mut Wavelets) {
+        range.for_each(|i| to.add_all(&vec![self.get(i); times]));
     }
 
     /// Forgets the first ones.

@@ -62,26 +62,30 @@ struct Switch {
 impl Columns {
     /// The columns of a stage that may be timed as one.
     pub fn find(stage: &Stage, machine: &Machine) -> Option<Columns> {
-        let starts = |b: &Block| b.tasks.iter().any(|t| t.trigger == Trigger::Start);
         let fed = |f: &Feed| f.side == Side::West && f.epoch > 0 && !f.data.is_empty();
-        // nothing happens by itself, and nothing leaves
-        if !stage.drains.is_empty()
-            || stage.feeds.is_empty()
-            || !stage.feeds.iter().all(fed)
-            || stage.regions.iter().flat_map(|r| &r.blocks).any(starts)
-        {
+        // nothing leaves
+        if !stage.drains.is_empty() || stage.feeds.is_empty() || !stage.feeds.iter().all(fed) {
             return None;
         }
         let width = machine.mesh.width;
         let code = by_column(stage, width, |r| r.blocks.iter().map(|b| (b.at, 0)).collect());
-        let first = code.iter().position(|c| !c.is_empty())?;
         let end = code.iter().rposition(|c| !c.is_empty())? + 1;
-        if end - first < 2 || code[first..end].iter().any(|c| *c != code[first]) {
+        // what the columns before them do is simulated as it is
+        let first = code[..end]
+            .iter()
+            .rposition(|c| *c != code[end - 1])
+            .map_or(0, |x| x + 1);
+        if end - first < 2 {
             return None;
         }
         for part in &code[first] {
             let r = &stage.regions[part.region as usize];
-            let params = &r.blocks[part.index as usize].params;
+            let block = &r.blocks[part.index as usize];
+            // nothing happens by itself
+            if block.tasks.iter().any(|t| t.trigger == Trigger::Start) {
+                return None;
+            }
+            let params = &block.params;
             let varies = |p: &&Param| p.value.depends_on_x();
             let y = (part.y - r.y) as i64;
             for p in params.iter().filter(varies) {
@@ -190,7 +194,7 @@ impl Columns {
             r.blocks = std::mem::take(&mut r.blocks)
                 .into_iter()
                 .filter_map(|b| {
-                    let at = part(b.at, x, first, first + 1)?;
+                    let at = part(b.at, x, 0, first + 1)?;
                     Some(Block { at, ..b })
                 })
                 .collect();
@@ -241,7 +245,7 @@ impl Columns {
         let others = self.count as u64 - 1;
         let moved = |queue: u32| s.queues[queue as usize].puts.before(u64::MAX - 1);
         // each stream from the west makes a hop to each, and those within a column make theirs
-        let (mut hops, mut sent) = (0, 0);
+        let (mut hops, mut sent, mut work) = (0, 0, 0);
         let own = (0..s.cores.len() as u32).filter(|pe| pe % s.net.width == self.first);
         for pe in own {
             let positions = s.net.router(pe).iter().flat_map(|r| s.net.positions(r));
@@ -252,12 +256,15 @@ impl Columns {
             queues.sort_unstable();
             queues.dedup();
             hops += queues.into_iter().map(moved).sum::<u64>();
+            if let Some(pe) = &s.cores[pe as usize] {
+                let classes = &pe.core.counters.classes;
+                work += classes[Class::Busy as usize] + classes[Class::Launch as usize];
+            }
             let out = s.net.ramps[pe as usize].iter().map(|(out, _)| moved(*out));
             sent += out.sum::<u64>();
         }
-        let p = &s.paths;
         let paths = Paths {
-            columns: others * (p.single + p.leap + p.ahead),
+            columns: others * work,
             hops_columns: others * hops,
             ..Paths::default()
         };
@@ -351,6 +358,11 @@ block 0..3 x 1
         let second = "route c2 \"more\" 0..2 x 0: west -> ramp east\nroute c2 \"more\" 2 x 0: west -> ramp\nblock 0..3 x 0";
         for (from, to, why) in [
             ("data c1", "start", "begins by itself"),
+            (
+                "block 0..3 x 0",
+                "block 0..2 x 0\n  param p = t\n  task main data c0 -> @0\n  @0:\n    end\nblock 2 x 0",
+                "has other code in the last column",
+            ),
             ("epoch 1 =", "epoch 0 =", "is load"),
             ("west row", "east row", "comes from the other side"),
             ("[7 7 7]", "[7 7 8]", "has another parameter"),

@@ -34,8 +34,7 @@ impl Ports for Simulation<'_, '_> {
         let wavelet = if self.supply(s.log, index + 1) > index {
             let mut one = std::mem::take(&mut self.popped);
             one.clear();
-            self.takes_from(queue, s.log, index, 1);
-            read(&mut self.logs, s.log, index, 1, &mut one);
+            self.take(queue, s.log, index, 1, &mut one);
             let wavelet = one.get(0);
             self.popped = one;
             wavelet
@@ -90,10 +89,23 @@ impl Flows for Simulation<'_, '_> {
 
 impl Simulation<'_, '_> {
     /// A core takes `n` wavelets of a log from `index` on: other columns take theirs.
-    fn takes_from(&mut self, queue: u32, log: u32, index: u64, n: u64) {
-        if let Some(others) = &mut self.others {
-            let tell = &mut |log, index, n| others.takes(queue, log, index, n);
-            sources(&self.logs, log, index, n, tell);
+    fn take(&mut self, queue: u32, log: u32, index: u64, n: u64, to: &mut Wavelets) {
+        let Some(others) = &mut self.others else {
+            return read(&mut self.logs, log, index, n, to);
+        };
+        let (from, mut outside) = (to.len(), Vec::new());
+        let mut at = from;
+        let tell = &mut |log, index, n: u64| {
+            let range = at..at + n as usize;
+            at = range.end;
+            if others.takes(queue, log, index, n) {
+                outside.push(range);
+            }
+        };
+        sources(&self.logs, log, index, n, tell);
+        read(&mut self.logs, log, index, n, to);
+        for range in outside {
+            others.keep(queue, to, range);
         }
     }
 
@@ -296,8 +308,7 @@ impl Simulation<'_, '_> {
             let s = *q.segment(number).expect("what is taken was put");
             let part = (n - got).min(s.first.saturating_add(s.count) - number);
             let index = s.index + (number - s.first);
-            self.takes_from(queue, s.log, index, part);
-            read(&mut self.logs, s.log, index, part, to);
+            self.take(queue, s.log, index, part, to);
             got += part;
         }
         let q = &mut self.queues[queue as usize];

@@ -167,7 +167,7 @@ impl StageRun<'_> {
         let probed = &mut outcome.probes;
         let mut simulation = Simulation::new(net, machine, cores, probes, probed, &stage.drains);
         // above the buffers of each core of the other columns
-        let above = columns.map(|columns| simulation.follow(columns, sram));
+        let above = columns.map(|columns| simulation.follow(columns, options.threads, sram));
         if options.record {
             let queues = simulation.queues.iter_mut();
             queues.for_each(|q| q.record = Some(Vec::new()));
@@ -197,7 +197,8 @@ impl StageRun<'_> {
             others,
             ..
         } = simulation;
-        let following: Vec<usize> = (0..pes).filter(|pe| cores[*pe].is_some()).collect();
+        let timed = |pe: usize| columns.is_some_and(|c| pe as u32 % width == c.first);
+        let following: Vec<usize> = (0..pes).filter(|pe| cores[*pe].is_some() && timed(*pe)).collect();
         if options.record {
             let cycles = queues.iter_mut().filter_map(|q| q.recorded(&mut logs));
             let arrivals = net.arrivals(cycles.collect(), self.number, begin);
@@ -227,7 +228,8 @@ impl StageRun<'_> {
                 None => counters[pe] = own,
                 Some(columns) => {
                     let waits = Columns::waits(core.block());
-                    for (i, c) in (0..columns.count).zip(&mut counters[pe..]) {
+                    let n = if timed(pe) { columns.count } else { 1 };
+                    for (i, c) in (0..n).zip(&mut counters[pe..]) {
                         *c = columns.counters(&own, waits, i);
                     }
                 }
@@ -539,16 +541,23 @@ impl<'p, 'm> Simulation<'p, 'm> {
     }
 
     /// Has other columns do what this one does. Returns what each core's SRAM holds above its buffers, by core and column.
-    fn follow(&mut self, columns: Columns, sram: &mut [Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
+    fn follow(&mut self, columns: Columns, threads: usize, sram: &mut [Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
         let machine = self.rules.machine;
         let n = columns.count as usize - 1;
-        let mut others = Others::new(n, &self.logs, &self.log_of);
+        let in_first = |pe: usize| pe as u32 % self.net.width == columns.first;
+        let mut log_of = vec![NONE; self.log_of.len()];
+        for (_, ramps) in self.net.ramps.iter().enumerate().filter(|(pe, _)| in_first(*pe)) {
+            for (out, _) in ramps {
+                log_of[*out as usize] = self.log_of[*out as usize];
+            }
+        }
+        let mut others = Others::new(n, threads, &self.logs, &log_of);
         let mut all_above = Vec::new();
-        for (pe, core) in self.cores.iter_mut().enumerate() {
+        for (pe, core) in self.cores.iter_mut().enumerate().filter(|(pe, _)| in_first(*pe)) {
             let Some(Pe { core, .. }) = core.as_deref_mut() else {
                 continue;
             };
-            // what comes from the west comes from the edge
+            // what comes from the west comes to all of them
             let colors = self.net.router(pe as u32).iter();
             let from_west = colors.filter(|r| self.net.positions(r).iter().all(|p| p.input == Port::West));
             let queues = from_west.map(|r| self.net.core_in(pe as u32, r.color));

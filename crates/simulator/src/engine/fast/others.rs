@@ -16,7 +16,7 @@ const RECORDS: usize = 1 << 26;
 /// Wavelets that a core sends, on the mean, in what is done again at once: those of many columns fit a host's cache.
 const SENT: u64 = 1 << 13;
 
-/// Wavelets that follow each other in a log.
+/// Wavelets that follow each other in a log, or, if it is `NONE`, among those of [`Others::outside`].
 #[derive(Clone, Copy)]
 struct Source {
     log: u32,
@@ -54,13 +54,17 @@ pub(super) struct Others {
     groups: Vec<Group>,
     /// Of each queue, where what was taken came from.
     taken: Vec<Vec<Source>>,
-    /// Of each log its place in [`Column::sent`].
+    /// By queue, what was taken that cores before the columns sent: the same for all of them.
+    outside: Vec<Wavelets>,
+    /// Of each log its place in [`Group::sent`].
     places: Vec<u32>,
     /// Of each queue the log of what is put into it.
     log_of: Vec<u32>,
     feeds: Vec<Option<Arc<Vec<Wavelet>>>>,
     /// Wavelets sent in what was done again.
     sent: u64,
+    /// Of the host; 0 for as many as it has.
+    threads: usize,
 }
 
 /// Something to be done again, what it takes where that is the same in all columns, and the wavelets that it takes of each source.
@@ -73,8 +77,8 @@ struct Step {
 }
 
 impl Others {
-    /// For so many columns, of cores that send into the logs that `log_of` says by queue.
-    pub fn new(columns: usize, logs: &[Log], log_of: &[u32]) -> Others {
+    /// For so many columns, of cores that send into the logs that `log_of` says by queue; what comes from other ones is the same for all.
+    pub fn new(columns: usize, threads: usize, logs: &[Log], log_of: &[u32]) -> Others {
         let mut places = vec![NONE; logs.len()];
         let mut n = 0;
         for log in log_of.iter().filter(|l| **l != NONE) {
@@ -93,10 +97,12 @@ impl Others {
         Others {
             groups: (0..columns).step_by(LANES).map(group).collect(),
             taken: vec![Vec::new(); log_of.len()],
+            outside: vec![Wavelets::default(); log_of.len()],
             places,
             log_of: log_of.to_vec(),
             feeds: logs.iter().map(|l| l.feed.clone()).collect(),
             sent: 0,
+            threads,
         }
     }
 
@@ -115,13 +121,30 @@ impl Others {
         self.groups.iter_mut().flat_map(each)
     }
 
-    /// The first column's core took these.
-    pub fn takes(&mut self, queue: u32, log: u32, index: u64, n: u64) {
+    /// The first column's core takes these. Returns whether their values are to be [kept](Others::keep).
+    pub fn takes(&mut self, queue: u32, log: u32, index: u64, n: u64) -> bool {
+        let outside = self.feeds[log as usize].is_none() && self.places[log as usize] == NONE;
+        let (log, index) = match outside {
+            true => (NONE, self.taken_outside(queue)),
+            false => (log, index),
+        };
         let taken = &mut self.taken[queue as usize];
         match taken.last_mut() {
             Some(last) if last.log == log && last.index + last.n == index => last.n += n,
             _ => taken.push(Source { log, index, n }),
         }
+        outside
+    }
+
+    /// How many wavelets of other cores a queue's core has taken.
+    fn taken_outside(&self, queue: u32) -> u64 {
+        let last = self.taken[queue as usize].iter().rfind(|s| s.log == NONE);
+        last.map_or(0, |s| s.index + s.n)
+    }
+
+    /// What a core took of other cores.
+    pub fn keep(&mut self, queue: u32, from: &Wavelets, range: Range<usize>) {
+        self.outside[queue as usize].add(from, range);
     }
 
     /// Whether so many bytes of records are to be done again, cores having sent so many wavelets in all.
@@ -145,7 +168,10 @@ impl Others {
             .collect();
         let mut groups = std::mem::take(&mut self.groups);
         let batch = Batch::new(self, logs, &steps);
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
         let each = groups.len().div_ceil(threads).max(1);
         let ended = std::thread::scope(|scope| {
             let running: Vec<_> = groups
@@ -167,6 +193,7 @@ impl Others {
         });
         self.groups = groups;
         self.taken.iter_mut().for_each(Vec::clear);
+        self.outside.iter_mut().for_each(Wavelets::clear);
         ended
     }
 
@@ -181,11 +208,11 @@ impl Others {
             let mut from_feeds = true;
             let parts = parts(&self.taken[queue as usize], &mut at[queue as usize], wavelets);
             for Source { log, index, n } in parts {
-                match &self.feeds[log as usize] {
+                let range = index as usize..(index + n) as usize;
+                match self.feeds.get(log as usize) {
                     _ if matches!(op, Recorded::Skips { .. }) => {}
-                    Some(feed) if from_feeds => {
-                        side_by_side(&feed[index as usize..(index + n) as usize], &mut all);
-                    }
+                    None if from_feeds => self.outside[queue as usize].times(range, LANES, &mut all),
+                    Some(Some(feed)) if from_feeds => side_by_side(&feed[range], &mut all),
                     _ => from_feeds = false,
                 }
             }
@@ -237,7 +264,7 @@ impl<'a> Batch<'a> {
             .zip(&others.taken)
             .flat_map(|(q, s)| s.iter().map(move |s| (q, s)))
         {
-            let place = others.places[source.log as usize] as usize;
+            let place = others.places.get(source.log as usize).map_or(n, |p| *p as usize);
             if place < n {
                 takes[place] += source.n;
                 one_taker[place] &= *takers[place].get_or_insert(queue) == queue;
@@ -342,9 +369,9 @@ impl<'a> Batch<'a> {
         for (queue, _) in all().filter(|(_, same)| same.is_none()) {
             let Some(queue) = *queue else { continue };
             let mut at = cursor.at[queue as usize];
-            let there = |s: Source| match feeds[s.log as usize] {
-                Some(_) => true,
-                None => sent[places[s.log as usize] as usize].end() >= s.index + s.n,
+            let there = |s: Source| match feeds.get(s.log as usize) {
+                None | Some(Some(_)) => true,
+                Some(None) => sent[places[s.log as usize] as usize].end() >= s.index + s.n,
             };
             if !parts(&sources[queue as usize], &mut at, wavelets).all(there) {
                 return None;
@@ -360,10 +387,12 @@ impl<'a> Batch<'a> {
             for Source { log, index, n } in
                 parts(&sources[queue as usize], &mut cursor.at[queue as usize], wavelets)
             {
-                match &feeds[log as usize] {
+                let range = index as usize..(index + n) as usize;
+                match feeds.get(log as usize) {
                     _ if same.is_some() => {}
-                    Some(feed) => side_by_side(&feed[index as usize..(index + n) as usize], to),
-                    None => {
+                    None => self.others.outside[queue as usize].times(range, LANES, to),
+                    Some(Some(feed)) => side_by_side(&feed[range], to),
+                    Some(None) => {
                         let place = places[log as usize] as usize;
                         let from = (index - sent[place].first) as usize * LANES;
                         let range = from..from + n as usize * LANES;
@@ -437,7 +466,7 @@ impl Sent {
 fn side_by_side(wavelets: &[Wavelet], to: &mut Wavelets) {
     let mut some = Wavelets::default();
     some.add_all(wavelets);
-    to.add_times(&some, LANES);
+    some.times(0..some.len(), LANES, to);
 }
 
 /// The queues from which something takes, and how many wavelets of each.

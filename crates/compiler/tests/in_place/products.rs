@@ -453,10 +453,31 @@ fn what_does_not_fit_is_refused() {
     };
     let (many_x, many_y, many) = tensors(&small, 1000, 64, 64);
     let bands = Bands::new(&small, 2).unwrap();
+    // weights of column 0, for tensors that lie in these bands
+    let with_bands = |bands: &Bands, address: u32, pitch: u32| {
+        let mut room = meshloom_compiler::in_place::Room::default();
+        let [x, y] = [(); 2].map(|()| room.tensor(Ty::F32, 4, &bands.spread(64)));
+        let source = Source::West {
+            bands,
+            ty: Ty::F32,
+            address,
+            pitch,
+        };
+        error(
+            &Product {
+                x: &x,
+                y: &y,
+                source,
+                scratch: room.end(),
+                ..product.clone()
+            },
+            &small,
+        )
+    };
     let texts = [
         changed(&|x| x.tokens = 0),
         changed(&|x| x.tokens = 5),
-        changed(&|x| x.tokens = usize::MAX / 64),
+        changed(&|x| x.tokens = usize::MAX),
         changed(&|x| x.features = vec![0, 64]),
         changed(&|x| x.features = vec![0, 65, 64, 64, 64]),
         changed(&|x| x.features = vec![0, 16, 32, 48, 64]),
@@ -473,6 +494,16 @@ fn what_does_not_fit_is_refused() {
             address: 0,
             pitch: 256,
         }),
+        with_bands(&bands, 0, 128),
+        with_bands(&bands, 0, 250),
+        with_bands(&bands, 48 * 1024, 256),
+        error(
+            &Product {
+                scratch: u32::MAX - 31,
+                ..product.clone()
+            },
+            &small,
+        ),
         error(
             &Product {
                 scratch: 32,

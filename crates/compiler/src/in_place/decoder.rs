@@ -266,6 +266,9 @@ impl<'g> Decoder<'g> {
     /// The operators of a part, to be run after those of the part before. Programs hold their weights: those of all parts are many bytes.
     ///
     /// Errors: what does not fit the machine.
+    ///
+    /// # Panics
+    /// There is no such part.
     pub fn part(&self, i: usize) -> Result<Vec<Operator>, CompileError> {
         match &self.parts[i] {
             Part::Attention {

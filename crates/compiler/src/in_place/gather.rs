@@ -99,8 +99,7 @@ impl Gather<'_> {
             machine,
             bands: self.bands,
         };
-        let scratch = u32::try_from(x.end().next_multiple_of(32)).unwrap_or(u32::MAX - 31);
-        frame.check(x, &[], scratch)?;
+        frame.check(x, &[], x.behind())?;
         if !self.address.is_multiple_of(32) {
             return frame.refuse(format!(
                 "SRAM address {} in column 0: expected a multiple of 32",

@@ -26,7 +26,7 @@ pub use transformer::{Attention, Linear, Mlp, Operator};
 
 use crate::CompileError;
 use crate::assemble::Assembler;
-use crate::kernels::{Context, balanced, colors, table};
+use crate::kernels::{balanced, colors, table};
 use crate::passes::{limits, memory};
 use half::f16;
 use meshloom_simulator::program::*;
@@ -54,7 +54,9 @@ pub struct Tensor {
 impl Tensor {
     /// Bytes from feature to feature.
     pub fn pitch(&self) -> u32 {
-        u32::try_from(Context::pitch(self.ty, self.tokens)).unwrap_or(u32::MAX)
+        let bytes = (self.tokens as u64).saturating_mul(self.ty.bytes() as u64);
+        let pitch = bytes.checked_next_multiple_of(32).unwrap_or(bytes);
+        u32::try_from(pitch).unwrap_or(u32::MAX)
     }
 
     /// Features of a row.
@@ -74,12 +76,18 @@ impl Tensor {
 
     /// SRAM bytes on the PEs that have most.
     pub fn bytes(&self) -> u64 {
-        self.most() as u64 * self.pitch() as u64
+        (self.most() as u64).saturating_mul(self.pitch() as u64)
     }
 
     /// The SRAM address behind it.
     pub fn end(&self) -> u64 {
-        self.address as u64 + self.bytes()
+        self.bytes().saturating_add(self.address as u64)
+    }
+
+    /// The first address behind it where another tensor may lie; of what no SRAM has, which operators refuse, some address.
+    fn behind(&self) -> u32 {
+        let end = self.end().checked_next_multiple_of(32);
+        end.and_then(|end| u32::try_from(end).ok()).unwrap_or(1 << 31)
     }
 
     /// Columns of a mesh with so many PEs.
@@ -170,8 +178,7 @@ impl Room {
             features: features.to_vec(),
             address: self.0,
         };
-        // what no SRAM has is refused by the operators
-        self.0 = u32::try_from(tensor.end().next_multiple_of(32)).unwrap_or(1 << 31);
+        self.0 = tensor.behind();
         tensor
     }
 
@@ -521,7 +528,7 @@ impl Frame<'_> {
             has: format!("{} bytes on {}", self.machine.pe.sram_bytes, self.machine.name),
             helps: format!(
                 "fewer tokens at once, a larger mesh, or --set pe.sram_bytes={}",
-                bytes.next_multiple_of(1024)
+                bytes.checked_next_multiple_of(1024).unwrap_or(bytes)
             ),
         }
     }
@@ -544,6 +551,9 @@ impl Frame<'_> {
     /// `scratch`.
     fn check(&self, written: &Tensor, read: &[&Tensor], scratch: u32) -> Result<(), CompileError> {
         let height = self.bands.height();
+        if scratch > self.machine.pe.sram_bytes {
+            return Err(self.too_large((1, 0), scratch as u64));
+        }
         for t in [written].into_iter().chain(read.iter().copied()) {
             let in_order = t.features.windows(2).all(|w| w[0] <= w[1]);
             if t.features.len() != height + 1 || t.features[0] != 0 || !in_order {

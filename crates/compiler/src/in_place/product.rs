@@ -212,17 +212,30 @@ impl Product<'_> {
             }
         }
         let mut weights = x.ty;
-        if let Source::West { ty, address, .. } = self.source {
+        if let Source::West {
+            ty, address, pitch, ..
+        } = self.source
+        {
             weights = ty;
             if ty == Ty::F16 && !m.is_multiple_of(2) {
                 return frame.refuse(format!(
                     "{m} outputs of weights of f16 in column 0: expected a multiple of 2"
                 ));
             }
-            if !address.is_multiple_of(32) {
+            if !address.is_multiple_of(32) || !pitch.is_multiple_of(32) {
                 return frame.refuse(format!(
-                    "weights at SRAM address {address} in column 0: expected a multiple of 32"
+                    "weights at SRAM address {address} in column 0, {pitch} bytes from feature to feature: expected multiples of 32"
                 ));
+            }
+            let row = m as u64 * ty.bytes() as u64;
+            let end = address as u64 + x.most() as u64 * pitch as u64;
+            if row > pitch as u64 {
+                return frame.refuse(format!(
+                    "{m} weights of a feature in column 0 in {pitch} bytes: expected {row} bytes at least"
+                ));
+            }
+            if end > frame.machine.pe.sram_bytes as u64 {
+                return Err(frame.too_large((0, 0), end));
             }
         }
         let plan = Plan {

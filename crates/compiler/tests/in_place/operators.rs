@@ -65,6 +65,7 @@ fn one_band(case: &Case) -> Result<Bands, String> {
 
 #[test]
 fn layer_norms() {
+    let timed = Timed::default();
     let compared = std::cell::Cell::new(0);
     over(200, (cases(), prop::bool::ANY), |(case, same)| {
         let n = case.features;
@@ -87,7 +88,7 @@ fn layer_norms() {
         };
         let program = norm.map(&case.machine).map_err(|e| e.to_string())?;
         let (sram, _) = run_columns(
-            true,
+            &timed,
             &program,
             &case.machine,
             &placed(&case.machine, &[(&x, &input)]),
@@ -115,6 +116,7 @@ fn layer_norms() {
         Ok(())
     });
     assert!(compared.get() > 0);
+    timed.most();
 }
 
 fn gelu(x: f64, tanh: bool) -> f64 {
@@ -131,6 +133,7 @@ type Pointwise = (Function, fn(f64) -> f64);
 
 #[test]
 fn functions() {
+    let timed = Timed::default();
     let all: [Pointwise; 6] = [
         (Function::Relu, |v| v.max(0.0)),
         (Function::Gelu { tanh: true }, |v| gelu(v, true)),
@@ -173,7 +176,7 @@ fn functions() {
             };
             let program = unary.map(&case.machine).map_err(|e| e.to_string())?;
             let before = placed(&case.machine, &[(&x, &input)]);
-            let (sram, _) = run_columns(true, &program, &case.machine, &before)?;
+            let (sram, _) = run_columns(&timed, &program, &case.machine, &before)?;
             let want: Vec<f64> = given(x.ty, &input).iter().map(|v| of(*v)).collect();
             if x != y && x.read(&sram) != x.read(&before) {
                 return Err("X is not what it was".into());
@@ -181,10 +184,12 @@ fn functions() {
             compare(&y.read(&sram), &want, y.ty)
         },
     );
+    timed.most();
 }
 
 #[test]
 fn pairs() {
+    let timed = Timed::default();
     let how = (prop::bool::ANY, 0usize..3);
     over(200, (cases(), how), |(case, (multiply, place))| {
         let features = one_band(&case)?.spread(case.features);
@@ -205,17 +210,19 @@ fn pairs() {
         };
         let program = pair.map(&case.machine).map_err(|e| e.to_string())?;
         let before = placed(&case.machine, &[(&x[0], &inputs[0]), (&x[1], &inputs[1])]);
-        let (sram, _) = run_columns(true, &program, &case.machine, &before)?;
+        let (sram, _) = run_columns(&timed, &program, &case.machine, &before)?;
         let both = given(x[0].ty, &inputs[0])
             .into_iter()
             .zip(given(x[1].ty, &inputs[1]));
         let want: Vec<f64> = both.map(|(a, b)| if multiply { a * b } else { a + b }).collect();
         compare(&y.read(&sram), &want, y.ty)
     });
+    timed.most();
 }
 
 #[test]
 fn softmaxes() {
+    let timed = Timed::default();
     over(
         200,
         (cases(), 1usize..5, prop::bool::ANY),
@@ -242,7 +249,7 @@ fn softmaxes() {
             };
             let program = softmax.map(&case.machine).map_err(|e| e.to_string())?;
             let before = placed(&case.machine, &[(&x, &values), (&mask, &mask_values)]);
-            let (sram, _) = run_columns(true, &program, &case.machine, &before)?;
+            let (sram, _) = run_columns(&timed, &program, &case.machine, &before)?;
             let want: Vec<f64> = values
                 .chunks(keys)
                 .enumerate()
@@ -265,6 +272,7 @@ fn softmaxes() {
             Ok(())
         },
     );
+    timed.most();
 }
 
 /// Every key and value comes to its place in column 0.

@@ -19,6 +19,15 @@ pub(super) struct Wavelets {
 }
 
 impl Wavelets {
+    /// Room for so many.
+    pub fn with_capacity(n: usize) -> Wavelets {
+        Wavelets {
+            words: Vec::with_capacity(n),
+            high: Vec::new(),
+            forms: Vec::with_capacity(n),
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.forms.len()
     }
@@ -76,16 +85,12 @@ impl Wavelets {
 
     /// Adds wavelets that the host keeps.
     pub fn add_all(&mut self, from: &[Wavelet]) {
-        self.words.reserve(from.len());
-        self.forms.reserve(from.len());
-        let mut all = 0;
-        for w in from {
-            all |= w.bits;
-            self.words.push((w.bits as u32).to_le_bytes());
-            self.forms.push(w.elements | if w.flag { FLAG } else { 0 });
-        }
-        if all >> 32 > 0 {
-            self.high.resize(self.words.len() - from.len(), [0; 4]);
+        let first = self.words.len();
+        self.words.extend(from.iter().map(|w| (w.bits as u32).to_le_bytes()));
+        self.forms
+            .extend(from.iter().map(|w| w.elements | (w.flag as u8 * FLAG)));
+        if from.iter().fold(0, |all, w| all | w.bits) >> 32 > 0 {
+            self.high.resize(first, [0; 4]);
             let high = from.iter().map(|w| ((w.bits >> 32) as u32).to_le_bytes());
             self.high.extend(high);
         }

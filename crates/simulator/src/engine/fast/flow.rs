@@ -261,7 +261,8 @@ impl Queue {
 /// Values at the front of a log that are worth being forgotten.
 const PAST: usize = 1024;
 
-/// The wavelets that a core sent on a colour, or those of a feed, by number. A core's are kept while any queue holds one of them.
+/// The wavelets that a core sent on a colour, or those of a feed, by number. A core's are kept while any queue holds one of them, a feed's
+/// always.
 #[derive(Default)]
 pub(super) struct Log {
     pub feed: Option<Arc<Vec<Wavelet>>>,
@@ -317,9 +318,19 @@ impl Log {
 
     /// Of a feed.
     pub fn of_feed(data: Arc<Vec<Wavelet>>) -> Log {
-        let flags = data.iter().zip(0..).filter(|(w, _)| w.flag).map(|(_, n)| n);
+        let mut values = Wavelets::with_capacity(data.len());
+        let mut flags = Vec::new();
+        // few enough at a time to be in the host's cache for all that is done with them
+        for part in data.chunks(1024) {
+            let first = values.len() as u64;
+            values.add_all(part);
+            if part.iter().fold(false, |any, w| any | w.flag) {
+                flags.extend((first..).zip(part).filter(|(_, w)| w.flag).map(|(n, _)| n));
+            }
+        }
         Log {
-            flags: flags.collect(),
+            flags,
+            values,
             feed: Some(data),
             ..Log::default()
         }
@@ -381,10 +392,6 @@ impl Log {
 
     /// Adds `n` values from `index` on, of a log that is not joined, to others.
     fn read(&mut self, index: u64, n: u64, to: &mut Wavelets) {
-        if let Some(feed) = &self.feed {
-            to.add_all(&feed[index as usize..(index + n) as usize]);
-            return;
-        }
         let from = (index - self.base) as usize;
         let end = from + n as usize;
         to.add(&self.values, from..end);
@@ -475,7 +482,9 @@ fn release(logs: &mut [Log], log: u32) {
         return;
     }
     let Some(j) = &mut l.joined else {
-        l.empty();
+        if l.feed.is_none() {
+            l.empty();
+        }
         return;
     };
     // a part that still comes has a segment

@@ -111,7 +111,9 @@ impl StageRun<'_> {
     pub fn fast(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
         let stack = (8 << 20) + sram.len() * STACK_A_CORE;
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().stack_size(stack);
+            let thread = std::thread::Builder::new()
+                .name("fast engine".into())
+                .stack_size(stack);
             match thread.spawn_scoped(scope, || self.simulate(sram, outcome)) {
                 Ok(running) => running
                     .join()

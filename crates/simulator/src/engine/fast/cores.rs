@@ -247,7 +247,7 @@ impl Simulation<'_, '_> {
             }
             let mut sent = std::mem::take(&mut self.sent);
             let (from, outlook) = (core.from, core.outlook);
-            let busy = core.core.busy_after(&outlook, n);
+            let busy = core.core.busy_after(&self.rules, &outlook, n);
             let done = core.core.leap(
                 &self.rules,
                 &outlook,

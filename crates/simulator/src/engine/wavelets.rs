@@ -66,7 +66,10 @@ impl Wavelets {
     }
 
     /// Adds wavelets of one element each, none flagged.
-    pub fn add_words(&mut self, words: impl Iterator<Item = Word>) {
+    pub fn add_words(&mut self, words: impl ExactSizeIterator<Item = Word>) {
+        // room for one more: often a single wavelet ends what was sent at once
+        self.words.reserve(words.len() + 1);
+        self.forms.reserve(words.len() + 1);
         self.words.extend(words);
         self.forms.resize(self.words.len(), 1);
         self.level();
@@ -74,6 +77,9 @@ impl Wavelets {
 
     /// Adds some of others.
     pub fn add(&mut self, from: &Wavelets, range: Range<usize>) {
+        // room for one more: often a single wavelet ends what was sent at once
+        self.words.reserve(range.len() + 1);
+        self.forms.reserve(range.len() + 1);
         self.words.extend_from_slice(&from.words[range.clone()]);
         self.forms.extend_from_slice(&from.forms[range.clone()]);
         if !from.high.is_empty() {

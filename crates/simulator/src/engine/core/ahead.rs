@@ -156,12 +156,27 @@ impl Core<'_> {
         cycles: u64,
         scratch: &mut Scratch,
     ) -> Result<(), ()> {
+        scratch.defers = true;
+        let done = self.run_deferring(rules, t, from, cycles, scratch);
+        scratch.defers = false;
+        scratch.settle(&mut self.memory);
+        done
+    }
+
+    fn run_deferring(
+        &mut self,
+        rules: &Rules,
+        t: u8,
+        from: u64,
+        cycles: u64,
+        scratch: &mut Scratch,
+    ) -> Result<(), ()> {
         let (mut none, mut out) = Default::default();
         let mut left = cycles;
         while left > 0 {
             let now = from + (cycles - left);
             if t == 0 && matches!(self.main, Main::Ready) && self.next_instruction() == Next::InMemory {
-                self.begin(rules)?;
+                self.begin(rules, scratch)?;
             }
             let Core {
                 micro,
@@ -175,7 +190,7 @@ impl Core<'_> {
             let (run, elements) = match (t, &mut *main) {
                 (0, Main::Vector(run)) => (&mut **run, &mut 0),
                 (0, _) => {
-                    left -= self.run_scalar(rules, now, left)?;
+                    left -= self.run_scalar(rules, now, left, scratch)?;
                     continue;
                 }
                 (t, _) => {
@@ -184,6 +199,9 @@ impl Core<'_> {
                 }
             };
             let recorded = record.as_deref_mut().map(|r| (r, t));
+            if run.sparse.is_some() {
+                scratch.settle(memory);
+            }
             let listed = run.leap_list(
                 now,
                 left,
@@ -230,13 +248,16 @@ impl Core<'_> {
     }
 
     /// The main thread begins an instruction in memory.
-    fn begin(&mut self, rules: &Rules) -> Result<(), ()> {
+    fn begin(&mut self, rules: &Rules, scratch: &mut Scratch) -> Result<(), ()> {
         while let Some(Instr::Wait(..)) = self.block.code.get(self.pc as usize) {
             self.pc += 1;
         }
         let Some(Instr::Vector(v)) = self.block.code.get(self.pc as usize) else {
             return Err(());
         };
+        if matches!(v, Vector::Axpy { .. }) {
+            scratch.settle(&mut self.memory);
+        }
         let run = self
             .state()
             .start(v, self.pc, None, &Apart, rules)
@@ -249,7 +270,13 @@ impl Core<'_> {
     }
 
     /// Scalar code of the main thread, for at most `most` cycles. Returns for how many.
-    fn run_scalar(&mut self, rules: &Rules, now: u64, most: u64) -> Result<u64, ()> {
+    fn run_scalar(
+        &mut self,
+        rules: &Rules,
+        now: u64,
+        most: u64,
+        scratch: &mut Scratch,
+    ) -> Result<u64, ()> {
         let mut used = 0;
         while used < most {
             if let Main::Ready = self.main {
@@ -274,6 +301,9 @@ impl Core<'_> {
                 self.main = Main::Ready;
                 let pc = self.pc;
                 self.pc += 1;
+                if let Instr::Load(..) | Instr::Store(..) = self.block.code[pc as usize] {
+                    scratch.settle(&mut self.memory);
+                }
                 self.scalar(pc, &Apart, rules).map_err(|_| ())?;
             }
         }

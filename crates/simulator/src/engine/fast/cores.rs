@@ -9,11 +9,11 @@ use crate::program::{Color, Wavelet};
 
 impl Ports for Simulation<'_, '_> {
     fn core_in(&self, pe: u32, color: Color) -> u32 {
-        self.net.core_in[(pe * self.net.colors) as usize + color as usize]
+        self.net.core_in.get(pe, color)
     }
 
     fn core_out(&self, pe: u32, color: Color) -> u32 {
-        self.net.core_out[(pe * self.net.colors) as usize + color as usize]
+        self.net.core_out.get(pe, color)
     }
 
     fn arrived(&self, queue: u32, now: u64) -> bool {
@@ -267,7 +267,7 @@ impl Simulation<'_, '_> {
                     }
                 }
                 self.net.wavelets += sent.len() as u64;
-                self.logs[log].extend(&sent);
+                self.logs[log].extend(&mut sent);
                 self.net.last_arrival = self.net.last_arrival.max(core.from);
             }
             sent.clear();

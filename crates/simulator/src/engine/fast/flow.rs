@@ -386,14 +386,26 @@ impl Log {
         self.values.push(w);
     }
 
-    pub fn extend(&mut self, from: &Wavelets) {
-        self.values.add(from, 0..from.len());
+    /// Adds what is in `from`, which is then of no more use.
+    pub fn extend(&mut self, from: &mut Wavelets) {
+        if self.values.len() == 0 {
+            // the room changes hands, not the values
+            std::mem::swap(&mut self.values, from);
+        } else {
+            self.values.add(from, 0..from.len());
+        }
     }
 
     /// Adds `n` values from `index` on, of a log that is not joined, to others.
     fn read(&mut self, index: u64, n: u64, to: &mut Wavelets) {
         let from = (index - self.base) as usize;
         let end = from + n as usize;
+        if self.one_reader && from == 0 && end == self.values.len() && to.len() == 0 {
+            self.base += n;
+            self.past = 0;
+            std::mem::swap(&mut self.values, to);
+            return;
+        }
         to.add(&self.values, from..end);
         if self.one_reader {
             self.past = end;

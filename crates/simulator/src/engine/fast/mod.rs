@@ -15,6 +15,7 @@ mod flow;
 mod others;
 mod routers;
 
+use super::counters;
 use super::core::{Core, Outlook, Record, Rules, Scratch};
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
@@ -211,19 +212,22 @@ impl StageRun<'_> {
         let mut idle = PeCounters::default();
         idle.classes[Class::Idle as usize] = cycles;
         idle.load_classes[Class::Idle as usize] = net.epochs[1];
-        let mut counters = vec![idle; pes];
+        let mut counters = counters::Builder::new(pes, idle);
+        let mut count = |pe: usize, mut c: PeCounters| {
+            outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
+            c.shift(begin);
+            counters.set(pe, c);
+        };
         for (pe, core) in cores.into_iter().enumerate() {
             let Some(Pe { core, .. }) = core.map(|core| *core) else {
                 continue;
             };
             let own = core.counters;
             match columns {
-                None => counters[pe] = own,
+                None => count(pe, own),
                 Some(columns) => {
                     let waits = Columns::waits(core.block());
-                    for (i, c) in (0..columns.count).zip(&mut counters[pe..]) {
-                        *c = columns.counters(&own, waits, i);
-                    }
+                    (0..columns.count).for_each(|i| count(pe + i as usize, columns.counters(&own, waits, i)));
                 }
             }
             sram[pe] = core.into_sram();
@@ -234,10 +238,6 @@ impl StageRun<'_> {
                 memory.append(&mut above);
                 sram[pe + 1 + i] = memory;
             }
-        }
-        for c in &mut counters {
-            outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
-            c.shift(begin);
         }
         outcome.paths.add(&paths);
         outcome.paths.add(&in_columns);
@@ -253,7 +253,7 @@ impl StageRun<'_> {
             load_end: epochs[1],
             end: begin + cycles,
             epochs,
-            pes: counters.into(),
+            pes: counters.done(),
         })
     }
 }
@@ -357,9 +357,9 @@ impl<'p, 'm> Simulation<'p, 'm> {
         for pe in 0..pes {
             s.name_streams(pe as u32);
         }
-        for slot in 0..s.net.core_in.len() {
-            let pe = slot as u32 / s.net.colors;
-            let (into, out) = (s.net.core_in[slot], s.net.core_out[slot]);
+        let routed = (0..pes as u32).flat_map(|pe| s.net.router(pe).iter().map(move |r| (pe, r.color)));
+        for (pe, color) in routed.collect::<Vec<_>>() {
+            let (into, out) = (s.net.core_in.get(pe, color), s.net.core_out.get(pe, color));
             if into != NONE {
                 s.queues[into as usize].taker = s.core(pe);
             }

@@ -73,7 +73,9 @@ struct Fold(u64);
 
 impl Hasher for Fold {
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|b| self.write_u64(*b as u64));
+        let (words, rest) = bytes.as_chunks();
+        words.iter().for_each(|w| self.write_u64(u64::from_le_bytes(*w)));
+        rest.iter().for_each(|b| self.write_u64(*b as u64));
     }
 
     fn write_u64(&mut self, n: u64) {

@@ -13,8 +13,11 @@ use crate::engine::network::NONE;
 /// Instructions that are looked at at most: others may interrupt, and it is then done again.
 const FAR: usize = 64;
 
-/// The same where no other thread has anything to do.
+/// The same of what is executed at once.
 const FAR_ALONE: usize = 1024;
+
+/// Cycles of scalar code that are executed at once: it may go on for ever.
+const SCALAR_ALONE: u64 = 1024;
 
 /// Stored weights that are looked at at most.
 const FAR_IN_LIST: usize = 256;
@@ -75,8 +78,7 @@ impl Core<'_> {
         let mut registers = self.registers;
         let mut changed: Vec<(u8, Desc)> = Vec::new();
         let mut cycles = 0;
-        let far = if self.queued == 0 { FAR_ALONE } else { FAR };
-        for _ in 0..far {
+        for _ in 0..FAR {
             let Some(instr) = self.block.code.get(pc as usize).filter(|_| cycles < most) else {
                 break;
             };
@@ -145,6 +147,59 @@ impl Core<'_> {
             cycles += here;
         }
         cycles
+    }
+
+    /// Executes from cycle `from` on what the main thread does by itself, if there is no other thread: then nothing can interrupt it.
+    /// Returns for how many cycles. `Err` for a fault.
+    pub fn run_alone(&mut self, rules: &Rules, from: u64, scratch: &mut Scratch) -> Result<u64, ()> {
+        if self.queued > 0 {
+            return Ok(0);
+        }
+        scratch.defers = true;
+        let mut cycles = 0;
+        let mut done = Ok(());
+        for _ in 0..FAR_ALONE {
+            let n = match &self.main {
+                Main::Vector(run) => {
+                    if run.sparse.is_some() {
+                        scratch.settle(&mut self.memory);
+                    }
+                    run.ahead(&self.memory, rules.machine, u64::MAX).0
+                }
+                // its last slot may hand something over
+                Main::Scalar(_) if !self.block.code.get(self.pc as usize).is_some_and(is_scalar) => 0,
+                Main::Scalar(_) => SCALAR_ALONE,
+                Main::Ready => match self.next_instruction() {
+                    Next::Scalar => SCALAR_ALONE,
+                    Next::InMemory => {
+                        done = self.begin(rules, scratch);
+                        if done.is_err() {
+                            break;
+                        }
+                        continue;
+                    }
+                    Next::Other => 0,
+                },
+                _ => 0,
+            };
+            if n == 0 {
+                break;
+            }
+            let used = match &self.main {
+                Main::Vector(_) => self.run_deferring(rules, 0, from + cycles, n, scratch).map(|()| n),
+                _ => self.run_scalar(rules, from + cycles, n, scratch),
+            };
+            match used {
+                Ok(used) => cycles += used,
+                Err(()) => {
+                    done = Err(());
+                    break;
+                }
+            }
+        }
+        scratch.defers = false;
+        scratch.settle(&mut self.memory);
+        done.map(|()| cycles)
     }
 
     /// Executes `cycles` of the cycles that [`Self::ahead`] counted for thread `t`, from cycle `from` on. `Err` for a fault.

@@ -383,21 +383,21 @@ impl Core<'_> {
 
     /// Before which of the next `cycles` cycles of an outlook the slot is used for the first time, if in any.
     pub fn busy_after(&self, rules: &Rules, outlook: &Outlook, cycles: u64) -> Option<u64> {
-        let run = match (outlook.winner?, &self.main) {
-            _ if !outlook.ahead => None,
-            (0, Main::Vector(run)) => Some(&**run),
-            (0, Main::Ready) if self.next_instruction() == Next::InMemory => {
-                let issue = rules.machine.pe.cost.issue as u64;
-                return (issue < cycles).then_some(issue);
-            }
-            (0, _) => None,
-            (t, _) => self.micro[t as usize].queue.front(),
-        };
-        let idle = match run.map(|run| run.phase) {
-            Some(Phase::Issue(left)) => left as u64,
-            _ => 0,
+        let idle = match outlook.winner? {
+            _ if !outlook.ahead => 0,
+            0 => self.issue_first(rules),
+            t => self.micro[t as usize].queue.front().map_or(0, Run::issue_left),
         };
         (idle < cycles).then_some(idle)
+    }
+
+    /// The cycles for which the main thread issues before it uses the slot.
+    pub fn issue_first(&self, rules: &Rules) -> u64 {
+        match &self.main {
+            Main::Vector(run) => run.issue_left(),
+            Main::Ready if self.next_instruction() == Next::InMemory => rules.machine.pe.cost.issue as u64,
+            _ => 0,
+        }
     }
 
     /// Executes `cycles` cycles of an outlook from cycle `from` on, with the wavelets that the winner takes; what it sends is added to
@@ -474,6 +474,13 @@ impl Core<'_> {
 }
 
 impl Run {
+    fn issue_left(&self) -> u64 {
+        match self.phase {
+            Phase::Issue(left) => left as u64,
+            _ => 0,
+        }
+    }
+
     /// The queues from which each step takes a wavelet.
     pub(super) fn takes(&self) -> [Option<u32>; 2] {
         [&self.a, &self.b].map(|arg| match arg {

@@ -386,14 +386,9 @@ impl Log {
         self.values.push(w);
     }
 
-    /// Adds what is in `from`, which is then of no more use.
-    pub fn extend(&mut self, from: &mut Wavelets) {
-        if self.values.len() == 0 {
-            // the room changes hands, not the values
-            std::mem::swap(&mut self.values, from);
-        } else {
-            self.values.add(from, 0..from.len());
-        }
+    /// The values, to add some at the end.
+    pub fn values(&mut self) -> &mut Wavelets {
+        &mut self.values
     }
 
     /// Adds `n` values from `index` on, of a log that is not joined, to others.

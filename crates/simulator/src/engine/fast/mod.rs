@@ -99,7 +99,6 @@ struct Simulation<'p, 'm> {
     scratch: Scratch,
     /// The columns that do what this one does.
     others: Option<Others>,
-    sent: Wavelets,
     taken: [Wavelets; 2],
     popped: Wavelets,
 }
@@ -348,7 +347,6 @@ impl<'p, 'm> Simulation<'p, 'm> {
             computes: false,
             scratch: Scratch::default(),
             others: None,
-            sent: Wavelets::default(),
             taken: Default::default(),
             popped: Wavelets::default(),
             rules: Rules { machine },

@@ -323,8 +323,7 @@ impl Log {
         // few enough at a time to be in the host's cache for all that is done with them
         for part in data.chunks(1024) {
             let first = values.len() as u64;
-            values.add_all(part);
-            if part.iter().fold(false, |any, w| any | w.flag) {
+            if values.add_host(part) {
                 flags.extend((first..).zip(part).filter(|(_, w)| w.flag).map(|(n, _)| n));
             }
         }

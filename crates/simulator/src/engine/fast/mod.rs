@@ -243,7 +243,9 @@ impl StageRun<'_> {
         outcome.wavelets += net.wavelets + sent_in_columns;
         outcome.hops += net.hops + in_columns.hops_columns;
         outcome.edge_wavelets += net.edge_wavelets;
-        landed.iter_mut().flatten().for_each(|l| l.cycle += begin);
+        if begin > 0 {
+            landed.iter_mut().flatten().for_each(|l| l.cycle += begin);
+        }
         outcome.drains.append(&mut landed);
         let epochs: Vec<u64> = net.epochs.iter().map(|e| begin + e).collect();
         Ok(StageOutcome {

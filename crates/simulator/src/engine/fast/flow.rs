@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The cycles in which something happened, at most once a cycle but for one exception.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Moves {
     /// How often before `since`.
     base: u64,
@@ -16,15 +16,26 @@ pub(super) struct Moves {
     since: u64,
     /// ... to before this one; `u64::MAX` if it goes on.
     end: u64,
-    /// A cycle with one more: a task and a step may take from one queue in one cycle.
-    extra: Option<u64>,
+    /// A cycle with one more, `u64::MAX` if there is none: a task and a step may take from one queue in one cycle.
+    extra: u64,
+}
+
+impl Default for Moves {
+    fn default() -> Moves {
+        Moves {
+            base: 0,
+            since: 0,
+            end: 0,
+            extra: u64::MAX,
+        }
+    }
 }
 
 impl Moves {
     /// How often before cycle `t`.
     #[inline]
     pub fn before(&self, t: u64) -> u64 {
-        self.base + t.min(self.end).saturating_sub(self.since) + self.extra.is_some_and(|e| e < t) as u64
+        self.base + t.min(self.end).saturating_sub(self.since) + (self.extra < t) as u64
     }
 
     /// Whether it goes on until it is closed.
@@ -49,10 +60,10 @@ impl Moves {
         if self.end != t {
             self.base = self.before(t);
             self.since = t;
-            self.extra = None;
-        } else if self.extra.is_some_and(|e| e + 1 < t) {
+            self.extra = u64::MAX;
+        } else if self.extra < t.saturating_sub(1) {
             self.base += 1;
-            self.extra = None;
+            self.extra = u64::MAX;
         }
     }
 
@@ -60,9 +71,9 @@ impl Moves {
     #[inline]
     pub fn once(&mut self, t: u64) {
         if self.end == t + 1 {
-            debug_assert!(self.extra != Some(t), "three wavelets in a cycle");
-            self.base += self.extra.is_some() as u64;
-            self.extra = Some(t);
+            debug_assert!(self.extra != t, "three wavelets in a cycle");
+            self.base += (self.extra < u64::MAX) as u64;
+            self.extra = t;
             return;
         }
         self.restart(t);
@@ -131,10 +142,10 @@ pub(super) struct Queue {
 impl Queue {
     /// What can be taken from cycle `t` on.
     pub fn head(&self, t: u64) -> Head {
-        match self.segment(self.takes.before(t)) {
+        let n = self.takes.before(t);
+        match self.segment(n) {
             None => Head::None,
             Some(s) => {
-                let n = self.takes.before(t);
                 let arrival = s.at + (n - s.first) + self.latency;
                 if arrival > t {
                     Head::At(arrival)
@@ -154,8 +165,13 @@ impl Queue {
     }
 
     /// The segment of the wavelet of this number.
+    #[inline]
     pub fn segment(&self, n: u64) -> Option<&Segment> {
-        self.segments.iter().find(|s| n < s.end())
+        let first = self.segments.front()?;
+        if n < first.end() {
+            return Some(first);
+        }
+        self.segments.iter().skip(1).find(|s| n < s.end())
     }
 
     /// What can be put from cycle `t` on.

@@ -609,7 +609,10 @@ impl<'p> Network<'p> {
         }
         let inside = ny >= 0 && ny < self.height as i64;
         let neighbour = || ny as u32 * self.width + nx as u32;
-        match inside.then(|| input.get(neighbour(), color, port.opposite())).flatten() {
+        match inside
+            .then(|| input.get(neighbour(), color, port.opposite()))
+            .flatten()
+        {
             Some(queue) => Target::Queue {
                 queue,
                 latency: machine.router.hop_cycles,

@@ -73,7 +73,14 @@ impl Core<'_> {
 
     /// The cycles of the code from `pc` on, of whose first instruction `left` slots are left if it has begun. Of SRAM all is what it will be
     /// but for the bytes that are `stale`.
-    fn code_ahead(&self, rules: &Rules, mut pc: u32, mut left: Option<u32>, mut stale: Range, most: u64) -> u64 {
+    fn code_ahead(
+        &self,
+        rules: &Rules,
+        mut pc: u32,
+        mut left: Option<u32>,
+        mut stale: Range,
+        most: u64,
+    ) -> u64 {
         let cost = &rules.machine.pe.cost;
         let mut registers = self.registers;
         let mut changed: Vec<(u8, Desc)> = Vec::new();
@@ -186,7 +193,9 @@ impl Core<'_> {
                 break;
             }
             let used = match &self.main {
-                Main::Vector(_) => self.run_deferring(rules, 0, from + cycles, n, scratch).map(|()| n),
+                Main::Vector(_) => self
+                    .run_deferring(rules, 0, from + cycles, n, scratch)
+                    .map(|()| n),
                 _ => self.run_scalar(rules, from + cycles, n, scratch),
             };
             match used {
@@ -325,13 +334,7 @@ impl Core<'_> {
     }
 
     /// Scalar code of the main thread, for at most `most` cycles. Returns for how many.
-    fn run_scalar(
-        &mut self,
-        rules: &Rules,
-        now: u64,
-        most: u64,
-        scratch: &mut Scratch,
-    ) -> Result<u64, ()> {
+    fn run_scalar(&mut self, rules: &Rules, now: u64, most: u64, scratch: &mut Scratch) -> Result<u64, ()> {
         let mut used = 0;
         while used < most {
             if let Main::Ready = self.main {
@@ -403,9 +406,7 @@ impl State<'_> {
         };
         match v {
             Vector::Map { dst, a, b, .. } => apart(*dst) && operand(a) && b.as_ref().is_none_or(operand),
-            Vector::Axpy { y, x, list, .. } => {
-                apart(*y) && apart(*x) && matches!(list, List::Memory { .. })
-            }
+            Vector::Axpy { y, x, list, .. } => apart(*y) && apart(*x) && matches!(list, List::Memory { .. }),
         }
     }
 

@@ -319,7 +319,7 @@ impl State<'_> {
                 } else if empty {
                     run.shape[3] = 0;
                 } else {
-                    run.next_from_memory(&self.memory, machine)?;
+                    run.next_from_memory(self.memory, machine)?;
                 }
                 Ok(run)
             }

@@ -1,7 +1,7 @@
 //! Cores: the cycle in which one is looked at is executed as the rules say; those in between in one go, when their numbers are needed.
 
-use super::{Pe, Simulation};
 use super::flow::{read, sources};
+use super::{Pe, Simulation};
 use crate::engine::Class;
 use crate::engine::core::{Flows, Head, Outlook, Ports, Room};
 use crate::engine::wavelets::Wavelets;

@@ -15,8 +15,8 @@ mod flow;
 mod others;
 mod routers;
 
-use super::counters;
 use super::core::{Core, Outlook, Record, Rules, Scratch};
+use super::counters;
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
 use super::wavelets::Wavelets;

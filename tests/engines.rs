@@ -1655,7 +1655,8 @@ feed w west row 0 c1 epoch 0 = [{loads}]
 const WORDS: u32 = 24;
 
 /// One PE whose main thread works for itself: scalar code that stores, loads what was stored or what a vector instruction wrote, branches on
-/// it, axpys that may change their own lists, microthreads now and then. At its end it sends its memory to itself.
+/// it, axpys that may change their own lists, products in parts, microthreads now and then. At its end it sends its memory to itself, to a
+/// microthread that in half of the programs has waited for it all the time.
 fn alone(c: &mut Choices) -> Program {
     let mut code = vec![Instr::Set(1, Val::Imm(3 + c.below(5) as i64))];
     // the list's indices and values, and some numbers
@@ -1691,6 +1692,20 @@ fn alone(c: &mut Choices) -> Program {
         let n = 1 + d as u32 % 3 * 2;
         let step = [0, 1, 1, 2][c.below(4) as usize];
         code.push(desc(d, n, place(c.below(WORDS - 2 * n), step)));
+    }
+    code.push(desc(40, WORDS, Place::In(DUMP)));
+    code.push(desc(43, WORDS, place(WORDS, 1)));
+    let mov = |dst, a| Vector::Map {
+        op: Op::Mov,
+        dst,
+        a: Operand::Desc(a),
+        b: None,
+        count: Count::None,
+    };
+    let receive = Instr::Async(3, mov(43, 40), None);
+    let waits = c.one_in(2);
+    if waits {
+        code.push(receive.clone());
     }
     let top = code.len() as u32;
     code.push(Instr::Add(9, Val::Reg(9), Val::Imm(1)));
@@ -1739,6 +1754,37 @@ fn alone(c: &mut Choices) -> Program {
                 });
             }
             6 if c.one_in(2) => code.push(Instr::Wait(1 + c.below(2) as u8, None)),
+            6 => {
+                // a product of matrices in parts of some features, as kernels have it; at times the next part begins elsewhere
+                let (y, a, b) = (c.below(WORDS - 6), c.below(WORDS - 8), c.below(WORDS - 12));
+                let mut done = 0;
+                while done < 4 {
+                    let n = (1 + c.below(3)).min(4 - done);
+                    let off = c.one_in(8) as u32;
+                    let part = |d, first: u32, steps: [i64; 3]| {
+                        let shape = [n as i64, 2, 3].map(Val::Imm).to_vec();
+                        let base = Val::Imm(4 * first as i64);
+                        let place = Place::Memory {
+                            base,
+                            strides: steps.map(Val::Imm).to_vec(),
+                            wide: false,
+                        };
+                        let ty = Ty::F32;
+                        Instr::Desc(d, Descriptor { ty, shape, place })
+                    };
+                    code.push(part(10, y, [0, 3, 1]));
+                    code.push(part(11, a + 2 * done, [2, 1, 0]));
+                    code.push(part(12, b + 3 * done - (done > 0) as u32 * off, [3, 0, 1]));
+                    code.push(Instr::Vector(Vector::Map {
+                        op: Op::Mac,
+                        dst: 10,
+                        a: Operand::Desc(11),
+                        b: Some(Operand::Desc(12)),
+                        count: Count::Mac,
+                    }));
+                    done += n;
+                }
+            }
             _ => {
                 let (op, b) = match c.below(3) {
                     0 => (Op::Mov, None),
@@ -1765,18 +1811,11 @@ fn alone(c: &mut Choices) -> Program {
         code.push(Instr::Store(Word::I32, at, Val::Imm(0), Val::Reg(r)));
     }
     let (out, flag) = (DUMP, false);
-    code.push(desc(40, WORDS, Place::In(DUMP)));
     code.push(desc(41, WORDS, Place::Out { color: out, flag }));
     code.push(desc(42, WORDS, place(0, 1)));
-    code.push(desc(43, WORDS, place(WORDS, 1)));
-    let mov = |dst, a| Vector::Map {
-        op: Op::Mov,
-        dst,
-        a: Operand::Desc(a),
-        b: None,
-        count: Count::None,
-    };
-    code.push(Instr::Async(1, mov(43, 40), None));
+    if !waits {
+        code.push(receive);
+    }
     code.extend([Instr::Vector(mov(41, 42)), Instr::Halt]);
     let position = Position {
         input: Port::Ramp,

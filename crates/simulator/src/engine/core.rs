@@ -106,6 +106,18 @@ pub(super) struct Core<'p> {
     pub class: Class,
 }
 
+/// What operands are resolved with.
+#[derive(Clone, Copy)]
+struct State<'a> {
+    registers: &'a [i64; 16],
+    params: &'a [i64],
+    descriptors: &'a [Option<Desc>],
+    /// Descriptors that differ from these, the last one of a number counts.
+    changed: &'a [(u8, Desc)],
+    memory: &'a [u8],
+    pe: u32,
+}
+
 /// A fault: the instruction's index and what is wrong.
 pub(super) type Fault = (u32, String);
 
@@ -136,6 +148,8 @@ fn slots(instr: &Instr, cost: &Cost) -> u32 {
 
 /// From an address to before another one.
 type Range = (i64, i64);
+
+const NOTHING: Range = (0, 0);
 
 /// The bytes that a load or store may touch.
 fn word_at(at: i64) -> Range {
@@ -275,12 +289,19 @@ impl<'p> Core<'p> {
         matches!(self.main, Main::Idle)
     }
 
-    fn val(&self, v: Val) -> i64 {
-        match v {
-            Val::Imm(c) => c,
-            Val::Reg(r) => self.registers[r as usize],
-            Val::Param(p) => self.params[p as usize],
+    fn state(&self) -> State<'_> {
+        State {
+            registers: &self.registers,
+            params: &self.params,
+            descriptors: &self.descriptors,
+            changed: &[],
+            memory: &self.memory,
+            pe: self.pe,
         }
+    }
+
+    fn val(&self, v: Val) -> i64 {
+        self.state().val(v)
     }
 
     /// One cycle: threads that hold, the main thread's next instruction, the step slot, the class.
@@ -469,6 +490,7 @@ impl<'p> Core<'p> {
                         }
                         Instr::Vector(v) => {
                             let run = self
+                                .state()
                                 .start(v, self.pc, None, net, rules)
                                 .map_err(|m| (self.pc, m))?;
                             if let Some(record) = &mut self.record {
@@ -598,7 +620,9 @@ impl<'p> Core<'p> {
                     self.pc = *to;
                 }
             }
-            Instr::Desc(d, descriptor) => self.descriptors[*d as usize] = Some(self.descriptor(descriptor)?),
+            Instr::Desc(d, descriptor) => {
+                self.descriptors[*d as usize] = Some(self.state().descriptor(descriptor)?)
+            }
             Instr::Base(d, a) => *self.base(*d)? = self.val(*a),
             Instr::Advance(d, a) => {
                 let by = self.val(*a);
@@ -606,7 +630,7 @@ impl<'p> Core<'p> {
                 *base = base.saturating_add(by);
             }
             Instr::Async(t, vector, then) => {
-                let run = self.start(vector, pc, *then, net, rules)?;
+                let run = self.state().start(vector, pc, *then, net, rules)?;
                 if let Some(record) = &mut self.record {
                     record.element(&run, &self.memory);
                 }
@@ -649,6 +673,16 @@ impl<'p> Core<'p> {
                 ..
             }) => Ok(base),
             _ => Err(format!("d{d} is not a memory descriptor")),
+        }
+    }
+}
+
+impl State<'_> {
+    fn val(&self, v: Val) -> i64 {
+        match v {
+            Val::Imm(c) => c,
+            Val::Reg(r) => self.registers[r as usize],
+            Val::Param(p) => self.params[p as usize],
         }
     }
 
@@ -695,6 +729,12 @@ impl<'p> Core<'p> {
     }
 
     fn get(&self, d: u8) -> Result<Desc, String> {
-        self.descriptors[d as usize].ok_or_else(|| format!("d{d} was never set"))
+        self.get_quietly(d).ok_or_else(|| format!("d{d} was never set"))
+    }
+
+    /// `None` if it was never set.
+    fn get_quietly(&self, d: u8) -> Option<Desc> {
+        let changed = self.changed.iter().rev().find(|(other, _)| *other == d);
+        changed.map(|(_, desc)| *desc).or(self.descriptors[d as usize])
     }
 }

@@ -2,7 +2,7 @@
 
 use super::PeCounters;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::ops::{Index, IndexMut};
 
 /// The counters of each PE, row by row of the mesh; those that are equal are kept once.
@@ -30,30 +30,79 @@ impl SharedCounters {
     }
 }
 
+/// Counters of PEs that are told one after another.
+pub(super) struct Builder {
+    shared: SharedCounters,
+    /// By hash: the counters themselves are kept once.
+    known: HashMap<u64, u32, BuildHasherDefault<Fold>>,
+}
+
+impl Builder {
+    /// All have the same.
+    pub fn new(pes: usize, all: PeCounters) -> Builder {
+        let mut known = HashMap::default();
+        known.insert(hash(&all), 0);
+        Builder {
+            shared: SharedCounters {
+                different: vec![all],
+                of: vec![0; pes],
+            },
+            known,
+        }
+    }
+
+    /// This one has others.
+    pub fn set(&mut self, pe: usize, counters: PeCounters) {
+        let next = self.shared.different.len() as u32;
+        let index = *self.known.entry(hash(&counters)).or_insert(next);
+        let same = self.shared.different.get(index as usize) == Some(&counters);
+        if !same {
+            self.shared.different.push(counters);
+        }
+        self.shared.of[pe] = if same { index } else { next };
+    }
+
+    /// The counters of all.
+    pub fn done(mut self) -> SharedCounters {
+        self.shared.different.shrink_to_fit();
+        self.shared
+    }
+}
+
+fn hash(counters: &PeCounters) -> u64 {
+    BuildHasherDefault::<Fold>::default().hash_one(counters)
+}
+
+/// A quick hash of numbers that nobody chooses to be unfortunate.
+#[derive(Default)]
+struct Fold(u64);
+
+impl Hasher for Fold {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks();
+        words.iter().for_each(|w| self.write_u64(u64::from_le_bytes(*w)));
+        rest.iter().for_each(|b| self.write_u64(*b as u64));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
 impl From<Vec<PeCounters>> for SharedCounters {
     fn from(all: Vec<PeCounters>) -> SharedCounters {
-        let mut shared = SharedCounters::default();
-        // by hash: the counters themselves are kept once
-        let hasher = BuildHasherDefault::<DefaultHasher>::default();
-        let mut known: HashMap<u64, u32> = HashMap::new();
-        for pe in all {
-            // idle neighbours are equal
-            if let Some(&last) = shared.of.last()
-                && shared.different[last as usize] == pe
-            {
-                shared.of.push(last);
-                continue;
-            }
-            let next = shared.different.len() as u32;
-            let index = *known.entry(hasher.hash_one(pe)).or_insert(next);
-            let same = shared.different.get(index as usize) == Some(&pe);
-            if !same {
-                shared.different.push(pe);
-            }
-            shared.of.push(if same { index } else { next });
+        let Some(first) = all.first() else {
+            return SharedCounters::default();
+        };
+        let mut builder = Builder::new(all.len(), *first);
+        for (pe, counters) in all.into_iter().enumerate() {
+            builder.set(pe, counters);
         }
-        shared.different.shrink_to_fit();
-        shared
+        builder.done()
     }
 }
 

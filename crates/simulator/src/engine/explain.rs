@@ -33,8 +33,8 @@ pub(super) fn ending(state: &State, landed: &[Vec<Landed>]) -> Result<(), RunErr
         for r in state.net.router(pe as u32) {
             let mut n = 0;
             let mut queues: Vec<u32> = state.net.positions(r).iter().map(|p| p.queue).collect();
-            let slot = pe * state.net.colors as usize + r.color as usize;
-            queues.extend([state.net.core_in[slot], state.net.core_out[slot]]);
+            let (core_in, core_out) = (&state.net.core_in, &state.net.core_out);
+            queues.extend([core_in, core_out].map(|all| all.get(pe as u32, r.color)));
             queues.sort_unstable();
             queues.dedup();
             queues

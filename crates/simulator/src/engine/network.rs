@@ -28,9 +28,9 @@ pub(super) struct Queue {
 impl Queue {
     fn new(pe: u32, depth: u32, latency: u32) -> Queue {
         let capacity = depth + latency;
-        let wavelets = VecDeque::with_capacity(capacity.min(4) as usize);
         Queue {
-            wavelets,
+            // only one of the engines puts wavelets here
+            wavelets: VecDeque::new(),
             arrival: u64::MAX,
             taken_at: u64::MAX,
             taken: 0,
@@ -228,26 +228,61 @@ struct Activity {
     asleep: bool,
 }
 
+/// A number for each colour of those PEs that have any. Most of a large mesh may have none.
+pub(super) struct ByColor {
+    colors: usize,
+    /// Of each PE which row of `numbers`.
+    rows: Vec<u32>,
+    numbers: Vec<u32>,
+}
+
+impl ByColor {
+    fn new(pes: usize, colors: u32) -> ByColor {
+        ByColor {
+            colors: colors as usize,
+            rows: vec![NONE; pes],
+            numbers: Vec::new(),
+        }
+    }
+
+    /// `NONE` if there is none.
+    #[inline]
+    pub fn get(&self, pe: u32, color: Color) -> u32 {
+        match self.rows[pe as usize] {
+            NONE => NONE,
+            row => self.numbers[row as usize * self.colors + color as usize],
+        }
+    }
+
+    fn set(&mut self, pe: u32, color: Color, number: u32) {
+        let row = &mut self.rows[pe as usize];
+        if *row == NONE {
+            *row = (self.numbers.len() / self.colors) as u32;
+            self.numbers.resize(self.numbers.len() + self.colors, NONE);
+        }
+        self.numbers[*row as usize * self.colors + color as usize] = number;
+    }
+}
+
 /// The queues of routers by PE, colour and input.
 struct Inputs {
     /// Of each PE and colour which of `queues`, if it has a route.
-    places: Vec<u32>,
+    places: ByColor,
     queues: Vec<[u32; 5]>,
 }
 
 impl Inputs {
-    fn get(&self, slot: usize, port: Port) -> Option<u32> {
-        let place = *self.places.get(slot)?;
-        let queues = self.queues.get(place as usize)?;
+    fn get(&self, pe: u32, color: Color, port: Port) -> Option<u32> {
+        let queues = self.queues.get(self.places.get(pe, color) as usize)?;
         Some(queues[port as usize]).filter(|q| *q != NONE)
     }
 
-    fn set(&mut self, slot: usize, port: Port, queue: u32) {
-        if self.places[slot] == NONE {
-            self.places[slot] = self.queues.len() as u32;
+    fn set(&mut self, pe: u32, color: Color, port: Port, queue: u32) {
+        if self.places.get(pe, color) == NONE {
+            self.places.set(pe, color, self.queues.len() as u32);
             self.queues.push([NONE; 5]);
         }
-        self.queues[self.places[slot] as usize][port as usize] = queue;
+        self.queues[self.places.get(pe, color) as usize][port as usize] = queue;
     }
 }
 
@@ -258,10 +293,9 @@ pub(super) struct Network<'p> {
     pub first_routed: Vec<u32>,
     pub positions: Vec<Position>,
     pub outputs: Vec<Output>,
-    /// Queue into the core / out of the core, at `pe * colors + color`.
-    pub core_in: Vec<u32>,
-    pub core_out: Vec<u32>,
-    pub colors: u32,
+    /// Queue into the core / out of the core.
+    pub core_in: ByColor,
+    pub core_out: ByColor,
     pub width: u32,
     pub height: u32,
     /// One a PE.
@@ -306,9 +340,8 @@ impl<'p> Network<'p> {
             first_routed: vec![0; pes + 1],
             positions: Vec::new(),
             outputs: Vec::new(),
-            core_in: vec![NONE; pes * colors as usize],
-            core_out: vec![NONE; pes * colors as usize],
-            colors,
+            core_in: ByColor::new(pes, colors),
+            core_out: ByColor::new(pes, colors),
             width,
             height,
             activity: vec![Activity::default(); pes],
@@ -352,12 +385,11 @@ impl<'p> Network<'p> {
         places.sort_unstable();
         // first every queue, so that outputs can name their neighbours'
         let mut input = Inputs {
-            places: vec![NONE; pes * colors as usize],
+            places: ByColor::new(pes, colors),
             queues: Vec::with_capacity(places.len()),
         };
         for &(pe, _, r, i, ..) in &places {
             let route = &stage.regions[r as usize].routes[i as usize];
-            let slot = (pe * colors) as usize + route.color as usize;
             for p in &route.positions {
                 let edge = (p.input == Port::West && pe % width == 0)
                     || (p.input == Port::East && (pe + 1) % width == 0);
@@ -366,21 +398,22 @@ impl<'p> Network<'p> {
                     _ if edge => machine.edge.latency_cycles,
                     _ => machine.router.hop_cycles,
                 };
-                let into = match input.get(slot, p.input) {
+                let into = match input.get(pe, route.color, p.input) {
                     Some(queue) => queue,
                     None => {
                         let queue = net.queue(pe, machine.router.queue_depth, latency);
-                        input.set(slot, p.input, queue);
+                        input.set(pe, route.color, p.input, queue);
                         queue
                     }
                 };
-                if p.input == Port::Ramp && net.core_out[slot] == NONE {
-                    net.core_out[slot] = net.queue(pe, machine.pe.output_queue_depth, 1);
-                    net.ramps[pe as usize].push((net.core_out[slot], into));
+                if p.input == Port::Ramp && net.core_out.get(pe, route.color) == NONE {
+                    let queue = net.queue(pe, machine.pe.output_queue_depth, 1);
+                    net.core_out.set(pe, route.color, queue);
+                    net.ramps[pe as usize].push((queue, into));
                 }
-                if p.outputs.contains(&Port::Ramp) && net.core_in[slot] == NONE {
-                    net.core_in[slot] =
-                        net.queue(pe, machine.pe.input_queue_depth, machine.router.ramp_cycles);
+                if p.outputs.contains(&Port::Ramp) && net.core_in.get(pe, route.color) == NONE {
+                    let queue = net.queue(pe, machine.pe.input_queue_depth, machine.router.ramp_cycles);
+                    net.core_in.set(pe, route.color, queue);
                 }
             }
         }
@@ -411,9 +444,8 @@ impl<'p> Network<'p> {
                         net.queues[queue as usize].sender = pe;
                     }
                 }
-                let slot = (pe * colors) as usize + route.color as usize;
                 let (queue, outputs) = (
-                    input.get(slot, p.input).unwrap_or(NONE),
+                    input.get(pe, route.color, p.input).unwrap_or(NONE),
                     (first, net.outputs.len() as u32),
                 );
                 net.positions.push(Position {
@@ -446,8 +478,8 @@ impl<'p> Network<'p> {
                 crate::Side::West => (0, Port::West),
                 crate::Side::East => (width - 1, Port::East),
             };
-            let slot = ((feed.row * width + x) * colors) as usize + feed.color as usize;
-            net.feed_queue.push(input.get(slot, port).unwrap_or(NONE));
+            let queue = input.get(feed.row * width + x, feed.color, port);
+            net.feed_queue.push(queue.unwrap_or(NONE));
             if net.data[i].is_empty() {
                 continue;
             }
@@ -493,12 +525,11 @@ impl<'p> Network<'p> {
         let mut all = Vec::new();
         for pe in 0..self.width * self.height {
             for r in self.router(pe) {
-                let slot = (pe * self.colors) as usize + r.color as usize;
                 let positions = self.positions(r).iter();
                 let mut queues: Vec<(u32, QueueKind)> =
                     positions.map(|p| (p.queue, QueueKind::Router(p.input))).collect();
-                queues.push((self.core_out[slot], QueueKind::CoreOutput));
-                queues.push((self.core_in[slot], QueueKind::CoreInput));
+                queues.push((self.core_out.get(pe, r.color), QueueKind::CoreOutput));
+                queues.push((self.core_in.get(pe, r.color), QueueKind::CoreInput));
                 // positions may share an input
                 queues.sort_by_key(|q| q.0);
                 queues.dedup_by_key(|q| q.0);
@@ -543,7 +574,7 @@ impl<'p> Network<'p> {
         };
         let (nx, ny) = match port {
             Port::Ramp => {
-                let queue = self.core_in[((y * self.width + x) * self.colors) as usize + color as usize];
+                let queue = self.core_in.get(y * self.width + x, color);
                 return Target::Queue {
                     queue,
                     latency: machine.router.ramp_cycles,
@@ -576,10 +607,12 @@ impl<'p> Network<'p> {
                 _ => missing,
             };
         }
-        let neighbour = ny as u32 * self.width + nx as u32;
         let inside = ny >= 0 && ny < self.height as i64;
-        let slot = || (neighbour * self.colors) as usize + color as usize;
-        match inside.then(|| input.get(slot(), port.opposite())).flatten() {
+        let neighbour = || ny as u32 * self.width + nx as u32;
+        match inside
+            .then(|| input.get(neighbour(), color, port.opposite()))
+            .flatten()
+        {
             Some(queue) => Target::Queue {
                 queue,
                 latency: machine.router.hop_cycles,
@@ -809,11 +842,11 @@ impl<'p> Network<'p> {
 
 impl super::core::Ports for Network<'_> {
     fn core_in(&self, pe: u32, color: Color) -> u32 {
-        self.core_in[(pe * self.colors) as usize + color as usize]
+        self.core_in.get(pe, color)
     }
 
     fn core_out(&self, pe: u32, color: Color) -> u32 {
-        self.core_out[(pe * self.colors) as usize + color as usize]
+        self.core_out.get(pe, color)
     }
 
     fn arrived(&self, queue: u32, now: u64) -> bool {

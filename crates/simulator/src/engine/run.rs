@@ -79,7 +79,7 @@ fn all_stages<E>(
         engine,
         cycles: 0,
         stages: Vec::new(),
-        pes: vec![PeCounters::default(); sram.len()],
+        pes: Vec::new(),
         drains: Vec::new(),
         probes: vec![Vec::new(); options.probes.len()],
         arrivals: Vec::new(),
@@ -110,14 +110,19 @@ fn all_stages<E>(
                 .collect(),
         };
         let ended = one(&run, sram, &mut outcome)?;
-        for (sum, pe) in outcome.pes.iter_mut().zip(ended.pes.iter()) {
-            sum.change(change.cycles());
-            sum.follow(pe);
+        if number == 0 {
+            outcome.pes.extend(ended.pes.iter());
+        } else {
+            for (sum, pe) in outcome.pes.iter_mut().zip(ended.pes.iter()) {
+                sum.change(change.cycles());
+                sum.follow(pe);
+            }
         }
         outcome.cycles = ended.end;
         outcome.stages.push(StageOutcome { change, ..ended });
         times.push(started.elapsed());
     }
+    outcome.pes.resize(sram.len(), PeCounters::default());
     if let Some(all) = &options.times {
         *all.lock().unwrap_or_else(PoisonError::into_inner) = times;
     }

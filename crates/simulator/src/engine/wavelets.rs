@@ -9,18 +9,31 @@ use std::ops::Range;
 const FLAG: u8 = 0x80;
 
 /// Wavelets one after another.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Wavelets {
     /// The low 32 bits of each payload.
     words: Vec<Word>,
     /// The high ones; empty if all are 0.
     high: Vec<Word>,
+    /// Elements and flags; empty if each has one element and none is flagged.
     forms: Vec<u8>,
 }
 
+fn form(w: &Wavelet) -> u8 {
+    w.elements | (w.flag as u8 * FLAG)
+}
+
 impl Wavelets {
+    /// Room for so many.
+    pub fn with_capacity(n: usize) -> Wavelets {
+        Wavelets {
+            words: Vec::with_capacity(n),
+            ..Wavelets::default()
+        }
+    }
+
     pub fn len(&self) -> usize {
-        self.forms.len()
+        self.words.len()
     }
 
     pub fn clear(&mut self) {
@@ -31,10 +44,11 @@ impl Wavelets {
 
     pub fn get(&self, i: usize) -> Wavelet {
         let high = self.high.get(i).map_or(0, |h| u32::from_le_bytes(*h));
+        let form = self.forms.get(i).copied().unwrap_or(1);
         Wavelet {
             bits: (high as u64) << 32 | u32::from_le_bytes(self.words[i]) as u64,
-            elements: self.forms[i] & !FLAG,
-            flag: self.forms[i] & FLAG > 0,
+            elements: form & !FLAG,
+            flag: form & FLAG > 0,
         }
     }
 
@@ -54,7 +68,7 @@ impl Wavelets {
 
     /// Whether some of them do.
     pub fn are_single(&self, range: Range<usize>) -> bool {
-        let forms = self.forms[range].iter();
+        let forms = self.forms.get(range).unwrap_or_default().iter();
         self.high.is_empty() && forms.fold(true, |all, f| all & (f & !FLAG == 1))
     }
 
@@ -73,25 +87,31 @@ impl Wavelets {
     }
 
     /// Adds wavelets of one element each, none flagged.
-    pub fn add_words(&mut self, words: impl Iterator<Item = Word>) {
+    pub fn add_words(&mut self, words: impl ExactSizeIterator<Item = Word>) {
+        self.reserve(words.len());
         self.words.extend(words);
-        self.forms.resize(self.words.len(), 1);
         self.level();
     }
 
     /// Adds wavelets of one element of 32 bits each, none flagged, which `add` adds as words.
     pub fn add_single(&mut self, add: impl FnOnce(&mut Vec<Word>)) {
         add(&mut self.words);
-        self.forms.resize(self.words.len(), 1);
         self.level();
     }
 
     /// Adds some of others.
     pub fn add(&mut self, from: &Wavelets, range: Range<usize>) {
+        let first = self.len();
+        self.reserve(range.len());
         self.words.extend_from_slice(&from.words[range.clone()]);
-        self.forms.extend_from_slice(&from.forms[range.clone()]);
+        if let Some(forms) = from.forms.get(range.clone())
+            && !(self.forms.is_empty() && forms.iter().fold(true, |all, f| all & (*f == 1)))
+        {
+            self.forms.resize(first, 1);
+            self.forms.extend_from_slice(forms);
+        }
         if !from.high.is_empty() {
-            self.high.resize(self.words.len() - range.len(), [0; 4]);
+            self.high.resize(first, [0; 4]);
             self.high.extend_from_slice(&from.high[range]);
         }
         self.level();
@@ -99,20 +119,30 @@ impl Wavelets {
 
     /// Adds wavelets that the host keeps.
     pub fn add_all(&mut self, from: &[Wavelet]) {
-        self.words.reserve(from.len());
-        self.forms.reserve(from.len());
-        let mut all = 0;
-        for w in from {
-            all |= w.bits;
-            self.words.push((w.bits as u32).to_le_bytes());
-            self.forms.push(w.elements | if w.flag { FLAG } else { 0 });
+        self.add_host(from);
+    }
+
+    /// The same. Returns whether any is flagged.
+    pub fn add_host(&mut self, from: &[Wavelet]) -> bool {
+        let first = self.len();
+        self.words.resize(first + from.len(), [0; 4]);
+        let (mut bits, mut forms) = (0, 0);
+        for (word, w) in self.words[first..].iter_mut().zip(from) {
+            *word = (w.bits as u32).to_le_bytes();
+            bits |= w.bits;
+            forms |= form(w) ^ 1;
         }
-        if all >> 32 > 0 {
-            self.high.resize(self.words.len() - from.len(), [0; 4]);
+        if forms > 0 {
+            self.forms.resize(first, 1);
+            self.forms.extend(from.iter().map(form));
+        }
+        if bits >> 32 > 0 {
+            self.high.resize(first, [0; 4]);
             let high = from.iter().map(|w| ((w.bits >> 32) as u32).to_le_bytes());
             self.high.extend(high);
         }
         self.level();
+        forms & FLAG > 0
     }
 
     /// One of several that are side by side: a wavelet of each, then the next one of each, ...
@@ -142,6 +172,10 @@ impl Wavelets {
 
     /// Adds some of them to others, each so many times.
     pub fn times(&self, range: Range<usize>, times: usize, to: &mut Wavelets) {
+        if self.are_single(range.clone()) {
+            let words = self.words[range].iter();
+            return to.add_single(|to| words.for_each(|w| to.extend(std::iter::repeat_n(*w, times))));
+        }
         range.for_each(|i| to.add_all(&vec![self.get(i); times]));
     }
 
@@ -149,16 +183,32 @@ impl Wavelets {
     pub fn drop_first(&mut self, n: usize) {
         self.words.drain(..n);
         self.high.drain(..n.min(self.high.len()));
-        self.forms.drain(..n);
+        self.forms.drain(..n.min(self.forms.len()));
     }
 
-    /// High words, if there are any, are as many as the others.
+    /// Room for more, and one after them: often a single wavelet ends what was sent at once.
+    fn reserve(&mut self, n: usize) {
+        self.words.reserve(n + 1);
+    }
+
+    /// High words and forms, if there are any, are as many as the others.
     fn level(&mut self) {
         if !self.high.is_empty() {
             self.high.resize(self.words.len(), [0; 4]);
         }
+        if !self.forms.is_empty() {
+            self.forms.resize(self.words.len(), 1);
+        }
     }
 }
+
+impl PartialEq for Wavelets {
+    fn eq(&self, other: &Wavelets) -> bool {
+        self.words == other.words && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Wavelets {}
 
 #[cfg(test)]
 mod tests {

@@ -35,6 +35,30 @@ pub(in crate::engine) struct Scratch {
     /// Of an axpy's list, a row of each element after another; and a row of f16 as f32.
     pub(super) axpys: Vec<Axpy>,
     pub(super) wide: Vec<Word>,
+    /// Whole instructions in memory may be executed a little later, with those that go on where they end.
+    pub(super) defers: bool,
+    deferred: Option<(Op, Nest<'static>)>,
+}
+
+impl Scratch {
+    /// Executes what was deferred, before something else looks at memory.
+    pub(super) fn settle(&mut self, memory: &mut [u8]) {
+        if let Some((op, nest)) = self.deferred.take() {
+            nest.execute(op, memory, self);
+        }
+    }
+
+    /// Executes a whole instruction, later.
+    fn defer(&mut self, op: Op, nest: Nest<'static>, memory: &mut [u8]) {
+        if let Some((before, all)) = &mut self.deferred
+            && *before == op
+            && all.append(&nest)
+        {
+            return;
+        }
+        self.settle(memory);
+        self.deferred = Some((op, nest));
+    }
 }
 
 /// Room for conversions between f16 and f32.
@@ -131,7 +155,20 @@ impl Run {
             }
         }
         scratch.sent.clear();
-        if in_row {
+        let whole = first == 0 && n == self.shape.iter().product::<i64>() && self.sparse.is_none();
+        let later = if whole && scratch.defers {
+            Nest::of(self, first, [&came[0], &came[1]]).in_memory()
+        } else {
+            None
+        };
+        if later.is_none() {
+            scratch.settle(memory);
+        }
+        if let Some(nest) = later {
+            scratch.defer(self.op, nest, memory);
+            self.move_to(n - 1);
+            self.advance(1);
+        } else if in_row {
             Nest::row(self, n, [&came[0], &came[1]]).execute(self.op, memory, scratch);
             self.advance(n);
         } else {
@@ -233,6 +270,15 @@ impl<'a> Side<'a> {
         [side(&run.dst, &[]), side(&run.a, came[0]), side(&run.b, came[1])]
     }
 
+    /// Whether both begin in the same place of memory, or are the same value.
+    fn is(&self, other: &Side) -> bool {
+        match (self, other) {
+            (Side::Memory { ty, at }, Side::Memory { ty: t, at: a }) => ty == t && at == a,
+            (Side::Imm(x), Side::Imm(y)) => x == y,
+            _ => false,
+        }
+    }
+
     /// So many bytes, or elements, further on.
     fn moved(self, by: i64) -> Self {
         match self {
@@ -282,6 +328,41 @@ impl<'a> Nest<'a> {
             }
         }
         nest
+    }
+
+    /// The same, if nothing of it moves wavelets.
+    fn in_memory(&self) -> Option<Nest<'static>> {
+        let side = |side: Side| match side {
+            Side::Memory { ty, at } => Some(Side::Memory { ty, at }),
+            Side::Imm(x) => Some(Side::Imm(x)),
+            Side::Came { .. } | Side::Out => None,
+        };
+        let [dst, a, b] = self.sides;
+        Some(Nest {
+            turns: self.turns,
+            strides: self.strides,
+            sides: [side(dst)?, side(a)?, side(b)?],
+        })
+    }
+
+    /// Adds more turns of the outermost loop, if that is what another one's elements are.
+    fn append(&mut self, next: &Nest) -> bool {
+        let Some(k) = (0..4).find(|k| self.turns[*k] > 1) else {
+            return false;
+        };
+        let goes_on = |i: usize| {
+            let (own, other) = (&self.strides[i], &next.strides[i]);
+            own[k + 1..] == other[k + 1..]
+                && (next.turns[k] == 1 || own[k] == other[k])
+                && self.sides[i].moved(own[k] * self.turns[k]).is(&next.sides[i])
+        };
+        let same = next.turns[..k].iter().all(|n| *n == 1)
+            && self.turns[k + 1..] == next.turns[k + 1..]
+            && (0..3).all(goes_on);
+        if same {
+            self.turns[k] += next.turns[k];
+        }
+        same
     }
 
     /// The next `n` elements of a row, for which `came` is what was taken.

@@ -3,7 +3,7 @@
 //! not provably the same again (the end of an instruction, scalar effects, a task, a thread that may become ready) is left to
 //! [`Core::cycle`].
 
-use super::ahead::is_scalar;
+use super::ahead::Next;
 use super::bulk::Scratch;
 use super::vector::{Arg, Phase, Run};
 use super::{Core, Main, Ports, Rules, Wait};
@@ -154,6 +154,7 @@ impl Core<'_> {
                 }
             }
         }
+        let mut begins = false;
         let main_ready = match &self.main {
             Main::Halted => false,
             Main::Scalar(_) => true,
@@ -166,9 +167,14 @@ impl Core<'_> {
                 self.idle_outlook(net, u, &mut found);
                 false
             }
-            Main::Ready => match self.block.code.get(self.pc as usize) {
-                Some(instr) if is_scalar(instr) => true,
-                _ => {
+            Main::Ready => match self.next_instruction() {
+                Next::Scalar => true,
+                Next::InMemory => {
+                    begins = true;
+                    found.issues(u, 0, rules.machine.pe.cost.issue);
+                    false
+                }
+                Next::Other => {
                     self.waiting_outlook(net, rules, u, &mut found);
                     false
                 }
@@ -186,7 +192,7 @@ impl Core<'_> {
             (None, issuing) => (issuing.map(|(t, _)| t), found.until),
             _ => (None, u),
         };
-        if let Some(t) = alone
+        if let Some(t) = alone.filter(|t| *t == 0 || !begins)
             && until > u
         {
             let cycles = self.ahead(rules, t, until - u);
@@ -198,6 +204,10 @@ impl Core<'_> {
                     ..Outlook::nothing(u)
                 };
             }
+        }
+        if begins {
+            // it has not issued yet
+            found.until = u;
         }
         found.until = found.until.min(found.holds);
         self.flowing(net, u, found)
@@ -372,18 +382,22 @@ impl Core<'_> {
     }
 
     /// Before which of the next `cycles` cycles of an outlook the slot is used for the first time, if in any.
-    pub fn busy_after(&self, outlook: &Outlook, cycles: u64) -> Option<u64> {
-        let run = match (outlook.winner?, &self.main) {
-            _ if !outlook.ahead => None,
-            (0, Main::Vector(run)) => Some(&**run),
-            (0, _) => None,
-            (t, _) => self.micro[t as usize].queue.front(),
-        };
-        let idle = match run.map(|run| run.phase) {
-            Some(Phase::Issue(left)) => left as u64,
-            _ => 0,
+    pub fn busy_after(&self, rules: &Rules, outlook: &Outlook, cycles: u64) -> Option<u64> {
+        let idle = match outlook.winner? {
+            _ if !outlook.ahead => 0,
+            0 => self.issue_first(rules),
+            t => self.micro[t as usize].queue.front().map_or(0, Run::issue_left),
         };
         (idle < cycles).then_some(idle)
+    }
+
+    /// The cycles for which the main thread issues before it uses the slot.
+    pub fn issue_first(&self, rules: &Rules) -> u64 {
+        match &self.main {
+            Main::Vector(run) => run.issue_left(),
+            Main::Ready if self.next_instruction() == Next::InMemory => rules.machine.pe.cost.issue as u64,
+            _ => 0,
+        }
     }
 
     /// Executes `cycles` cycles of an outlook from cycle `from` on, with the wavelets that the winner takes; what it sends is added to
@@ -460,6 +474,13 @@ impl Core<'_> {
 }
 
 impl Run {
+    fn issue_left(&self) -> u64 {
+        match self.phase {
+            Phase::Issue(left) => left as u64,
+            _ => 0,
+        }
+    }
+
     /// The queues from which each step takes a wavelet.
     pub(super) fn takes(&self) -> [Option<u32>; 2] {
         [&self.a, &self.b].map(|arg| match arg {

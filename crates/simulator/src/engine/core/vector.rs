@@ -1,7 +1,7 @@
 //! Vector instructions: how they issue (operands, width, bank conflicts), and what each slot that they get does (rules M8, M9, M12 to M14).
 
 use super::record::Record;
-use super::{Core, DescPlace, Ports, Range, Rules, Wait};
+use super::{DescPlace, Ports, Range, Rules, State, Wait};
 use crate::engine::PeCounters;
 use crate::engine::network::NONE;
 use crate::machine::Machine;
@@ -89,7 +89,7 @@ pub(in crate::engine) struct Run {
     pub(super) then: Option<u16>,
 }
 
-impl Core<'_> {
+impl State<'_> {
     /// Checks that a memory operand stays inside the buffers.
     fn bounds(&self, base: i64, strides: &[i64; 4], shape: &[i64; 4], ty: Ty) -> Result<(), String> {
         let (low, high) = reach(base, strides, shape, ty);
@@ -319,7 +319,7 @@ impl Core<'_> {
                 } else if empty {
                     run.shape[3] = 0;
                 } else {
-                    run.next_from_memory(&self.memory, machine)?;
+                    run.next_from_memory(self.memory, machine)?;
                 }
                 Ok(run)
             }

@@ -1,19 +1,19 @@
 //! Cores: the cycle in which one is looked at is executed as the rules say; those in between in one go, when their numbers are needed.
 
-use super::Simulation;
 use super::flow::{read, sources};
+use super::{Pe, Simulation};
 use crate::engine::Class;
-use crate::engine::core::{Flows, Head, Ports, Room};
+use crate::engine::core::{Flows, Head, Outlook, Ports, Room};
 use crate::engine::wavelets::Wavelets;
 use crate::program::{Color, Wavelet};
 
 impl Ports for Simulation<'_, '_> {
     fn core_in(&self, pe: u32, color: Color) -> u32 {
-        self.net.core_in[(pe * self.net.colors) as usize + color as usize]
+        self.net.core_in.get(pe, color)
     }
 
     fn core_out(&self, pe: u32, color: Color) -> u32 {
-        self.net.core_out[(pe * self.net.colors) as usize + color as usize]
+        self.net.core_out.get(pe, color)
     }
 
     fn arrived(&self, queue: u32, now: u64) -> bool {
@@ -116,6 +116,13 @@ impl Simulation<'_, '_> {
         let Some(mut core) = self.cores[pe as usize].take() else {
             return;
         };
+        if core.from > t {
+            // what it did alone goes on
+            let component = self.core(pe);
+            self.calendar.schedule(component, core.from, t);
+            self.cores[pe as usize] = Some(core);
+            return;
+        }
         if core.from != t {
             self.fault = true;
         }
@@ -156,8 +163,16 @@ impl Simulation<'_, '_> {
         if self.computes && class == Class::Busy {
             core.core.counters.first_busy.get_or_insert(t);
         }
-        let u = t + 1;
-        let mut outlook = core.core.outlook(self, &rules, u);
+        // what nobody can interrupt or see is done at once
+        let alone = match self.computes {
+            true => self.alone(&mut core, t + 1),
+            false => 0,
+        };
+        let u = t + 1 + alone;
+        let mut outlook = match alone {
+            0 => core.core.outlook(self, &rules, u),
+            _ => Outlook::nothing(u),
+        };
         if outlook.until > u {
             for q in outlook.takes.into_iter().flatten() {
                 self.queues[q as usize].takes.open(u);
@@ -189,6 +204,21 @@ impl Simulation<'_, '_> {
         core.outlook = outlook;
         core.from = u;
         self.cores[pe as usize] = Some(core);
+    }
+
+    /// Executes what a core's main thread does by itself from cycle `u` on, if it has no other thread. Returns for how many cycles.
+    fn alone(&mut self, core: &mut Pe, u: u64) -> u64 {
+        let issue = core.core.issue_first(&self.rules);
+        let Ok(cycles) = core.core.run_alone(&self.rules, u, &mut self.scratch) else {
+            self.fault = true;
+            return 0;
+        };
+        if cycles > 0 {
+            core.core.counters.first_busy.get_or_insert(u + issue);
+            self.paths.ahead += cycles;
+            self.event(u + cycles - 1);
+        }
+        cycles
     }
 
     /// Has the values of a log up to before `index` computed, as far as they can be now. Returns how far they are.
@@ -257,9 +287,15 @@ impl Simulation<'_, '_> {
                     self.read(*q, n, to);
                 }
             }
-            let mut sent = std::mem::take(&mut self.sent);
             let (from, outlook) = (core.from, core.outlook);
-            let busy = core.core.busy_after(&outlook, n);
+            // what it sends goes to the end of its log at once
+            let log = outlook.puts.map(|q| self.log_of[q as usize] as usize);
+            let mut sent = match log {
+                Some(log) => std::mem::take(self.logs[log].values()),
+                None => Wavelets::default(),
+            };
+            let before = sent.len();
+            let busy = core.core.busy_after(&self.rules, &outlook, n);
             let done = core.core.leap(
                 &self.rules,
                 &outlook,
@@ -271,19 +307,17 @@ impl Simulation<'_, '_> {
             );
             self.fault |= done.is_err();
             core.from += n;
-            if let Some(q) = outlook.puts {
-                let log = self.log_of[q as usize] as usize;
+            if let (Some(q), Some(log)) = (outlook.puts, log) {
                 for &(c, i) in &self.probes[pe as usize] {
                     if self.core_out(pe, c) == q {
-                        self.probed[i].extend(sent.iter());
+                        self.probed[i].extend(sent.iter().skip(before));
                     }
                 }
-                self.net.wavelets += sent.len() as u64;
-                self.logs[log].extend(&sent);
+                self.net.wavelets += (sent.len() - before) as u64;
                 self.net.last_arrival = self.net.last_arrival.max(core.from);
+                *self.logs[log].values() = sent;
             }
-            sent.clear();
-            (self.sent, self.taken) = (sent, taken);
+            self.taken = taken;
             if outlook.is_event() {
                 let path = match outlook.ahead {
                     true => &mut self.paths.ahead,

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// The cycles in which something happened, at most once a cycle but for one exception.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Moves {
     /// How often before `since`.
     base: u64,
@@ -16,15 +16,26 @@ pub(super) struct Moves {
     since: u64,
     /// ... to before this one; `u64::MAX` if it goes on.
     end: u64,
-    /// A cycle with one more: a task and a step may take from one queue in one cycle.
-    extra: Option<u64>,
+    /// A cycle with one more, `u64::MAX` if there is none: a task and a step may take from one queue in one cycle.
+    extra: u64,
+}
+
+impl Default for Moves {
+    fn default() -> Moves {
+        Moves {
+            base: 0,
+            since: 0,
+            end: 0,
+            extra: u64::MAX,
+        }
+    }
 }
 
 impl Moves {
     /// How often before cycle `t`.
     #[inline]
     pub fn before(&self, t: u64) -> u64 {
-        self.base + t.min(self.end).saturating_sub(self.since) + self.extra.is_some_and(|e| e < t) as u64
+        self.base + t.min(self.end).saturating_sub(self.since) + (self.extra < t) as u64
     }
 
     /// Whether it goes on until it is closed.
@@ -49,10 +60,10 @@ impl Moves {
         if self.end != t {
             self.base = self.before(t);
             self.since = t;
-            self.extra = None;
-        } else if self.extra.is_some_and(|e| e + 1 < t) {
+            self.extra = u64::MAX;
+        } else if self.extra < t.saturating_sub(1) {
             self.base += 1;
-            self.extra = None;
+            self.extra = u64::MAX;
         }
     }
 
@@ -60,9 +71,9 @@ impl Moves {
     #[inline]
     pub fn once(&mut self, t: u64) {
         if self.end == t + 1 {
-            debug_assert!(self.extra != Some(t), "three wavelets in a cycle");
-            self.base += self.extra.is_some() as u64;
-            self.extra = Some(t);
+            debug_assert!(self.extra != t, "three wavelets in a cycle");
+            self.base += (self.extra < u64::MAX) as u64;
+            self.extra = t;
             return;
         }
         self.restart(t);
@@ -131,10 +142,10 @@ pub(super) struct Queue {
 impl Queue {
     /// What can be taken from cycle `t` on.
     pub fn head(&self, t: u64) -> Head {
-        match self.segment(self.takes.before(t)) {
+        let n = self.takes.before(t);
+        match self.segment(n) {
             None => Head::None,
             Some(s) => {
-                let n = self.takes.before(t);
                 let arrival = s.at + (n - s.first) + self.latency;
                 if arrival > t {
                     Head::At(arrival)
@@ -154,8 +165,13 @@ impl Queue {
     }
 
     /// The segment of the wavelet of this number.
+    #[inline]
     pub fn segment(&self, n: u64) -> Option<&Segment> {
-        self.segments.iter().find(|s| n < s.end())
+        let first = self.segments.front()?;
+        if n < first.end() {
+            return Some(first);
+        }
+        self.segments.iter().skip(1).find(|s| n < s.end())
     }
 
     /// What can be put from cycle `t` on.
@@ -261,7 +277,8 @@ impl Queue {
 /// Values at the front of a log that are worth being forgotten.
 const PAST: usize = 1024;
 
-/// The wavelets that a core sent on a colour, or those of a feed, by number. A core's are kept while any queue holds one of them.
+/// The wavelets that a core sent on a colour, or those of a feed, by number. A core's are kept while any queue holds one of them, a feed's
+/// always.
 #[derive(Default)]
 pub(super) struct Log {
     pub feed: Option<Arc<Vec<Wavelet>>>,
@@ -317,9 +334,18 @@ impl Log {
 
     /// Of a feed.
     pub fn of_feed(data: Arc<Vec<Wavelet>>) -> Log {
-        let flags = data.iter().zip(0..).filter(|(w, _)| w.flag).map(|(_, n)| n);
+        let mut values = Wavelets::with_capacity(data.len());
+        let mut flags = Vec::new();
+        // few enough at a time to be in the host's cache for all that is done with them
+        for part in data.chunks(1024) {
+            let first = values.len() as u64;
+            if values.add_host(part) {
+                flags.extend((first..).zip(part).filter(|(_, w)| w.flag).map(|(n, _)| n));
+            }
+        }
         Log {
-            flags: flags.collect(),
+            flags,
+            values,
             feed: Some(data),
             ..Log::default()
         }
@@ -375,18 +401,21 @@ impl Log {
         self.values.push(w);
     }
 
-    pub fn extend(&mut self, from: &Wavelets) {
-        self.values.add(from, 0..from.len());
+    /// The values, to add some at the end.
+    pub fn values(&mut self) -> &mut Wavelets {
+        &mut self.values
     }
 
     /// Adds `n` values from `index` on, of a log that is not joined, to others.
     fn read(&mut self, index: u64, n: u64, to: &mut Wavelets) {
-        if let Some(feed) = &self.feed {
-            to.add_all(&feed[index as usize..(index + n) as usize]);
-            return;
-        }
         let from = (index - self.base) as usize;
         let end = from + n as usize;
+        if self.one_reader && from == 0 && end == self.values.len() && to.len() == 0 {
+            self.base += n;
+            self.past = 0;
+            std::mem::swap(&mut self.values, to);
+            return;
+        }
         to.add(&self.values, from..end);
         if self.one_reader {
             self.past = end;
@@ -475,7 +504,9 @@ fn release(logs: &mut [Log], log: u32) {
         return;
     }
     let Some(j) = &mut l.joined else {
-        l.empty();
+        if l.feed.is_none() {
+            l.empty();
+        }
         return;
     };
     // a part that still comes has a segment

@@ -16,6 +16,7 @@ mod others;
 mod routers;
 
 use super::core::{Core, Outlook, Ports, Record, Rules, Scratch};
+use super::counters;
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
 use super::wavelets::Wavelets;
@@ -98,7 +99,6 @@ struct Simulation<'p, 'm> {
     scratch: Scratch,
     /// The columns that do what this one does.
     others: Option<Others>,
-    sent: Wavelets,
     taken: [Wavelets; 2],
     popped: Wavelets,
 }
@@ -111,7 +111,9 @@ impl StageRun<'_> {
     pub fn fast(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
         let stack = (8 << 20) + sram.len() * STACK_A_CORE;
         std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().stack_size(stack);
+            let thread = std::thread::Builder::new()
+                .name("fast engine".into())
+                .stack_size(stack);
             match thread.spawn_scoped(scope, || self.simulate(sram, outcome)) {
                 Ok(running) => running
                     .join()
@@ -218,34 +220,35 @@ impl StageRun<'_> {
         let mut idle = PeCounters::default();
         idle.classes[Class::Idle as usize] = cycles;
         idle.load_classes[Class::Idle as usize] = net.epochs[1];
-        let mut counters = vec![idle; pes];
+        let mut counters = counters::Builder::new(pes, idle);
+        let mut count = |pe: usize, mut c: PeCounters| {
+            outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
+            c.shift(begin);
+            counters.set(pe, c);
+        };
         for (pe, core) in cores.into_iter().enumerate() {
             let Some(Pe { core, .. }) = core.map(|core| *core) else {
                 continue;
             };
             let own = core.counters;
             match columns {
-                None => counters[pe] = own,
+                None => count(pe, own),
                 Some(columns) => {
                     let waits = Columns::waits(core.block());
                     let n = if timed(pe) { columns.count } else { 1 };
-                    for (i, c) in (0..n).zip(&mut counters[pe..]) {
-                        *c = columns.counters(&own, waits, i);
-                    }
+                    (0..n).for_each(|i| count(pe + i as usize, columns.counters(&own, waits, i)));
                 }
             }
             sram[pe] = core.into_sram();
-        }
-        for c in &mut counters {
-            outcome.active_pe_cycles += cycles - c.classes[Class::Idle as usize];
-            c.shift(begin);
         }
         outcome.paths.add(&paths);
         outcome.paths.add(&in_columns);
         outcome.wavelets += net.wavelets + sent_in_columns;
         outcome.hops += net.hops + in_columns.hops_columns;
         outcome.edge_wavelets += net.edge_wavelets;
-        landed.iter_mut().flatten().for_each(|l| l.cycle += begin);
+        if begin > 0 {
+            landed.iter_mut().flatten().for_each(|l| l.cycle += begin);
+        }
         outcome.drains.append(&mut landed);
         let epochs: Vec<u64> = net.epochs.iter().map(|e| begin + e).collect();
         Ok(StageOutcome {
@@ -254,7 +257,7 @@ impl StageRun<'_> {
             load_end: epochs[1],
             end: begin + cycles,
             epochs,
-            pes: counters.into(),
+            pes: counters.done(),
         })
     }
 }
@@ -349,7 +352,6 @@ impl<'p, 'm> Simulation<'p, 'm> {
             computes: false,
             scratch: Scratch::default(),
             others: None,
-            sent: Wavelets::default(),
             taken: Default::default(),
             popped: Wavelets::default(),
             rules: Rules { machine },
@@ -358,9 +360,9 @@ impl<'p, 'm> Simulation<'p, 'm> {
         for pe in 0..pes {
             s.name_streams(pe as u32);
         }
-        for slot in 0..s.net.core_in.len() {
-            let pe = slot as u32 / s.net.colors;
-            let (into, out) = (s.net.core_in[slot], s.net.core_out[slot]);
+        let routed = (0..pes as u32).flat_map(|pe| s.net.router(pe).iter().map(move |r| (pe, r.color)));
+        for (pe, color) in routed.collect::<Vec<_>>() {
+            let (into, out) = (s.net.core_in.get(pe, color), s.net.core_out.get(pe, color));
             if into != NONE {
                 s.queues[into as usize].taker = s.core(pe);
             }

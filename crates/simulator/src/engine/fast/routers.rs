@@ -83,10 +83,8 @@ struct Joins {
 /// Why a stream does not flow, and so what must happen before it is worth another look.
 #[derive(Clone, Copy)]
 enum Wait {
-    /// A wavelet has to be put into the queue.
-    Head(u32),
-    /// A wavelet has to be taken from the queue.
-    Room(u32),
+    /// A wavelet has to be put into its queue, or to be taken from one that it puts into: it is told then.
+    Told,
     /// This cycle has to come.
     Until(u64),
     /// A port has to be free.
@@ -111,7 +109,7 @@ pub(super) struct Routers {
     streams: Vec<Stream>,
     /// What those that flow do. Apart from the rest, which is all that most visits look at.
     flows: Vec<Flow>,
-    /// Of each PE the streams that were told that a flow of theirs may end, one bit each; the last bit stands for all beyond.
+    /// Of each PE the streams that were told to look again, one bit each; the last bit stands for all beyond.
     told: Vec<u64>,
 }
 
@@ -132,7 +130,7 @@ impl Routers {
         }
     }
 
-    /// A flow of a router's stream may end. Other components know by themselves.
+    /// A flow of a router's stream may end, or begin. Other components know by themselves.
     fn tell(&mut self, component: u32, stream: u8) {
         if let Some(told) = self.told.get_mut(component as usize) {
             *told |= 1 << stream.min(63);
@@ -147,7 +145,8 @@ impl Simulation<'_, '_> {
         let q = &mut self.queues[queue as usize];
         if q.wants_room {
             q.wants_room = false;
-            let putter = q.putter;
+            let (putter, stream) = (q.putter, q.putting);
+            self.routers.tell(putter, stream);
             self.wake(putter, t + 1);
         }
     }
@@ -158,6 +157,7 @@ impl Simulation<'_, '_> {
         let q = &mut self.queues[queue as usize];
         if q.wants_head {
             q.wants_head = false;
+            self.routers.tell(q.taker, q.taking);
             self.calendar.schedule(q.taker, t + q.latency, self.now);
         }
     }
@@ -217,8 +217,7 @@ impl Simulation<'_, '_> {
                 }
                 Stream::Waits(wait) => {
                     let asleep = match wait {
-                        Wait::Head(queue) => self.queues[queue as usize].wants_head,
-                        Wait::Room(queue) => self.queues[queue as usize].wants_room,
+                        Wait::Told => !told,
                         Wait::Until(cycle) => {
                             if t < cycle {
                                 next = next.min(cycle);
@@ -280,7 +279,7 @@ impl Simulation<'_, '_> {
             Head::At(cycle) => Err(Wait::Until(cycle)),
             Head::None => {
                 q.wants_head = true;
-                Err(Wait::Head(queue))
+                Err(Wait::Told)
             }
         }
     }
@@ -293,7 +292,7 @@ impl Simulation<'_, '_> {
             Room::Soon => Err(Wait::Until(t + 1)),
             Room::None => {
                 q.wants_room = true;
-                Err(Wait::Room(queue))
+                Err(Wait::Told)
             }
         }
     }

@@ -395,7 +395,7 @@ fn compare(case: &Case) -> Result<(), TestCaseError> {
     for now in 0..last {
         let mut sent = None;
         elements += run
-            .slot(&mut memory, &mut net, &rules, now, &mut counters, &mut sent)
+            .slot(&mut memory, &mut net, &rules, now, &mut counters, &mut sent, None)
             .expect("equal widths");
         want.extend(sent.map(|(_, w)| w));
     }

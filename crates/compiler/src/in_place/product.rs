@@ -22,6 +22,8 @@ use meshloom_simulator::program::*;
 
 /// Multiply-adds of a PE for a block beyond which the block's own cycles, about a hundred, are below a hundredth of its work; larger blocks take SRAM for nothing.
 const WORK: u64 = 1 << 14;
+/// Bytes of a PE's sums beyond which larger groups gain little (measured: docs/streaming.md), but take SRAM, and a simulation's memory.
+const RING_BYTES: u64 = 4096;
 /// Outputs that a group has at any rate, if it can.
 const SMALL: u64 = 16;
 
@@ -137,7 +139,8 @@ impl Product<'_> {
         let mut plan = self.plan(frame)?;
         // the largest group that fits and still gains; sums that don't fit by themselves need no closer look
         let (_, pitch) = blocks::pitches(self.x.ty, self.x.tokens);
-        let enough = WORK.div_ceil(plan.work().max(1)).max(SMALL);
+        let in_sums = RING_BYTES / (RING as u64 * pitch as u64);
+        let enough = WORK.div_ceil(plan.work().max(1)).min(in_sums).max(SMALL);
         let near = |group: &usize| {
             *group as u64 <= enough && (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64
         };

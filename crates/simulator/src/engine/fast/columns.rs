@@ -64,7 +64,7 @@ impl Columns {
     pub fn find(stage: &Stage, machine: &Machine) -> Option<Columns> {
         let fed = |f: &Feed| f.side == Side::West && f.epoch > 0 && !f.data.is_empty();
         // nothing leaves
-        if !stage.drains.is_empty() || stage.feeds.is_empty() || !stage.feeds.iter().all(fed) {
+        if !stage.drains.is_empty() || !stage.feeds.iter().all(fed) {
             return None;
         }
         let width = machine.mesh.width;

@@ -65,6 +65,8 @@ pub(super) struct Others {
     sent: u64,
     /// Of the host; 0 for as many as it has.
     threads: usize,
+    /// Of each thread.
+    rooms: Vec<Work>,
 }
 
 /// Something to be done again, what it takes where that is the same in all columns, and the wavelets that it takes of each source.
@@ -103,6 +105,7 @@ impl Others {
             feeds: logs.iter().map(|l| l.feed.clone()).collect(),
             sent: 0,
             threads,
+            rooms: Vec::new(),
         }
     }
 
@@ -166,35 +169,34 @@ impl Others {
         let steps: Vec<Vec<Step>> = records
             .map(|ops| ops.into_iter().map(|op| self.step(op, &mut at)).collect())
             .collect();
-        let mut groups = std::mem::take(&mut self.groups);
-        let batch = Batch::new(self, logs, &steps);
         let threads = match self.threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
         };
+        let mut groups = std::mem::take(&mut self.groups);
+        let mut rooms = std::mem::take(&mut self.rooms);
+        rooms.resize_with(threads, Work::default);
+        let batch = Batch::new(self, logs, &steps);
         let each = groups.len().div_ceil(threads).max(1);
         let ended = std::thread::scope(|scope| {
             let running: Vec<_> = groups
                 .chunks_mut(each)
-                .map(|some| {
+                .zip(&mut rooms)
+                .map(|(some, work)| {
                     let batch = &batch;
-                    scope.spawn(move || {
-                        let mut work = Work::default();
-                        some.iter_mut()
-                            .try_for_each(|group| batch.execute(group, &mut work))
-                    })
+                    scope.spawn(move || some.iter_mut().try_for_each(|group| batch.execute(group, work)))
                 })
                 .collect();
-            let ended = running.into_iter().map(|r| r.join());
-            ended.fold(Ok(()), |all, one| match one {
-                Ok(one) => all.and(one),
+            let join = |thread: std::thread::ScopedJoinHandle<_>| match thread.join() {
+                Ok(ended) => ended,
                 Err(panic) => std::panic::resume_unwind(panic),
-            })
+            };
+            running.into_iter().map(join).collect::<Vec<_>>()
         });
-        self.groups = groups;
+        (self.groups, self.rooms) = (groups, rooms);
         self.taken.iter_mut().for_each(Vec::clear);
         self.outside.iter_mut().for_each(Wavelets::clear);
-        ended
+        ended.into_iter().collect()
     }
 
     /// Looks for what is the same in all columns; `at` is the first source of each queue that no step before takes from, and how much of

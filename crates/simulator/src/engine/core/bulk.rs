@@ -428,10 +428,10 @@ impl<'a> Nest<'a> {
             let mut inner = nest;
             let [_, a, b, c] = self.turns;
             inner.turns = [a, b, c, lanes];
-            for i in 0..3 {
+            for (i, beside) in beside.into_iter().enumerate() {
                 let [outer, a, b, c] = self.strides[i].map(|s| s * lanes);
                 inner.sides[i] = nest.sides[i].moved(outer * turn);
-                inner.strides[i] = [a, b, c, beside[i]];
+                inner.strides[i] = [a, b, c, beside];
             }
             f(&inner);
         }

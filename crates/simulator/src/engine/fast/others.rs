@@ -236,6 +236,9 @@ impl Others {
     }
 }
 
+/// Of a group's stream, by its place, some wavelets.
+type Piece = (usize, Range<usize>);
+
 /// What is done again at once.
 struct Batch<'a> {
     others: &'a Others,
@@ -358,7 +361,7 @@ impl<'a> Batch<'a> {
         step: &Step,
         cursor: &mut Cursor,
         copied: &mut [Wavelets; 2],
-    ) -> Option<[Option<(usize, Range<usize>)>; 2]> {
+    ) -> Option<[Option<Piece>; 2]> {
         let Others {
             taken: sources,
             feeds,

@@ -116,7 +116,7 @@ fn layer_norms() {
         Ok(())
     });
     assert!(compared.get() > 0);
-    timed.most();
+    timed.each();
 }
 
 fn gelu(x: f64, tanh: bool) -> f64 {
@@ -184,7 +184,7 @@ fn functions() {
             compare(&y.read(&sram), &want, y.ty)
         },
     );
-    timed.most();
+    timed.each();
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn pairs() {
         let want: Vec<f64> = both.map(|(a, b)| if multiply { a * b } else { a + b }).collect();
         compare(&y.read(&sram), &want, y.ty)
     });
-    timed.most();
+    timed.each();
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn softmaxes() {
             Ok(())
         },
     );
-    timed.most();
+    timed.each();
 }
 
 /// Every key and value comes to its place in column 0.

@@ -204,7 +204,7 @@ fn products() {
     let met = met.into_inner();
     eprintln!("{met:?}");
     assert!(met.iter().all(|n| *n > 0), "{met:?}");
-    timed.most();
+    timed.each();
 }
 
 /// Products in bands of rows, whose weights lie in column 0.

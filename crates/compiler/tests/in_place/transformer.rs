@@ -145,7 +145,7 @@ fn mlps() {
             compare(&x.read(&sram), &want, ty)
         },
     );
-    timed.most();
+    timed.each();
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn attentions() {
             compare(&x.read(&sram), &want, ty)
         },
     );
-    timed.most();
+    timed.each();
 }
 
 /// A whole model, but for its embedding, against its graph's evaluation; dense and with zero weights skipped, tokens that the columns do not
@@ -238,7 +238,7 @@ fn decoders() {
         }
         compare(&decoder.read(&sram), of(graph.outputs()[0]), ty).unwrap_or_else(|e| panic!("{e}"));
     }
-    timed.most();
+    timed.each();
 }
 
 #[test]

@@ -90,6 +90,20 @@ impl Touch {
         }
     }
 
+    /// Of AXPYs of rows of `n` elements, f32 and of a type.
+    fn of_axpys(all: &[Axpy], n: usize, ty: Ty) -> Touch {
+        let around = |at: fn(&Axpy) -> usize, bytes: u32| {
+            let (low, high) = (all.iter().map(at).min(), all.iter().map(at).max());
+            let end = high.map_or(0, |h| h + n * bytes as usize);
+            (low.unwrap_or(0) as i64, end as i64)
+        };
+        let (y, x) = (around(|a| a.y, 4), around(|a| a.x, ty.bytes()));
+        Touch {
+            reads: [x, y, NOTHING],
+            ..Touch::memory(y, NOTHING)
+        }
+    }
+
     /// Whether the order of the two matters.
     fn meets(&self, other: &Touch) -> bool {
         let reads = |a: &Touch, b: &Touch| b.reads.iter().any(|r| meet(a.writes, *r));
@@ -107,6 +121,28 @@ impl Touch {
         self.writes = hull(self.writes, other.writes);
         for (a, b) in self.reads.iter_mut().zip(other.reads) {
             *a = hull(*a, b);
+        }
+    }
+}
+
+impl Op {
+    /// Whether the order of the two matters.
+    pub fn meets(&self, other: &Op) -> bool {
+        self.touch().meets(&other.touch())
+    }
+
+    fn touch(&self) -> Touch {
+        let of_queue = |queue: u32| Touch {
+            queues: [Some(queue), None, None],
+            ..Touch::memory(NOTHING, NOTHING)
+        };
+        let bytes = |at: usize, bytes: &[u8]| (at as i64, (at + bytes.len()) as i64);
+        match self {
+            Op::Slots { run, .. } => Touch::of(run),
+            Op::Axpys { all, n, ty } => Touch::of_axpys(all, *n, *ty),
+            Op::Store { at, bytes: b } => Touch::memory(bytes(*at, b), NOTHING),
+            Op::Same { at, bytes: b } => Touch::memory(NOTHING, bytes(*at, b)),
+            Op::Takes { queue, .. } | Op::Skips { queue, .. } => of_queue(*queue),
         }
     }
 }
@@ -349,16 +385,7 @@ impl Record {
 
     /// Thread `t` does AXPYs of rows of `n` elements, f32 and of a type.
     pub fn axpys(&mut self, t: u8, all: &[Axpy], n: usize, ty: Ty, memory: &[u8]) {
-        let around = |at: fn(&Axpy) -> usize, bytes: u32| {
-            let (low, high) = (all.iter().map(at).min(), all.iter().map(at).max());
-            let end = high.map_or(0, |h| h + n * bytes as usize);
-            (low.unwrap_or(0) as i64, end as i64)
-        };
-        let (y, x) = (around(|a| a.y, 4), around(|a| a.x, ty.bytes()));
-        let touch = Touch {
-            reads: [x, y, NOTHING],
-            ..Touch::memory(y, NOTHING)
-        };
+        let touch = Touch::of_axpys(all, n, ty);
         self.before(Some(t as usize), &touch, memory);
         self.apart(&touch, memory);
         self.list(t as usize, all, n, ty, touch, memory);

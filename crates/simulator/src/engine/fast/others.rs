@@ -16,6 +16,9 @@ const RECORDS: usize = 1 << 26;
 /// Wavelets that a core sends, on the mean, in what is done again at once: those of many columns fit a host's cache.
 const SENT: u64 = 1 << 13;
 
+/// Steps among which one that can be done is looked for, if the first one can't.
+const FAR: usize = 64;
+
 /// Wavelets that follow each other in a log, or, if it is `NONE`, among those of [`Others::outside`].
 #[derive(Clone, Copy)]
 struct Source {
@@ -286,57 +289,23 @@ impl<'a> Batch<'a> {
 
     /// Does all steps of the columns' cores.
     fn execute(&self, group: &mut Group, work: &mut Work) -> Result<(), ()> {
-        let Batch { others, steps, .. } = *self;
-        let Work { scratch, free } = work;
+        let steps = self.steps;
+        // of each core: steps done, and those among the others that were done before their turn
         let mut done = vec![0; steps.len()];
+        let mut early: Vec<Vec<usize>> = vec![Vec::new(); steps.len()];
         let mut cursor = Cursor {
-            at: vec![(0, 0); others.taken.len()],
+            at: vec![(0, 0); self.others.taken.len()],
             left: self.takes.clone(),
             empty: Vec::new(),
+            copied: Default::default(),
         };
-        let mut copied = [Wavelets::default(), Wavelets::default()];
         loop {
             let mut moved = false;
             for (i, steps) in steps.iter().enumerate() {
                 while let Some(step) = steps.get(done[i])
-                    && let Some(lie) = self.fetch(&group.sent, step, &mut cursor, &mut copied)
+                    && (early[i].contains(&done[i]) || self.one(group, i, step, &mut cursor, work)?)
                 {
-                    let Group { memories, sent, .. } = group;
-                    let memory = &mut memories[i];
-                    match &step.op {
-                        Recorded::Slots { run, slots } => {
-                            let input = |i: usize| match &lie[i] {
-                                Some((place, range)) => {
-                                    Input::Words(sent[*place].values.words_of(range.clone()))
-                                }
-                                None => Input::Any(&copied[i]),
-                            };
-                            match run.dst {
-                                Arg::Out { queue, .. } => {
-                                    let inputs = [Input::Any(&copied[0]), Input::Any(&copied[1])];
-                                    let place = others.places[others.log_of[queue as usize] as usize];
-                                    let out = sent[place as usize].room(free);
-                                    run.lockstep(*slots, memory, inputs, out, scratch)?;
-                                }
-                                _ => {
-                                    let inputs = [input(0), input(1)];
-                                    run.lockstep(*slots, memory, inputs, &mut Wavelets::default(), scratch)?;
-                                }
-                            }
-                        }
-                        Recorded::Axpys { all, n, ty } => memory.axpys(scratch, *n, *ty, all),
-                        Recorded::Store { at, bytes } => memory.store(*at, bytes),
-                        Recorded::Same { at, bytes } if !memory.holds(*at, bytes) => return Err(()),
-                        Recorded::Takes { wavelet, .. }
-                            if copied[0].iter().any(|w| w.bits != wavelet.bits) =>
-                        {
-                            return Err(());
-                        }
-                        Recorded::Same { .. } | Recorded::Takes { .. } | Recorded::Skips { .. } => {}
-                    }
-                    for (place, first) in cursor.empty.drain(..) {
-                        sent[place].settle(first, free);
-                    }
+                    early[i].retain(|j| *j != done[i]);
                     done[i] += 1;
                     moved = true;
                 }
@@ -344,24 +313,84 @@ impl<'a> Batch<'a> {
             if done.iter().zip(steps).all(|(d, s)| *d == s.len()) {
                 break;
             }
+            if moved {
+                continue;
+            }
+            // instructions that ran beside each other are whole here: one may have to be done before another one that ended first
+            for (i, steps) in steps.iter().enumerate() {
+                let far = steps.len().min(done[i] + FAR);
+                for j in done[i] + 1..far {
+                    let mut before = (done[i]..j).filter(|k| !early[i].contains(k));
+                    if !early[i].contains(&j)
+                        && before.all(|k| !steps[k].op.meets(&steps[j].op))
+                        && self.one(group, i, &steps[j], &mut cursor, work)?
+                    {
+                        early[i].push(j);
+                        moved = true;
+                    }
+                }
+            }
             if !moved {
                 return Err(());
             }
         }
+        let free = &mut work.free;
         for (sent, first) in group.sent.iter_mut().zip(&self.first) {
             sent.settle(*first, free);
         }
         Ok(())
     }
 
-    /// What a step takes, if all of it was sent: copied, or as numbers that lie in one piece of a stream, if the step sends none.
-    fn fetch(
+    /// Does a step of a core, if what it takes was sent. Returns whether.
+    fn one(
         &self,
-        sent: &[Sent],
+        group: &mut Group,
+        core: usize,
         step: &Step,
         cursor: &mut Cursor,
-        copied: &mut [Wavelets; 2],
-    ) -> Option<[Option<Piece>; 2]> {
+        work: &mut Work,
+    ) -> Result<bool, ()> {
+        let others = self.others;
+        let Work { scratch, free } = work;
+        let Group { memories, sent, .. } = group;
+        let Some(lie) = self.fetch(sent, step, cursor) else {
+            return Ok(false);
+        };
+        let memory = &mut memories[core];
+        let copied = &cursor.copied;
+        match &step.op {
+            Recorded::Slots { run, slots } => match run.dst {
+                Arg::Out { queue, .. } => {
+                    let inputs = [Input::Any(&copied[0]), Input::Any(&copied[1])];
+                    let place = others.places[others.log_of[queue as usize] as usize];
+                    let out = sent[place as usize].room(free);
+                    run.lockstep(*slots, memory, inputs, out, scratch)?;
+                }
+                _ => {
+                    let input = |i: usize| match &lie[i] {
+                        Some((place, range)) => Input::Words(sent[*place].values.words_of(range.clone())),
+                        None => Input::Any(&copied[i]),
+                    };
+                    let inputs = [input(0), input(1)];
+                    run.lockstep(*slots, memory, inputs, &mut Wavelets::default(), scratch)?;
+                }
+            },
+            Recorded::Axpys { all, n, ty } => memory.axpys(scratch, *n, *ty, all),
+            Recorded::Store { at, bytes } => memory.store(*at, bytes),
+            Recorded::Same { at, bytes } if !memory.holds(*at, bytes) => return Err(()),
+            Recorded::Takes { wavelet, .. } if copied[0].iter().any(|w| w.bits != wavelet.bits) => {
+                return Err(());
+            }
+            Recorded::Same { .. } | Recorded::Takes { .. } | Recorded::Skips { .. } => {}
+        }
+        for (place, first) in cursor.empty.drain(..) {
+            sent[place].settle(first, free);
+        }
+        Ok(true)
+    }
+
+    /// What a step takes, if all of it was sent: copied, or as numbers that lie in one piece of a stream, if the step sends none.
+    fn fetch(&self, sent: &[Sent], step: &Step, cursor: &mut Cursor) -> Option<[Option<Piece>; 2]> {
         let Others {
             taken: sources,
             feeds,
@@ -383,7 +412,7 @@ impl<'a> Batch<'a> {
             }
         }
         let mut lie = [None, None];
-        for (((queue, same), to), lie) in all().zip(copied).zip(&mut lie) {
+        for (((queue, same), to), lie) in all().zip(&mut cursor.copied).zip(&mut lie) {
             to.clear();
             let Some(queue) = *queue else { continue };
             if let Some(same) = same {
@@ -433,6 +462,8 @@ struct Cursor {
     left: Vec<u64>,
     /// Logs of which the step at hand takes what nobody else will, and the first value that may still be asked for.
     empty: Vec<(usize, u64)>,
+    /// What the step at hand takes, where it had to be copied.
+    copied: [Wavelets; 2],
 }
 
 impl Sent {

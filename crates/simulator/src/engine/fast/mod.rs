@@ -593,7 +593,7 @@ impl<'p, 'm> Simulation<'p, 'm> {
         let cores = self.cores.iter_mut().flatten();
         let records = cores.filter_map(|pe| pe.core.recorded(now));
         others
-            .catch_up(records, sent, &self.logs)
+            .catch_up(records, sent, &self.logs, now)
             .map_err(|()| Stop::Apart)
     }
 

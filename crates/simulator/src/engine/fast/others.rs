@@ -9,6 +9,7 @@ use crate::engine::wavelets::Wavelets;
 use crate::program::Wavelet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 /// Bytes of records that are done again at once.
 const RECORDS: usize = 1 << 26;
@@ -54,22 +55,70 @@ struct Work {
 
 /// The columns that are timed with one, and what has still to be done in them.
 pub(super) struct Others {
-    groups: Vec<Group>,
     /// Of each queue, where what was taken came from.
     taken: Vec<Vec<Source>>,
     /// By queue, what was taken that cores before the columns sent: the same for all of them.
     outside: Vec<Wavelets>,
+    map: Arc<Map>,
+    /// Of a column.
+    cores: u64,
+    /// Wavelets sent in what was done again.
+    sent: u64,
+    /// Of the host; 0 for as many as it has.
+    threads: usize,
+    crew: Crew,
+    /// The crew is away, and does some of it, while the first column goes on.
+    away: Option<JoinHandle<(Crew, Result<(), ()>)>>,
+}
+
+/// Where streams come from.
+struct Map {
     /// Of each log its place in [`Group::sent`].
     places: Vec<u32>,
     /// Of each queue the log of what is put into it.
     log_of: Vec<u32>,
     feeds: Vec<Option<Arc<Vec<Wavelet>>>>,
-    /// Wavelets sent in what was done again.
-    sent: u64,
-    /// Of the host; 0 for as many as it has.
-    threads: usize,
+}
+
+/// The columns, and those who work on them.
+#[derive(Default)]
+struct Crew {
+    groups: Vec<Group>,
     /// Of each thread.
     rooms: Vec<Work>,
+}
+
+impl Crew {
+    /// Does a batch in all columns.
+    fn execute(&mut self, batch: &Batch) -> Result<(), ()> {
+        let each = self.groups.len().div_ceil(self.rooms.len()).max(1);
+        let ended = std::thread::scope(|scope| {
+            let running: Vec<_> = self
+                .groups
+                .chunks_mut(each)
+                .zip(&mut self.rooms)
+                .map(|(some, work)| {
+                    scope.spawn(move || some.iter_mut().try_for_each(|group| batch.execute(group, work)))
+                })
+                .collect();
+            running.into_iter().map(|r| joined(r.join())).collect::<Vec<_>>()
+        });
+        ended.into_iter().collect()
+    }
+}
+
+/// What a thread returned.
+fn joined<R>(ended: std::thread::Result<R>) -> R {
+    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+impl Drop for Others {
+    /// Nobody goes on with what is not asked for.
+    fn drop(&mut self) {
+        if let Some(away) = self.away.take() {
+            drop(away.join());
+        }
+    }
 }
 
 /// Something to be done again, what it takes where that is the same in all columns, and the wavelets that it takes of each source.
@@ -99,22 +148,35 @@ impl Others {
             group.sent.resize_with(n as usize, Sent::default);
             group
         };
-        Others {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
+        let mut crew = Crew {
             groups: (0..columns).step_by(LANES).map(group).collect(),
+            rooms: Vec::new(),
+        };
+        crew.rooms.resize_with(threads, Work::default);
+        Others {
             taken: vec![Vec::new(); log_of.len()],
             outside: vec![Wavelets::default(); log_of.len()],
-            places,
-            log_of: log_of.to_vec(),
-            feeds: logs.iter().map(|l| l.feed.clone()).collect(),
+            map: Arc::new(Map {
+                places,
+                log_of: log_of.to_vec(),
+                feeds: logs.iter().map(|l| l.feed.clone()).collect(),
+            }),
+            cores: 0,
             sent: 0,
             threads,
-            rooms: Vec::new(),
+            crew,
+            away: None,
         }
     }
 
     /// The next core, of which the columns have these SRAMs.
     pub fn add(&mut self, mut srams: impl Iterator<Item = Vec<u8>>) {
-        for group in &mut self.groups {
+        self.cores += 1;
+        for group in &mut self.crew.groups {
             let some: Vec<_> = srams.by_ref().take(group.columns).collect();
             group.memories.push(Memory::new(&some));
         }
@@ -124,12 +186,12 @@ impl Others {
     pub fn take(&mut self, core: usize) -> impl Iterator<Item = Vec<u8>> {
         let each =
             move |group: &mut Group| std::mem::take(&mut group.memories[core]).into_srams(group.columns);
-        self.groups.iter_mut().flat_map(each)
+        self.crew.groups.iter_mut().flat_map(each)
     }
 
     /// The first column's core takes these. Returns whether their values are to be [kept](Others::keep).
     pub fn takes(&mut self, queue: u32, log: u32, index: u64, n: u64) -> bool {
-        let outside = self.feeds[log as usize].is_none() && self.places[log as usize] == NONE;
+        let outside = self.map.feeds[log as usize].is_none() && self.map.places[log as usize] == NONE;
         let (log, index) = match outside {
             true => (NONE, self.taken_outside(queue)),
             false => (log, index),
@@ -155,51 +217,49 @@ impl Others {
 
     /// Whether so many bytes of records are to be done again, cores having sent so many wavelets in all.
     pub fn enough(&self, bytes: usize, sent: u64) -> bool {
-        let cores = self.groups.first().map_or(0, |g| g.memories.len());
-        bytes >= RECORDS || sent - self.sent >= SENT * cores as u64
+        bytes >= RECORDS || sent - self.sent >= SENT * self.cores
     }
 
-    /// Does again what the cores of the first column did, in the order of their places in a column's memory, up to when they had sent so
-    /// many wavelets. `Err` if columns differ in what decides the order.
+    /// Has what the cores of the first column did, in the order of their places in a column's memory, up to when they had sent so many
+    /// wavelets, done again: now, or while they go on. `Err` if columns differ in what decides the order, here or before.
     pub fn catch_up(
         &mut self,
         records: impl Iterator<Item = Vec<Recorded>>,
         sent: u64,
         logs: &[Log],
+        now: bool,
     ) -> Result<(), ()> {
         self.sent = sent;
         let mut at = vec![(0, 0); self.taken.len()];
         let steps: Vec<Vec<Step>> = records
             .map(|ops| ops.into_iter().map(|op| self.step(op, &mut at)).collect())
             .collect();
-        let threads = match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-            n => n,
+        let queues = self.taken.len();
+        let taken = std::mem::replace(&mut self.taken, vec![Vec::new(); queues]);
+        let outside = std::mem::replace(&mut self.outside, vec![Wavelets::default(); queues]);
+        let batch = Batch::new(self.map.clone(), taken, outside, logs, steps);
+        self.come_back()?;
+        let mut crew = std::mem::take(&mut self.crew);
+        if now || self.threads == 1 {
+            let ended = crew.execute(&batch);
+            self.crew = crew;
+            return ended;
+        }
+        self.away = Some(std::thread::spawn(move || {
+            let ended = crew.execute(&batch);
+            (crew, ended)
+        }));
+        Ok(())
+    }
+
+    /// Waits for the crew.
+    fn come_back(&mut self) -> Result<(), ()> {
+        let Some(away) = self.away.take() else {
+            return Ok(());
         };
-        let mut groups = std::mem::take(&mut self.groups);
-        let mut rooms = std::mem::take(&mut self.rooms);
-        rooms.resize_with(threads, Work::default);
-        let batch = Batch::new(self, logs, &steps);
-        let each = groups.len().div_ceil(threads).max(1);
-        let ended = std::thread::scope(|scope| {
-            let running: Vec<_> = groups
-                .chunks_mut(each)
-                .zip(&mut rooms)
-                .map(|(some, work)| {
-                    let batch = &batch;
-                    scope.spawn(move || some.iter_mut().try_for_each(|group| batch.execute(group, work)))
-                })
-                .collect();
-            let join = |thread: std::thread::ScopedJoinHandle<_>| match thread.join() {
-                Ok(ended) => ended,
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-            running.into_iter().map(join).collect::<Vec<_>>()
-        });
-        (self.groups, self.rooms) = (groups, rooms);
-        self.taken.iter_mut().for_each(Vec::clear);
-        self.outside.iter_mut().for_each(Wavelets::clear);
-        ended.into_iter().collect()
+        let (crew, ended) = joined(away.join());
+        self.crew = crew;
+        ended
     }
 
     /// Looks for what is the same in all columns; `at` is the first source of each queue that no step before takes from, and how much of
@@ -214,7 +274,7 @@ impl Others {
             let parts = parts(&self.taken[queue as usize], &mut at[queue as usize], wavelets);
             for Source { log, index, n } in parts {
                 let range = index as usize..(index + n) as usize;
-                match self.feeds.get(log as usize) {
+                match self.map.feeds.get(log as usize) {
                     _ if matches!(op, Recorded::Skips { .. }) => {}
                     None if from_feeds => self.outside[queue as usize].times(range, LANES, &mut all),
                     Some(Some(feed)) if from_feeds => side_by_side(&feed[range], &mut all),
@@ -243,10 +303,13 @@ impl Others {
 type Piece = (usize, Range<usize>);
 
 /// What is done again at once.
-struct Batch<'a> {
-    others: &'a Others,
+struct Batch {
+    map: Arc<Map>,
+    /// Of each queue, where what was taken came from.
+    taken: Vec<Vec<Source>>,
+    outside: Vec<Wavelets>,
     /// By core.
-    steps: &'a [Vec<Step>],
+    steps: Vec<Vec<Step>>,
     /// How many wavelets are taken out of each log, by its place.
     takes: Vec<u64>,
     /// Whether one queue alone takes them.
@@ -255,31 +318,32 @@ struct Batch<'a> {
     first: Vec<u64>,
 }
 
-impl<'a> Batch<'a> {
-    fn new(others: &'a Others, logs: &[Log], steps: &'a [Vec<Step>]) -> Batch<'a> {
-        let n = others.places.iter().filter(|p| **p != NONE).count();
+impl Batch {
+    fn new(
+        map: Arc<Map>,
+        taken: Vec<Vec<Source>>,
+        outside: Vec<Wavelets>,
+        logs: &[Log],
+        steps: Vec<Vec<Step>>,
+    ) -> Batch {
+        let n = map.places.iter().filter(|p| **p != NONE).count();
         let (mut takes, mut first) = (vec![0; n], vec![0; n]);
-        for (log, place) in logs
-            .iter()
-            .zip(&others.places)
-            .filter(|(_, place)| **place != NONE)
-        {
+        for (log, place) in logs.iter().zip(&map.places).filter(|(_, place)| **place != NONE) {
             first[*place as usize] = log.first();
         }
         let mut takers = vec![None; n];
         let mut one_taker = vec![true; n];
-        for (queue, source) in (0..)
-            .zip(&others.taken)
-            .flat_map(|(q, s)| s.iter().map(move |s| (q, s)))
-        {
-            let place = others.places.get(source.log as usize).map_or(n, |p| *p as usize);
+        for (queue, source) in (0..).zip(&taken).flat_map(|(q, s)| s.iter().map(move |s| (q, s))) {
+            let place = map.places.get(source.log as usize).map_or(n, |p| *p as usize);
             if place < n {
                 takes[place] += source.n;
                 one_taker[place] &= *takers[place].get_or_insert(queue) == queue;
             }
         }
         Batch {
-            others,
+            map,
+            taken,
+            outside,
             steps,
             takes,
             one_taker,
@@ -289,12 +353,12 @@ impl<'a> Batch<'a> {
 
     /// Does all steps of the columns' cores.
     fn execute(&self, group: &mut Group, work: &mut Work) -> Result<(), ()> {
-        let steps = self.steps;
+        let steps = &self.steps;
         // of each core: steps done, and those among the others that were done before their turn
         let mut done = vec![0; steps.len()];
         let mut early: Vec<Vec<usize>> = vec![Vec::new(); steps.len()];
         let mut cursor = Cursor {
-            at: vec![(0, 0); self.others.taken.len()],
+            at: vec![(0, 0); self.taken.len()],
             left: self.takes.clone(),
             empty: Vec::new(),
             copied: Default::default(),
@@ -350,7 +414,6 @@ impl<'a> Batch<'a> {
         cursor: &mut Cursor,
         work: &mut Work,
     ) -> Result<bool, ()> {
-        let others = self.others;
         let Work { scratch, free } = work;
         let Group { memories, sent, .. } = group;
         let Some(lie) = self.fetch(sent, step, cursor) else {
@@ -362,7 +425,7 @@ impl<'a> Batch<'a> {
             Recorded::Slots { run, slots } => match run.dst {
                 Arg::Out { queue, .. } => {
                     let inputs = [Input::Any(&copied[0]), Input::Any(&copied[1])];
-                    let place = others.places[others.log_of[queue as usize] as usize];
+                    let place = self.map.places[self.map.log_of[queue as usize] as usize];
                     let out = sent[place as usize].room(free);
                     run.lockstep(*slots, memory, inputs, out, scratch)?;
                 }
@@ -391,12 +454,8 @@ impl<'a> Batch<'a> {
 
     /// What a step takes, if all of it was sent: copied, or as numbers that lie in one piece of a stream, if the step sends none.
     fn fetch(&self, sent: &[Sent], step: &Step, cursor: &mut Cursor) -> Option<[Option<Piece>; 2]> {
-        let Others {
-            taken: sources,
-            feeds,
-            places,
-            ..
-        } = self.others;
+        let Map { feeds, places, .. } = &*self.map;
+        let sources = &self.taken;
         let (queues, wavelets) = (taken(&step.op).0, step.wavelets);
         let all = || queues.iter().zip(&step.same);
         // first whether it is there, of all of them
@@ -424,7 +483,7 @@ impl<'a> Batch<'a> {
                 let range = index as usize..(index + n) as usize;
                 match feeds.get(log as usize) {
                     _ if same.is_some() => {}
-                    None => self.others.outside[queue as usize].times(range, LANES, to),
+                    None => self.outside[queue as usize].times(range, LANES, to),
                     Some(Some(feed)) => side_by_side(&feed[range], to),
                     Some(None) => {
                         let place = places[log as usize] as usize;

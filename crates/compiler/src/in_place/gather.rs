@@ -127,15 +127,7 @@ impl Gather<'_> {
             Ok(end) if end <= machine.pe.sram_bytes => end,
             _ => return Err(frame.too_large((0, 0), end)),
         };
-        let mut region = Region {
-            name: self.name.into(),
-            x: 0,
-            y: 0,
-            width: machine.mesh.width,
-            height: machine.mesh.height,
-            routes: Vec::new(),
-            blocks: Vec::new(),
-        };
+        let mut region = frame.mesh(Vec::new());
         for (number, (top, last)) in self.bands.each().enumerate() {
             let band = Band {
                 frame: &frame,

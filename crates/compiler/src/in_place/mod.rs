@@ -268,6 +268,25 @@ impl Role {
     fn takes(&self) -> Color {
         colors::REDUCE[(self.row + 1) % 2]
     }
+
+    /// Descriptors of what goes down the band, what comes from the row above, if there is one, and what comes back from the last row.
+    fn ways(&self, a: &mut Assembler, [out, above, back]: [u8; 3], length: Val) {
+        a.output(out, self.gives(), Ty::F32, &[length], false);
+        if !self.first {
+            a.input(above, self.takes(), Ty::F32, &[length]);
+        }
+        a.input(back, RESULTS, Ty::F32, &[length]);
+    }
+
+    /// Each row's `own` goes down the band, joined by an operation; it becomes what the last row makes of all of them.
+    fn exchange(&self, a: &mut Assembler, own: u8, [out, above, back]: [u8; 3], op: Op, count: Count) {
+        let of = Operand::Desc;
+        match self.first {
+            true => a.map(Op::Mov, out, of(own), None, Count::None),
+            false => a.map(op, out, of(above), Some(of(own)), count),
+        }
+        a.map(Op::Mov, own, of(back), None, Count::None);
+    }
 }
 
 /// What the programs of operators have in common.
@@ -339,18 +358,23 @@ impl Frame<'_> {
         self.bands.each().enumerate().map(last).collect()
     }
 
-    /// The whole mesh, with the ways of what comes along the rows, from column 0 on.
-    fn region(&self, blocks: Vec<Block>) -> Region {
-        let (width, height) = (self.machine.mesh.width, self.machine.mesh.height);
-        let mut region = Region {
+    /// The whole mesh, without routes.
+    fn mesh(&self, blocks: Vec<Block>) -> Region {
+        Region {
             name: self.name.into(),
             x: 0,
             y: 0,
-            width,
-            height,
+            width: self.machine.mesh.width,
+            height: self.machine.mesh.height,
             routes: Vec::new(),
             blocks,
-        };
+        }
+    }
+
+    /// The whole mesh, with the ways of what comes along the rows, from column 0 on.
+    fn region(&self, blocks: Vec<Block>) -> Region {
+        let (width, height) = (self.machine.mesh.width, self.machine.mesh.height);
+        let mut region = self.mesh(blocks);
         let all = [Port::Ramp, Port::East];
         let near = Lattice::rect(1, 0, width - 2, height);
         let far = Lattice::rect(width - 1, 0, 1, height);

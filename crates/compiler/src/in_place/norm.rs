@@ -65,12 +65,10 @@ impl LayerNorm<'_> {
         let feeds = frame.enter(&mut region, 1, |_, row| {
             let features = self.x.features[row]..self.x.features[row + 1];
             let both = [&self.scale[features.clone()], &self.shift[features]].concat();
-            let mut words: Vec<u32> = vec![both.len() as u32];
-            words.extend(both.iter().map(|v| v.to_bits()));
-            let one = |w: &u32| blocks::wavelets(machine, Ty::F32, &[*w]);
+            let bits: Vec<u32> = both.iter().map(|v| v.to_bits()).collect();
             // the first is a task's
-            let mut all = one(&words[0]);
-            all.extend(blocks::wavelets(machine, Ty::F32, &words[1..]));
+            let mut all = blocks::wavelets(machine, Ty::F32, &[bits.len() as u32]);
+            all.extend(blocks::wavelets(machine, Ty::F32, &bits));
             all
         });
         frame.up_and_down(&mut region, 0, None);
@@ -114,19 +112,8 @@ impl LayerNorm<'_> {
         a.memory(6, Ty::F32, Val::Imm(constants), &all, &[1, 0], true);
         a.memory(7, Ty::F32, reg(1), &all, &[1, 0], true);
         y.operand(&mut a, 8, features);
-        a.output(9, role.gives(), Ty::F32, &[length], false);
-        if !role.first {
-            a.input(10, role.takes(), Ty::F32, &[length]);
-        }
-        a.input(11, RESULTS, Ty::F32, &[length]);
-        // what the last row makes of all rows' sums
-        let exchange = |a: &mut Assembler| {
-            match role.first {
-                true => a.map(Op::Mov, 9, of(5), None, Count::None),
-                false => a.map(Op::Add, 9, of(10), Some(of(5)), Count::Reduce),
-            }
-            a.map(Op::Mov, 5, of(11), None, Count::None);
-        };
+        role.ways(&mut a, [9, 10, 11], length);
+        let exchange = |a: &mut Assembler| role.exchange(a, 5, [9, 10, 11], Op::Add, Count::Reduce);
         a.map(Op::Mov, 5, Operand::Imm(0.0), None, Count::None);
         a.map(Op::Add, 4, of(4), Some(of(2)), Count::Other);
         exchange(&mut a);

@@ -87,18 +87,8 @@ impl Softmax<'_> {
         // d1 the largest, or the sum, for every feature; d2 by itself
         a.memory(1, Ty::F32, Val::Imm(own), &[features, length], &[0, 1], true);
         a.memory(2, Ty::F32, Val::Imm(own), &[length], &[1], true);
-        a.output(3, role.gives(), Ty::F32, &[length], false);
-        if !role.first {
-            a.input(4, role.takes(), Ty::F32, &[length]);
-        }
-        a.input(5, RESULTS, Ty::F32, &[length]);
-        let exchange = |a: &mut Assembler, op: Op, count: Count| {
-            match role.first {
-                true => a.map(Op::Mov, 3, of(2), None, Count::None),
-                false => a.map(op, 3, of(4), Some(of(2)), count),
-            }
-            a.map(Op::Mov, 2, of(5), None, Count::None);
-        };
+        role.ways(&mut a, [3, 4, 5], length);
+        let exchange = |a: &mut Assembler, op, count| role.exchange(a, 2, [3, 4, 5], op, count);
         if self.scale != 1.0 {
             a.map(Op::Mul, 0, of(0), Some(Operand::Imm(self.scale)), Count::Other);
         }

@@ -2,7 +2,7 @@
 //! an instruction is a row of elements, one of each PE, and each PE's come in the order that they have by themselves.
 
 use super::bulk::{Nest, Scratch};
-use super::vector::{Arg, Run, reach};
+use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
 use crate::engine::wavelets::Wavelets;
 use crate::numerics::axpy::{self, Axpy, overlap};
@@ -218,13 +218,6 @@ impl Run {
         out: &mut Wavelets,
         scratch: &mut Scratch,
     ) -> Result<(), ()> {
-        let reached = |arg: &Arg| match arg {
-            Arg::Memory { ty, strides, at, .. } => {
-                let begun: i64 = (0..3).map(|d| strides[d] * self.index[d]).sum();
-                reach(at - begun, strides, &self.shape, *ty)
-            }
-            _ => (0, 0),
-        };
         let inputs = inputs.map(|input| match input {
             Input::Words(words) => {
                 let mut wavelets = Wavelets::default();
@@ -238,12 +231,12 @@ impl Run {
         let mut unused = PeCounters::default();
         for (lane, sent) in sent.iter_mut().enumerate() {
             for arg in [&self.dst, &self.a, &self.b] {
-                memory.copy(lane, reached(arg), &mut own);
+                memory.copy(lane, self.reaches(arg), &mut own);
             }
             let mut came = inputs.each_ref().map(|all| all.of(lane, LANES));
             let mut run = self.clone();
             run.leap(0, slots, &mut own, &mut came, sent, &mut unused, scratch)?;
-            memory.put(lane, reached(&self.dst), &own);
+            memory.put(lane, self.reaches(&self.dst), &own);
         }
         out.add_side_by_side(&sent);
         Ok(())

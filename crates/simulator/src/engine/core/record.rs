@@ -5,8 +5,9 @@
 //! What comes from the edge is the same in all columns ([`Uniform`]): weights are not written there at all if all that is done with them
 //! is to multiply, since the record has their values.
 
-use super::uniform::{Range, Uniform};
-use super::vector::{Arg, Run, Source, reach};
+use super::uniform::Uniform;
+use super::vector::{Arg, Run, Source};
+use super::{NOTHING, Range};
 use crate::numerics as num;
 use crate::numerics::axpy::Axpy;
 use crate::program::{Op as Operation, Ty, Wavelet};
@@ -36,8 +37,6 @@ struct Touch {
     queues: [Option<u32>; 3],
 }
 
-const NOTHING: Range = (0, 0);
-
 fn meet(a: Range, b: Range) -> bool {
     a.0 < b.1 && b.0 < a.1
 }
@@ -64,28 +63,15 @@ impl Touch {
 
     /// Of all that a vector instruction still does, of an axpy for the element at hand.
     fn of(run: &Run) -> Touch {
-        let memory = |arg: &Arg| match arg {
-            Arg::Memory {
-                ty,
-                base,
-                strides,
-                at,
-            } => {
-                let begun: i64 = (0..3).map(|d| strides[d] * run.index[d]).sum();
-                let base = if run.sparse.is_some() { at - begun } else { *base };
-                reach(base, strides, &run.shape, *ty)
-            }
-            _ => NOTHING,
-        };
         let queue = |arg: &Arg| match arg {
             Arg::In { queue, .. } | Arg::Out { queue, .. } => Some(*queue),
             _ => None,
         };
-        let dst = memory(&run.dst);
+        let dst = run.reaches(&run.dst);
         let accumulates = if run.op == Operation::Mac { dst } else { NOTHING };
         Touch {
             writes: dst,
-            reads: [memory(&run.a), memory(&run.b), accumulates],
+            reads: [run.reaches(&run.a), run.reaches(&run.b), accumulates],
             queues: [&run.dst, &run.a, &run.b].map(queue),
         }
     }
@@ -342,27 +328,21 @@ impl Record {
 
     /// What columns need for a vector instruction that begins.
     fn kind(&self, run: &Run) -> Kind {
-        let Arg::Memory {
-            ty, base, strides, ..
-        } = &run.dst
-        else {
+        let Arg::Memory { ty, strides, .. } = &run.dst else {
             return Kind::Apart;
         };
         if run.sparse.is_some() || !run.is_fresh() {
             return Kind::Apart;
         }
-        let dst = reach(*base, strides, &run.shape, *ty);
-        let sources = [&run.a, &run.b].map(|arg| match arg {
-            Arg::Memory {
-                ty, base, strides, ..
-            } => Some((reach(*base, strides, &run.shape, *ty), strides[3])),
-            _ => None,
-        });
-        let known = |range: Range| self.uniform.covers(range) && !meet(range, dst);
+        let dst = run.reaches(&run.dst);
+        let known = |arg: &Arg| match arg {
+            Arg::Memory { .. } => self.uniform.covers(run.reaches(arg)) && !meet(run.reaches(arg), dst),
+            Arg::In { queue, .. } => self.queues.contains(queue),
+            _ => true,
+        };
         if run.op == Operation::Mac {
-            let along = |s: Option<(Range, i64)>| s.filter(|(range, stride)| *stride == 0 && known(*range));
-            let factor = sources.into_iter().find_map(along);
-            return factor.map_or(Kind::Apart, |(range, _)| Kind::Factor(range));
+            let factor = [&run.a, &run.b].into_iter().find(|arg| run.stays(arg) && known(arg));
+            return factor.map_or(Kind::Apart, |arg| Kind::Factor(run.reaches(arg)));
         }
         // what it makes has no gaps
         let mut step = ty.bytes() as i64;
@@ -371,13 +351,8 @@ impl Record {
             piece &= *stride == step;
             step *= n;
         }
-        let all_known = [&run.a, &run.b].iter().zip(sources).all(|(arg, lies)| match arg {
-            Arg::In { queue, .. } => self.queues.contains(queue),
-            Arg::Imm(_) => true,
-            _ => lies.is_some_and(|(range, _)| known(range)),
-        });
         let from_edge = [&run.a, &run.b].iter().any(|arg| !matches!(arg, Arg::Imm(_)));
-        match piece && all_known && from_edge {
+        match piece && from_edge && known(&run.a) && known(&run.b) {
             true => Kind::Uniform,
             false => Kind::Apart,
         }
@@ -461,22 +436,19 @@ impl Run {
         self.index == [0; 3] && self.column == 0 && self.paid == 0
     }
 
+    /// Whether an operand lies in memory and is one element for each innermost row.
+    fn stays(&self, arg: &Arg) -> bool {
+        matches!(arg, Arg::Memory { strides, .. } if strides[3] == 0)
+    }
+
     /// The rows of an axpy's element, or of multiply-adds whose one factor the record has, if they are f32 sums in a line that have no
     /// byte in common with what is multiplied.
     fn axpys(&self, memory: &[u8], kind: Kind) -> Option<(Vec<Axpy>, usize, Ty)> {
-        let Arg::Memory {
-            at: y, strides: sums, ..
-        } = &self.dst
-        else {
+        let Arg::Memory { at: y, .. } = &self.dst else {
             return None;
         };
-        let lies = |arg: &Arg, range: Range| match arg {
-            Arg::Memory {
-                ty, base, strides, ..
-            } => strides[3] == 0 && reach(*base, strides, &self.shape, *ty) == range,
-            _ => false,
-        };
-        let (factor, x) = match (&self.a, &self.b, kind) {
+        let lies = |arg: &Arg, range: Range| self.stays(arg) && self.reaches(arg) == range;
+        let (factor, multiplied) = match (&self.a, &self.b, kind) {
             (a @ Arg::Imm(_), b, _) if self.sparse.is_some() => (a, b),
             (a, b, Kind::Factor(range)) if lies(a, range) => (a, b),
             (a, b, Kind::Factor(range)) if lies(b, range) => (b, a),
@@ -484,15 +456,12 @@ impl Run {
         };
         let Arg::Memory {
             at: x, ty, strides, ..
-        } = x
+        } = multiplied
         else {
             return None;
         };
         let rows = self.rows_with(strides, *ty)?;
-        if meet(
-            reach(*y, sums, &self.shape, Ty::F32),
-            reach(*x, strides, &self.shape, *ty),
-        ) {
+        if meet(self.reaches(&self.dst), self.reaches(multiplied)) {
             return None;
         }
         let [_, b, c, n] = self.shape;

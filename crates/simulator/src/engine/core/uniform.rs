@@ -1,8 +1,7 @@
 //! Which bytes of a core's memory are known to be the same in all columns that do what this one does, because they came from the edge.
 //! They need not be written in the other columns before something there reads them ([`super::record`]).
 
-/// Bytes of memory from an address to before another one.
-pub(super) type Range = (i64, i64);
+use super::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Part {

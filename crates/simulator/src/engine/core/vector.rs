@@ -460,6 +460,18 @@ impl Run {
         Ok(())
     }
 
+    /// The bytes from the first to before the last of all that an operand is in memory, of an axpy for the element at hand; none if it is
+    /// elsewhere.
+    pub(super) fn reaches(&self, arg: &Arg) -> Range {
+        match arg {
+            Arg::Memory { ty, strides, at, .. } => {
+                let begun: i64 = (0..3).map(|d| strides[d] * self.index[d]).sum();
+                reach(at - begun, strides, &self.shape, *ty)
+            }
+            _ => (0, 0),
+        }
+    }
+
     /// The bytes among which those are that it writes.
     pub(super) fn writes(&self) -> Range {
         match &self.dst {

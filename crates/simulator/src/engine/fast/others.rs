@@ -60,12 +60,10 @@ pub(super) struct Others {
     /// By queue, what was taken that cores before the columns sent: the same for all of them.
     outside: Vec<Wavelets>,
     map: Arc<Map>,
-    /// Of a column.
+    /// How many a column has.
     cores: u64,
     /// Wavelets sent in what was done again.
     sent: u64,
-    /// Of the host; 0 for as many as it has.
-    threads: usize,
     crew: Crew,
     /// The crew is away, and does some of it, while the first column goes on.
     away: Option<JoinHandle<(Crew, Result<(), ()>)>>,
@@ -132,6 +130,7 @@ struct Step {
 
 impl Others {
     /// For so many columns, of cores that send into the logs that `log_of` says by queue; what comes from other ones is the same for all.
+    /// So many threads of the host work on them; 0 for as many as it has.
     pub fn new(columns: usize, threads: usize, logs: &[Log], log_of: &[u32]) -> Others {
         let mut places = vec![NONE; logs.len()];
         let mut n = 0;
@@ -167,7 +166,6 @@ impl Others {
             }),
             cores: 0,
             sent: 0,
-            threads,
             crew,
             away: None,
         }
@@ -240,7 +238,7 @@ impl Others {
         let batch = Batch::new(self.map.clone(), taken, outside, logs, steps);
         self.come_back()?;
         let mut crew = std::mem::take(&mut self.crew);
-        if now || self.threads == 1 {
+        if now || crew.rooms.len() == 1 {
             let ended = crew.execute(&batch);
             self.crew = crew;
             return ended;
@@ -266,6 +264,7 @@ impl Others {
     /// it one does.
     fn step(&self, op: Recorded, at: &mut [(usize, u64)]) -> Step {
         let (queues, wavelets) = taken(&op);
+        let skips = matches!(op, Recorded::Skips { .. });
         let mut same = [None, None];
         for (queue, same) in queues.into_iter().zip(&mut same) {
             let Some(queue) = queue else { continue };
@@ -273,18 +272,17 @@ impl Others {
             let mut from_feeds = true;
             let parts = parts(&self.taken[queue as usize], &mut at[queue as usize], wavelets);
             for Source { log, index, n } in parts {
+                if skips {
+                    continue;
+                }
                 let range = index as usize..(index + n) as usize;
                 match self.map.feeds.get(log as usize) {
-                    _ if matches!(op, Recorded::Skips { .. }) => {}
                     None if from_feeds => self.outside[queue as usize].times(range, LANES, &mut all),
                     Some(Some(feed)) if from_feeds => side_by_side(&feed[range], &mut all),
                     _ => from_feeds = false,
                 }
             }
             *same = from_feeds.then_some(all);
-            if let Recorded::Skips { .. } = op {
-                *same = Some(Wavelets::default());
-            }
         }
         let in_words = match &op {
             Recorded::Slots { run, .. } => run.in_words() && !matches!(run.dst, Arg::Out { .. }),

@@ -177,6 +177,8 @@ impl Case {
             writeln!(text, "  memory y @{sums} {y_bytes} bytes").unwrap();
             writeln!(text, "  memory w @{weights} {weight_bytes} bytes").unwrap();
             writeln!(text, "  memory z @{kept} {} bytes", 4 * results).unwrap();
+            let copy = at(kept + 4 * results);
+            writeln!(text, "  memory s @{copy} {weight_bytes} bytes").unwrap();
             match early && finishes {
                 true => {
                     writeln!(
@@ -240,7 +242,13 @@ impl Case {
                 let values = |i: u32| number(i + 17 * y + 100 * round as u32).to_bits();
                 let all = features * m;
                 // the sums of the round before are on their way
-                writeln!(text, "    wait t1\n    mov d2 = 0.0").unwrap();
+                writeln!(text, "    wait t1").unwrap();
+                if c.one_in(4) {
+                    data.extend((0..m * tokens).map(|i| word(values(i + 7), false)));
+                    writeln!(text, "    desc d12 = in c0 f32 {shape}\n    mov d2 = d12").unwrap();
+                } else {
+                    writeln!(text, "    mov d2 = 0.0").unwrap();
+                }
                 writeln!(text, "    desc d7 = mem f32 @y [{tokens}] by [1]{wide}").unwrap();
                 writeln!(text, "    desc d8 = mem {ty} @x [{tokens}] by [1]{wide}").unwrap();
                 let steps = format!(
@@ -274,7 +282,21 @@ impl Case {
                 if fetch > 0 {
                     writeln!(text, "    desc d0 = mem f32 @w [{fetch}] by [1]{wide}").unwrap();
                     writeln!(text, "    desc d1 = in c0 f32 [{fetch}]").unwrap();
-                    run(&mut text, 2, "mov d0 = d1");
+                    if c.one_in(3) {
+                        // copied, or partly written again, while it comes
+                        writeln!(text, "    async t2 mov d0 = d1").unwrap();
+                        (0..c.below(4)).for_each(|i| writeln!(text, "    set r9 = {i}").unwrap());
+                        let (from, n) = (c.below(fetch), 1 + c.below(fetch));
+                        let n = n.min(fetch - from);
+                        let odd = if c.one_in(3) { 2 } else { 0 };
+                        let n = if odd > 0 && from + n == fetch { n.max(2) - 1 } else { n };
+                        let at = weights + 4 * from + odd;
+                        writeln!(text, "    desc d13 = mem f32 @{at} [{n}] by [1]").unwrap();
+                        writeln!(text, "    desc d14 = mem f32 @s [{n}] by [1]\n    mov d14 = d13").unwrap();
+                        writeln!(text, "    wait t2").unwrap();
+                    } else {
+                        run(&mut text, 2, "mov d0 = d1");
+                    }
                 }
                 match form {
                     Form::Dense => {
@@ -299,6 +321,10 @@ impl Case {
                         .unwrap();
                     }
                     Form::Fabric => writeln!(text, "    axpy d7 += d8 * list c0 f32 {steps}").unwrap(),
+                }
+                if c.one_in(4) {
+                    data.extend((0..m * tokens).map(|i| word(values(i + 3), false)));
+                    writeln!(text, "    desc d12 = in c0 f32 {shape}\n    add d2 = d2 + d12 #other").unwrap();
                 }
                 if chain {
                     let flag = if c.one_in(2) { " flag" } else { "" };

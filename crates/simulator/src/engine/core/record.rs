@@ -148,6 +148,12 @@ struct List {
     touch: Touch,
 }
 
+impl From<List> for Op {
+    fn from(List { all, n, ty, .. }: List) -> Op {
+        Op::Axpys { all, n, ty }
+    }
+}
+
 struct Part {
     run: Box<Run>,
     slots: u64,
@@ -216,11 +222,17 @@ impl Record {
         self.ops.push(op);
     }
 
-    /// Columns get what they have not got of these bytes.
+    /// Columns get what they have not got of these bytes: after what needs what was there before, and before what needs them, as parts do
+    /// whose operands are the same in all columns.
     fn write(&mut self, range: Range, memory: &[u8]) {
         let stale: Vec<Range> = self.uniform.stale(range).collect();
         for (from, end) in stale {
-            self.before(None, &Touch::memory((from, end), NOTHING), memory);
+            let touch = Touch::memory((from, end), NOTHING);
+            for t in 0..self.threads.len() {
+                if let Some(list) = self.threads[t].list.take_if(|list| list.touch.meets(&touch)) {
+                    self.push(list.into());
+                }
+            }
             let bytes = memory[from as usize..end as usize].to_vec();
             let at = from as usize;
             self.push(Op::Store { at, bytes });
@@ -238,8 +250,8 @@ impl Record {
     /// What a thread did gets its place.
     fn settle(&mut self, t: usize, memory: &[u8]) {
         let Thread { list, part } = std::mem::take(&mut self.threads[t]);
-        if let Some(List { all, n, ty, .. }) = list {
-            self.push(Op::Axpys { all, n, ty });
+        if let Some(list) = list {
+            self.push(list.into());
         }
         if let Some(Part {
             run,
@@ -341,7 +353,9 @@ impl Record {
             _ => true,
         };
         if run.op == Operation::Mac {
-            let factor = [&run.a, &run.b].into_iter().find(|arg| run.stays(arg) && known(arg));
+            let factor = [&run.a, &run.b]
+                .into_iter()
+                .find(|arg| run.stays(arg) && known(arg));
             return factor.map_or(Kind::Apart, |arg| Kind::Factor(run.reaches(arg)));
         }
         // what it makes has no gaps

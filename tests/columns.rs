@@ -513,7 +513,7 @@ fn equal_columns_are_equal_on_both_engines_in_long() {
 /// A copy of bytes that came from the west is under way when bytes beside them are about to change: the other columns get all of them
 /// first, and then copy.
 #[test]
-fn bytes_from_the_west_come_before_what_copies_them() {
+fn bytes_from_the_west_come_before_what_needs_them() {
     let machine = small(&["mesh.width=3", "mesh.height=1"]);
     let text = String::from(
         r#"program columns
@@ -533,16 +533,29 @@ block 0..2 x 0
     mov d0 = d1
     desc d2 = mem f32 @y [10] by [1]
     desc d3 = mem f32 @s [10] by [1]
-    desc d4 = mem f32 @72 [5] by [1]
-    desc d5 = mem f32 @x [5] by [1]
-    async t1 mov d3 = d2
+    desc d4 = mem f32 @x [5] by [1]
+    desc d5 = mem f32 @56 [5] by [1]
+    desc d6 = mem f32 @s [2 5] by [5 1]
+    desc d7 = mem f32 @y [2 5] by [1 0]
+    desc d8 = mem f32 @x [2 5] by [0 1]
 "#,
     );
+    let cases = [
+        // read by two at once
+        ("mov d3 = d2", "add d4 = d4 + d5"),
+        // a factor that the columns have not got, of multiply-adds that another one cuts
+        ("mac d6 += d7 * d8", "add d3 = d3 + d2"),
+    ];
     // at each of its cycles
-    for later in 0..12 {
+    for (later, (first, second)) in (0..12).flat_map(|later| cases.map(|case| (later, case))) {
         let mut program = text.clone();
+        writeln!(program, "    async t2 {first}").unwrap();
         (0..later).for_each(|i| writeln!(program, "    set r9 = {i}").unwrap());
-        program += "    add d4 = d4 + d5 #other\n    wait t1\n    halt\n";
+        writeln!(
+            program,
+            "    async t1 {second}\n    wait t1\n    wait t2\n    halt"
+        )
+        .unwrap();
         let mut program = parse(&program, &DataStore::default()).unwrap_or_else(|e| panic!("{e}"));
         program.stages[0].feeds.push(Feed {
             name: "weights".into(),
@@ -567,7 +580,7 @@ block 0..2 x 0
         assert!(fast.0.unwrap_or_else(|e| panic!("{e}")).paths.columns > 0);
         assert!(
             reference.0.is_ok() && fast.1 == reference.1,
-            "{later} instructions later"
+            "{second}, {later} instructions later than {first}"
         );
     }
 }

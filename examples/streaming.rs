@@ -26,7 +26,7 @@ use meshloom_compiler::plan::{Function, Norm};
 use meshloom_compiler::{Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Mask, Op, seeded_inputs, sparsify};
 use meshloom_simulator::Machine;
-use meshloom_simulator::engine::{self, Engine, PeCounters};
+use meshloom_simulator::engine::{self, Engine, PeCounters, Sram};
 use meshloom_simulator::program::Ty;
 use std::time::Instant;
 
@@ -291,7 +291,7 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
     };
     let began = Instant::now();
     let mapped = product.map(&machine)?;
-    let mut sram = vec![Vec::new(); side * side];
+    let mut sram = Sram::new(&machine);
     operand.place(&x, &mut sram);
     let compile = began.elapsed().as_secs_f64();
     let began = Instant::now();
@@ -382,7 +382,7 @@ impl Table<'_> {
     }
 
     /// Runs an operator and adds what it took to the row of that name.
-    fn run(&mut self, o: &Operator, name: &str, sram: &mut Vec<Vec<u8>>) -> Result<(), Failure> {
+    fn run(&mut self, o: &Operator, name: &str, sram: &mut Sram) -> Result<(), Failure> {
         let began = Instant::now();
         let outcome = engine::run_on(&o.program, self.machine, &engine_options(), sram)?;
         let seconds = began.elapsed().as_secs_f64();
@@ -471,8 +471,7 @@ impl Block {
         more: &[(&Tensor, &[f32])],
         compile: f64,
     ) -> Result<[Vec<f32>; 2], Failure> {
-        let pes = (self.machine.mesh.width * self.machine.mesh.height) as usize;
-        let mut sram = vec![Vec::new(); pes];
+        let mut sram = Sram::new(&self.machine);
         let x: Vec<f32> = weights(self.tokens * self.x.all())
             .iter()
             .map(|v| v * 3.4)

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Choices, comparable, small};
-use meshloom_simulator::engine::{Engine, Options, Outcome, RunError, run_on};
+use meshloom_simulator::engine::{Engine, Options, Outcome, RunError, Sram, run_on};
 use meshloom_simulator::program::*;
 use meshloom_simulator::text::{DataStore, parse};
 use meshloom_simulator::verify::verify;
@@ -20,6 +20,8 @@ struct Case {
     machine: Machine,
     program: Program,
     sram: Vec<Vec<u8>>,
+    /// How often it runs, each time on what the time before left.
+    times: usize,
     /// A PE's next instructions depend on a number that columns have of their own.
     decides: bool,
     threads: usize,
@@ -420,21 +422,29 @@ impl Case {
             machine,
             program,
             sram: (0..pes).map(fill).collect(),
+            times: 1 + c.below(2) as usize,
             decides,
             threads: 1 + c.below(2) as usize,
         }
     }
 
-    fn run(&self, engine: Engine) -> (Result<Outcome, RunError>, Vec<Vec<u8>>) {
+    /// What each run gives, and leaves.
+    fn run(&self, engine: Engine) -> Result<Vec<(Outcome, Sram)>, RunError> {
         let options = Options {
             engine,
             record: true,
             threads: self.threads,
             ..Options::default()
         };
-        let mut sram = self.sram.clone();
-        let outcome = run_on(&self.program, &self.machine, &options, &mut sram);
-        (outcome, sram)
+        let mut sram = Sram::new(&self.machine);
+        for (pe, bytes) in self.sram.iter().enumerate() {
+            sram.write(pe, 0, bytes);
+        }
+        let once = |_| {
+            let outcome = run_on(&self.program, &self.machine, &options, &mut sram)?;
+            Ok((outcome, sram.clone()))
+        };
+        (0..self.times).map(once).collect()
     }
 }
 
@@ -472,15 +482,17 @@ fn many(cases: u32) {
             let text = || meshloom_simulator::text::print(&case.program);
             prop_assert_eq!(verify(&case.program, &case.machine), Ok(()), "{}", text());
             let (fast, reference) = (case.run(Engine::Fast), case.run(Engine::Reference));
-            match (fast.0, reference.0) {
-                (Ok(fast_outcome), Ok(outcome)) => {
-                    let as_one = fast_outcome.paths.columns > 0;
-                    prop_assert!(case.decides || as_one, "not timed as one\n{}", text());
+            match (fast, reference) {
+                (Ok(fast), Ok(reference)) => {
                     ended.set(ended.get() + 1);
+                    let as_one = fast.iter().all(|(outcome, _)| outcome.paths.columns > 0);
+                    prop_assert!(case.decides || as_one, "not timed as one\n{}", text());
                     together.set(together.get() + as_one as u32);
-                    let differs = difference(&comparable(fast_outcome), &comparable(outcome));
-                    prop_assert_eq!(differs, None, "{}", text());
-                    prop_assert!(fast.1 == reference.1, "SRAM differs\n{}", text());
+                    for (fast, reference) in fast.into_iter().zip(reference) {
+                        let differs = difference(&comparable(fast.0), &comparable(reference.0));
+                        prop_assert_eq!(differs, None, "{}", text());
+                        prop_assert!(fast.1 == reference.1, "SRAM differs\n{}", text());
+                    }
                 }
                 (a, b) => prop_assert_eq!(a.err(), b.err()),
             }
@@ -573,13 +585,17 @@ block 0..2 x 0
             machine: machine.clone(),
             program,
             sram: (0..3).map(fill).collect(),
+            times: 1,
             decides: false,
             threads: 1,
         };
-        let (fast, reference) = (case.run(Engine::Fast), case.run(Engine::Reference));
-        assert!(fast.0.unwrap_or_else(|e| panic!("{e}")).paths.columns > 0);
+        let [(fast, left), (_, wanted)] = [Engine::Fast, Engine::Reference].map(|engine| {
+            let mut all = case.run(engine).unwrap_or_else(|e| panic!("{e}"));
+            all.remove(0)
+        });
+        assert!(fast.paths.columns > 0);
         assert!(
-            reference.0.is_ok() && fast.1 == reference.1,
+            left == wanted,
             "{second}, {later} instructions later than {first}"
         );
     }

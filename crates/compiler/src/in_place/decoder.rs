@@ -7,6 +7,7 @@ use crate::CompileError;
 use crate::plan::{Function, Norm};
 use meshloom_models::graph::{Graph, Node, Op, TensorId};
 use meshloom_simulator::Machine;
+use meshloom_simulator::engine::Sram;
 use meshloom_simulator::program::Ty;
 
 /// A graph's residual stream on a mesh, and what is done with it, part by part.
@@ -308,13 +309,13 @@ impl<'g> Decoder<'g> {
         }
     }
 
-    /// The SRAM of every PE, row by row of the mesh, with the first tensor's values \[tokens, features\] in it, and the mask.
+    /// The SRAM of every PE, with the first tensor's values \[tokens, features\] in it, and the mask.
     ///
     /// # Panics
     /// There are not as many values as elements.
-    pub fn place(&self, values: &[f32]) -> Vec<Vec<u8>> {
+    pub fn place(&self, values: &[f32]) -> Sram {
         let mesh = &self.machine.mesh;
-        let mut sram = vec![Vec::new(); mesh.width as usize * mesh.height as usize];
+        let mut sram = Sram::new(&self.machine);
         assert_eq!(
             values.len(),
             self.tokens * self.x.all(),
@@ -331,7 +332,7 @@ impl<'g> Decoder<'g> {
     }
 
     /// The last product's results \[tokens, outputs\].
-    pub fn read(&self, sram: &[Vec<u8>]) -> Vec<f32> {
+    pub fn read(&self, sram: &Sram) -> Vec<f32> {
         let mut all = self.logits.read(sram);
         all.truncate(self.tokens * self.logits.all());
         all

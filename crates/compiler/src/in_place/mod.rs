@@ -29,6 +29,7 @@ use crate::assemble::Assembler;
 use crate::kernels::{balanced, colors, table};
 use crate::passes::{limits, memory};
 use half::f16;
+use meshloom_simulator::engine::Sram;
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine, Side};
 
@@ -95,66 +96,61 @@ impl Tensor {
         pes / (self.features.len() - 1)
     }
 
-    /// Writes values \[tokens, features\] into the SRAM of every PE, row by row of the mesh.
+    /// Writes values \[tokens, features\] into the SRAM of every PE.
     ///
     /// # Panics
     /// There are not as many values as elements.
-    pub fn place(&self, values: &[f32], sram: &mut [Vec<u8>]) {
-        let width = self.width(sram.len());
+    pub fn place(&self, values: &[f32], sram: &mut Sram) {
         let all = self.all();
         assert_eq!(
             values.len(),
-            self.tokens * (width - 1) * all,
+            self.tokens * (self.width(sram.pes()) - 1) * all,
             "values are [tokens, features]"
         );
-        let element = self.ty.bytes() as usize;
-        for (row, features) in self.features.windows(2).enumerate() {
-            for column in 0..width - 1 {
-                let bytes = &mut sram[row * width + column + 1];
-                let end = self.address as usize + (features[1] - features[0]) * self.pitch() as usize;
-                if bytes.len() < end && features[0] < features[1] {
-                    bytes.resize(end, 0);
-                }
-                for feature in features[0]..features[1] {
-                    let at = self.address as usize + (feature - features[0]) * self.pitch() as usize;
-                    for token in 0..self.tokens {
-                        let value = values[(column * self.tokens + token) * all + feature];
-                        let to = &mut bytes[at + token * element..][..element];
-                        match self.ty {
-                            Ty::F32 => to.copy_from_slice(&value.to_le_bytes()),
-                            Ty::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
-                        }
-                    }
+        let mut bytes = Vec::new();
+        self.each(sram.pes(), |pe, at, token, feature| {
+            bytes.clear();
+            for token in token..token + self.tokens {
+                let value = values[token * all + feature];
+                match self.ty {
+                    Ty::F32 => bytes.extend(value.to_le_bytes()),
+                    Ty::F16 => bytes.extend(f16::from_f32(value).to_le_bytes()),
                 }
             }
-        }
+            sram.write(pe, at, &bytes);
+        });
     }
 
-    /// Its values \[tokens, features\] in the SRAM of every PE, row by row of the mesh. What is not there is 0.
-    pub fn read(&self, sram: &[Vec<u8>]) -> Vec<f32> {
-        let width = self.width(sram.len());
+    /// Its values \[tokens, features\] in the SRAM of every PE. What is not there is 0.
+    pub fn read(&self, sram: &Sram) -> Vec<f32> {
         let all = self.all();
         let element = self.ty.bytes() as usize;
-        let mut values = vec![0.0; self.tokens * (width - 1) * all];
+        let mut values = vec![0.0; self.tokens * (self.width(sram.pes()) - 1) * all];
+        let mut bytes = vec![0; self.tokens * element];
+        self.each(sram.pes(), |pe, at, token, feature| {
+            sram.read(pe, at, &mut bytes);
+            for (token, from) in (token..).zip(bytes.chunks_exact(element)) {
+                values[token * all + feature] = match *from {
+                    [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                    [a, b] => f16::from_le_bytes([a, b]).to_f32(),
+                    _ => 0.0,
+                };
+            }
+        });
+        values
+    }
+
+    /// Its rows of tokens: PE, address, first token, feature.
+    fn each(&self, pes: usize, mut row_of: impl FnMut(usize, usize, usize, usize)) {
+        let width = self.width(pes);
         for (row, features) in self.features.windows(2).enumerate() {
             for column in 0..width - 1 {
-                let bytes = &sram[row * width + column + 1];
-                for feature in features[0]..features[1] {
-                    let at = self.address as usize + (feature - features[0]) * self.pitch() as usize;
-                    for token in 0..self.tokens {
-                        let Some(from) = bytes.get(at + token * element..at + (token + 1) * element) else {
-                            continue;
-                        };
-                        values[(column * self.tokens + token) * all + feature] = match *from {
-                            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                            [a, b] => f16::from_le_bytes([a, b]).to_f32(),
-                            _ => 0.0,
-                        };
-                    }
+                for (i, feature) in (features[0]..features[1]).enumerate() {
+                    let at = self.address as usize + i * self.pitch() as usize;
+                    row_of(row * width + column + 1, at, column * self.tokens, feature);
                 }
             }
         }
-        values
     }
 
     /// An operand in memory: all features of a PE. `features` is their number on a PE.

@@ -5,6 +5,7 @@ use super::{Bands, LayerNorm, Pair, Product, Room, Softmax, Source, Tensor, Unar
 use crate::CompileError;
 use crate::plan::{Function, Norm};
 use meshloom_simulator::Machine;
+use meshloom_simulator::engine::Sram;
 use meshloom_simulator::program::{Program, Ty};
 
 /// A program, to be run on what those before it left.
@@ -19,12 +20,12 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Drops what no later operator reads from the SRAM of every PE, row by row of the mesh: a simulation need not carry it along.
-    pub fn trim(&self, machine: &Machine, sram: &mut [Vec<u8>]) {
-        for (pe, bytes) in sram.iter_mut().enumerate() {
+    /// Drops what no later operator reads from the SRAM of every PE: a simulation need not carry it along.
+    pub fn trim(&self, machine: &Machine, sram: &mut Sram) {
+        sram.trim(|pe| {
             let column_0 = pe.is_multiple_of(machine.mesh.width as usize);
-            bytes.truncate(self.keeps[!column_0 as usize] as usize);
-        }
+            self.keeps[!column_0 as usize] as usize
+        });
     }
 }
 

@@ -6,7 +6,7 @@ mod products;
 mod transformer;
 
 use meshloom_compiler::in_place::Tensor;
-use meshloom_simulator::engine::{self, Engine, Outcome, Paths, QueueKind};
+use meshloom_simulator::engine::{self, Engine, Outcome, Paths, QueueKind, Sram};
 use meshloom_simulator::program::*;
 use meshloom_simulator::verify::verify;
 use meshloom_simulator::{Expr, Machine};
@@ -47,8 +47,8 @@ fn values(n: usize, seed: u64, zeros: u64) -> Vec<f32> {
 }
 
 /// SRAM of every PE, with a tensor's values in it.
-fn placed(machine: &Machine, all: &[(&Tensor, &[f32])]) -> Vec<Vec<u8>> {
-    let mut sram = vec![Vec::new(); (machine.mesh.width * machine.mesh.height) as usize];
+fn placed(machine: &Machine, all: &[(&Tensor, &[f32])]) -> Sram {
+    let mut sram = Sram::new(machine);
     for (tensor, values) in all {
         tensor.place(values, &mut sram);
     }
@@ -56,18 +56,18 @@ fn placed(machine: &Machine, all: &[(&Tensor, &[f32])]) -> Vec<Vec<u8>> {
 }
 
 /// What both engines make of a program: the SRAM that is left, and the fast engine's outcome.
-fn run(program: &Program, machine: &Machine, sram: &[Vec<u8>]) -> Result<(Vec<Vec<u8>>, Outcome), String> {
+fn run(program: &Program, machine: &Machine, sram: &Sram) -> Result<(Sram, Outcome), String> {
     if let Err(all) = verify(program, machine) {
         return Err(all.iter().map(|v| v.to_string()).collect::<Vec<_>>().join("\n"));
     }
-    let one = |engine: Engine| -> Result<(Vec<Vec<u8>>, Outcome), String> {
+    let one = |engine: Engine| -> Result<(Sram, Outcome), String> {
         let options = engine::Options {
             engine,
             max_cycles: Some(2_000_000),
             record: true,
             ..engine::Options::default()
         };
-        let mut sram = sram.to_vec();
+        let mut sram = sram.clone();
         let outcome = engine::run_on(program, machine, &options, &mut sram).map_err(|e| e.to_string())?;
         Ok((sram, outcome))
     };
@@ -116,8 +116,8 @@ fn run_columns(
     timed: &Timed,
     program: &Program,
     machine: &Machine,
-    sram: &[Vec<u8>],
-) -> Result<(Vec<Vec<u8>>, Outcome), String> {
+    sram: &Sram,
+) -> Result<(Sram, Outcome), String> {
     alike(program, machine)?;
     let (sram, outcome) = run(program, machine, sram)?;
     shifted(&outcome, machine)?;

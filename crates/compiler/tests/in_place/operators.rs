@@ -308,10 +308,12 @@ fn gathers() {
             for row in top..last {
                 let holds = |outer: usize, inner: usize, token: usize, feature: usize| {
                     let at = done.address as usize + outer * done.pitch as usize + inner * bytes;
-                    let got = match sram[row * w].get(at..at + bytes) {
-                        Some([a, b]) => half::f16::from_le_bytes([*a, *b]).to_f64(),
-                        Some([a, b, c, d]) => f32::from_le_bytes([*a, *b, *c, *d]) as f64,
-                        _ => f64::NAN,
+                    let mut found = [0; 4];
+                    sram.read(row * w, at, &mut found[..bytes]);
+                    let [a, b, ..] = found;
+                    let got = match ty {
+                        Ty::F16 => half::f16::from_le_bytes([a, b]).to_f64(),
+                        Ty::F32 => f32::from_le_bytes(found) as f64,
                     };
                     match got == given[token * all + feature] {
                         true => Ok(()),

@@ -245,15 +245,14 @@ fn products_of_column_0() {
             let (address, pitch) = (64 * (seed % 3) as u32, (bytes * m).next_multiple_of(32) as u32);
             let mut sram = placed(&machine, &[(&x, &input)]);
             for row in 0..mesh.1 as usize {
-                let at = &mut sram[row * mesh.0 as usize];
-                at.resize(address as usize + x.of(row) * pitch as usize, 0);
+                let pe = row * mesh.0 as usize;
                 for f in x.features[row]..x.features[row + 1] {
                     let to = address as usize + (f - x.features[row]) * pitch as usize;
                     for (o, w) in weights[f * m..(f + 1) * m].iter().enumerate() {
                         match weight_ty {
-                            Ty::F32 => at[to + 4 * o..][..4].copy_from_slice(&w.to_le_bytes()),
+                            Ty::F32 => sram.write(pe, to + 4 * o, &w.to_le_bytes()),
                             Ty::F16 => {
-                                at[to + 2 * o..][..2].copy_from_slice(&half::f16::from_f32(*w).to_le_bytes())
+                                sram.write(pe, to + 2 * o, &half::f16::from_f32(*w).to_le_bytes());
                             }
                         }
                     }

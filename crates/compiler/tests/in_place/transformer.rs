@@ -7,12 +7,7 @@ use meshloom_models::{builtin, evaluate, seeded_inputs};
 use std::sync::Arc;
 
 /// Runs all operators, each by both engines.
-fn run_all(
-    all: &[Operator],
-    machine: &Machine,
-    mut sram: Vec<Vec<u8>>,
-    timed: &Timed,
-) -> Result<Vec<Vec<u8>>, String> {
+fn run_all(all: &[Operator], machine: &Machine, mut sram: Sram, timed: &Timed) -> Result<Sram, String> {
     for o in all {
         let (left, outcome) = run(&o.program, machine, &sram).map_err(|e| format!("{}: {e}", o.name))?;
         // nothing begins by itself

@@ -172,13 +172,18 @@ impl Cond {
     }
 }
 
+/// How much of an SRAM a block's buffers need, and how much is left below its code, which is at the top: what was there before is lost.
+pub(super) fn extent(block: &Block, machine: &Machine) -> (usize, usize) {
+    let code = block.code.len() * machine.pe.instruction_bytes as usize;
+    let ends = block.memory.iter().map(|b| b.address as usize + b.bytes as usize);
+    let free = (machine.pe.sram_bytes as usize).saturating_sub(code);
+    (ends.max().unwrap_or(0), free)
+}
+
 /// The SRAM that a block finds: its buffers' bytes, 0 where nothing was left, and what is above them.
 fn split(mut sram: Vec<u8>, block: &Block, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
-    // the code is at the top of the SRAM: what was there before is lost
-    let code = block.code.len() * machine.pe.instruction_bytes as usize;
-    sram.truncate((machine.pe.sram_bytes as usize).saturating_sub(code));
-    let ends = block.memory.iter().map(|b| b.address as usize + b.bytes as usize);
-    let bytes = ends.max().unwrap_or(0);
+    let (bytes, free) = extent(block, machine);
+    sram.truncate(free);
     let above = sram.split_off(bytes.min(sram.len()));
     if sram.is_empty() {
         // fresh memory is 0 without being touched
@@ -227,11 +232,6 @@ impl<'p> Core<'p> {
             counters: PeCounters::default(),
             class: Class::Idle,
         }
-    }
-
-    /// The SRAM that a core with the same block finds: its buffers, and what is above them.
-    pub fn split(&self, sram: Vec<u8>, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
-        split(sram, self.block, machine)
     }
 
     /// What it did since it was asked before, if that is recorded; after the `last` time others have memory of their own.

@@ -8,6 +8,7 @@ mod memory;
 mod network;
 mod reference;
 mod run;
+mod sram;
 mod wavelets;
 
 use crate::change::Change;
@@ -19,6 +20,7 @@ use std::time::Duration;
 pub use counters::SharedCounters;
 pub use memory::{MemoryNeed, memory};
 pub use run::{run, run_on};
+pub use sram::Sram;
 
 /// How to run; nothing here may change a result.
 #[derive(Clone, Debug, Default)]

@@ -2,6 +2,7 @@
 //! what came before; the run adds the cycle at which it began.
 
 use super::fast::Stop;
+use super::sram::Sram;
 use super::{Engine, Landed, Options, Outcome, Paths, PeCounters, RunError, StageOutcome};
 use crate::change::Change;
 use crate::machine::Machine;
@@ -12,59 +13,52 @@ use std::time::{Duration, Instant};
 
 /// Runs a verified program to its end, from SRAM that is 0. The same program gives the same outcome whatever the options.
 pub fn run(program: &Program, machine: &Machine, options: &Options) -> Result<Outcome, RunError> {
-    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
-    run_on(program, machine, options, &mut vec![Vec::new(); pes])
+    run_on(program, machine, options, &mut Sram::new(machine))
 }
 
-/// The same from what an earlier program left in the SRAM of each PE, row by row of the mesh: bytes from address 0 on, 0 beyond them. It
-/// becomes what this program leaves, unless there is an error.
+/// The same from what an earlier program left in SRAM, which becomes what this program leaves. If there is an error, it stays what it was,
+/// but for what was where a core's code is put.
 ///
 /// # Panics
-/// `sram` has not one entry a PE.
+/// `sram` is of another number of PEs than the machine has.
 pub fn run_on(
     program: &Program,
     machine: &Machine,
     options: &Options,
-    sram: &mut Vec<Vec<u8>>,
+    sram: &mut Sram,
 ) -> Result<Outcome, RunError> {
     let pes = machine.mesh.width as usize * machine.mesh.height as usize;
-    assert_eq!(sram.len(), pes, "one entry a PE");
+    assert_eq!(sram.pes(), pes, "as many PEs as the machine has");
     if options.engine == Engine::Fast {
-        for apart in [false, true] {
-            // kept in case that the program has to run again
-            let mut left = sram.clone();
-            let how = (Engine::Fast, apart, &mut left[..]);
-            match all_stages(program, machine, options, how, |run, sram, outcome| {
-                run.fast(sram, outcome)
-            }) {
-                Ok(outcome) => {
-                    *sram = left;
-                    return Ok(outcome);
-                }
-                Err(Stop::Apart) => continue,
-                // what is wrong is found by running it again by the rules, cycle by cycle
-                Err(Stop::Ask) => break,
-                Err(Stop::TooLong) => {
-                    return Err(RunError::TooLong {
-                        cycles: options.max_cycles.unwrap_or(u64::MAX),
-                    });
-                }
-            }
+        // a single stage takes back what it wrote by itself
+        let before = (program.stages.len() > 1).then(|| sram.clone());
+        let ended = all_stages(program, machine, options, Engine::Fast, |run, outcome| {
+            run.fast(sram, outcome)
+        });
+        let stop = match ended {
+            Ok(outcome) => return Ok(outcome),
+            Err(stop) => stop,
+        };
+        if let Some(before) = before {
+            *sram = before;
         }
+        if let Stop::TooLong = stop {
+            return Err(RunError::TooLong {
+                cycles: options.max_cycles.unwrap_or(u64::MAX),
+            });
+        }
+        // what is wrong is found by running it again by the rules, cycle by cycle
     }
-    let mut left = sram.clone();
-    let outcome = all_stages(
-        program,
-        machine,
-        options,
-        (Engine::Reference, true, &mut left),
-        |run, sram, outcome| {
-            run.reference(sram, outcome)
-                .map_err(|e| in_stage(e, program, run.number as usize, run.begin))
-        },
-    )?;
-    *sram = left;
-    Ok(outcome)
+    let left = sram.apart(options.threads);
+    let before = left.to_vec();
+    let ended = all_stages(program, machine, options, Engine::Reference, |run, outcome| {
+        run.reference(left, outcome)
+            .map_err(|e| in_stage(e, program, run.number as usize, run.begin))
+    });
+    if ended.is_err() {
+        left.clone_from_slice(&before);
+    }
+    ended
 }
 
 /// The stages one after another, each by `one`.
@@ -72,8 +66,8 @@ fn all_stages<E>(
     program: &Program,
     machine: &Machine,
     options: &Options,
-    (engine, apart, sram): (Engine, bool, &mut [Vec<u8>]),
-    one: impl Fn(&StageRun, &mut [Vec<u8>], &mut Outcome) -> Result<StageOutcome, E>,
+    engine: Engine,
+    mut one: impl FnMut(&StageRun, &mut Outcome) -> Result<StageOutcome, E>,
 ) -> Result<Outcome, E> {
     let mut outcome = Outcome {
         engine,
@@ -101,7 +95,7 @@ fn all_stages<E>(
             number: number as u32,
             machine,
             options,
-            apart,
+            only: program.stages.len() == 1,
             begin: outcome.cycles + change.cycles(),
             data: stage
                 .feeds
@@ -109,7 +103,7 @@ fn all_stages<E>(
                 .map(|f| relay(program, f, &outcome.drains))
                 .collect(),
         };
-        let ended = one(&run, sram, &mut outcome)?;
+        let ended = one(&run, &mut outcome)?;
         if number == 0 {
             outcome.pes.extend(ended.pes.iter());
         } else {
@@ -122,7 +116,8 @@ fn all_stages<E>(
         outcome.stages.push(StageOutcome { change, ..ended });
         times.push(started.elapsed());
     }
-    outcome.pes.resize(sram.len(), PeCounters::default());
+    let pes = machine.mesh.width as usize * machine.mesh.height as usize;
+    outcome.pes.resize(pes, PeCounters::default());
     if let Some(all) = &options.times {
         *all.lock().unwrap_or_else(PoisonError::into_inner) = times;
     }
@@ -223,8 +218,8 @@ pub(super) struct StageRun<'a> {
     pub number: u32,
     pub machine: &'a Machine,
     pub options: &'a Options,
-    /// No columns are timed as one.
-    pub apart: bool,
+    /// The program has no other one.
+    pub only: bool,
     /// The run's cycle that is the stage's cycle 0.
     pub begin: u64,
     /// The wavelets of each feed.

@@ -8,22 +8,38 @@ use crate::engine::wavelets::Wavelets;
 use crate::numerics::axpy::{self, Axpy, overlap};
 use crate::numerics::block::{Host, Word, canonical, widen};
 use crate::program::Ty;
+use std::ops::Range;
 
 /// PEs side by side.
 pub(in crate::engine) const LANES: usize = 32;
 
+/// Words of each PE that are saved at once before they are overwritten.
+const SAVED: usize = 64;
+
 /// The SRAM of `LANES` PEs: word 0 of each, then word 1 of each, ...
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::engine) struct Memory {
     words: Vec<Word>,
     /// Bytes of a PE.
     bytes: usize,
+    /// Words, of all PEs, beyond which all were 0 when nothing was [to be saved](Memory::mark).
+    filled: usize,
+    before: Option<Before>,
+}
+
+/// What was there before it was overwritten.
+#[derive(Clone, Default)]
+struct Before {
+    /// By number, of `SAVED` words each.
+    blocks: Vec<(usize, Vec<Word>)>,
+    /// Whether a block is among them.
+    has: Vec<bool>,
 }
 
 impl Memory {
-    /// Of SRAMs of one length. If they are fewer than there are lanes, the last one's twins fill the others: they do as it does.
+    /// Of SRAMs, 0 beyond their ends. If they are fewer than there are lanes, the last one's twins fill the others: they do as it does.
     pub fn new(srams: &[Vec<u8>]) -> Memory {
-        let bytes = srams[0].len();
+        let bytes = srams.iter().map(Vec::len).max().unwrap_or(0);
         let mut words = vec![[0; 4]; bytes.div_ceil(4) * LANES];
         for (i, to) in words.chunks_exact_mut(LANES).enumerate() {
             let at = 4 * i;
@@ -31,11 +47,16 @@ impl Memory {
                 let sram = &srams[lane.min(srams.len() - 1)];
                 match sram.get(at..at + 4) {
                     Some(word) => *to = [word[0], word[1], word[2], word[3]],
-                    None => to[..bytes - at].copy_from_slice(&sram[at..]),
+                    None => (to.iter_mut().zip(sram.iter().skip(at))).for_each(|(to, byte)| *to = *byte),
                 }
             }
         }
-        Memory { words, bytes }
+        Memory {
+            filled: words.len(),
+            words,
+            bytes,
+            before: None,
+        }
     }
 
     /// The SRAMs of the first `n` PEs.
@@ -50,6 +71,85 @@ impl Memory {
         }
         srams.iter_mut().for_each(|sram| sram.truncate(self.bytes));
         srams
+    }
+
+    /// Bytes of a PE.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Has so many bytes of each PE, 0 where there were none.
+    pub fn resize(&mut self, bytes: usize) {
+        let words = bytes.div_ceil(4) * LANES;
+        if self.words.is_empty() {
+            // fresh memory is 0 without being touched
+            self.words = vec![[0; 4]; words];
+        }
+        self.words.resize(words, [0; 4]);
+        if !bytes.is_multiple_of(4) && bytes < self.bytes {
+            let last = &mut self.words[words - LANES..];
+            last.iter_mut().for_each(|word| word[bytes % 4..].fill(0));
+        }
+        self.bytes = bytes;
+        self.filled = self.filled.min(words);
+    }
+
+    /// Reads a PE's bytes from an address on, 0 where there are none.
+    pub fn read(&self, lane: usize, at: usize, to: &mut [u8]) {
+        for (at, to) in (at..).zip(to) {
+            *to = self
+                .words
+                .get(at / 4 * LANES + lane)
+                .map_or(0, |word| word[at % 4]);
+        }
+    }
+
+    /// Writes bytes of some PEs from an address on.
+    pub fn write(&mut self, lanes: Range<usize>, at: usize, bytes: &[u8]) {
+        for (at, byte) in (at..).zip(bytes) {
+            let words = &mut self.words[at / 4 * LANES..][lanes.clone()];
+            words.iter_mut().for_each(|word| word[at % 4] = *byte);
+        }
+        self.filled = self.words.len();
+    }
+
+    /// From here on what is overwritten is saved, if it is [said](Memory::save) before; what is 0 for sure need not be.
+    pub fn mark(&mut self) {
+        self.before = Some(Before {
+            blocks: Vec::new(),
+            has: vec![false; self.filled.div_ceil(SAVED * LANES)],
+        });
+    }
+
+    /// These bytes are about to be overwritten.
+    pub fn save(&mut self, (low, high): (i64, i64)) {
+        let Some(Before { blocks, has }) = &mut self.before else {
+            return;
+        };
+        if low >= high {
+            return;
+        }
+        let (first, end) = (low as usize / 4 / SAVED, (high as usize).div_ceil(4 * SAVED));
+        for block in first..end.min(has.len()) {
+            if !std::mem::replace(&mut has[block], true) {
+                let words = self.words.chunks(SAVED * LANES).nth(block);
+                blocks.push((block, words.unwrap_or_default().to_vec()));
+            }
+        }
+    }
+
+    /// All is again as it was when it was marked.
+    pub fn back(&mut self) {
+        for (block, words) in self.before.take().unwrap_or_default().blocks {
+            self.words[block * SAVED * LANES..][..words.len()].copy_from_slice(&words);
+        }
+        self.words[self.filled..].fill([0; 4]);
+    }
+
+    /// What was overwritten is not needed any more.
+    pub fn keep(&mut self) {
+        self.before = None;
+        self.filled = self.words.len();
     }
 
     /// Stores the same in all PEs.

@@ -117,6 +117,11 @@ impl Op {
         self.touch().meets(&other.touch())
     }
 
+    /// The smallest range with all bytes that it writes.
+    pub fn writes(&self) -> Range {
+        self.touch().writes
+    }
+
     fn touch(&self) -> Touch {
         let of_queue = |queue: u32| Touch {
             queues: [Some(queue), None, None],

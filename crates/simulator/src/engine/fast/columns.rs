@@ -4,7 +4,9 @@
 //! its own. `docs/fast-engine.md` has the argument and its conditions, which [`Columns::find`] looks for.
 
 use super::Simulation;
+use crate::engine::core::extent;
 use crate::engine::network::NONE;
+use crate::engine::sram::Row;
 use crate::engine::{Arrivals, Class, Paths, PeCounters, QueueKind};
 use crate::machine::{Machine, Side};
 use crate::program::*;
@@ -184,6 +186,26 @@ impl Columns {
             }
         };
         switch(a) == switch(b)
+    }
+
+    /// The PEs of each row that are timed with its first one, if it has code: in the order of rows.
+    pub fn rows(&self, stage: &Stage, machine: &Machine) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for region in &stage.regions {
+            for block in &region.blocks {
+                let (least, most) = extent(block, machine);
+                for (_, y) in block.at.places().filter(|(x, _)| region.x + x == self.first) {
+                    rows.push(Row {
+                        first: ((region.y + y) * machine.mesh.width + self.first + 1) as usize,
+                        n: self.count as usize - 1,
+                        least,
+                        most,
+                    });
+                }
+            }
+        }
+        rows.sort_unstable_by_key(|row| row.first);
+        rows
     }
 
     /// The stage with only the first of the columns, and nothing sent on to the others.

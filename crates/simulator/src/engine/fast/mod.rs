@@ -15,10 +15,11 @@ mod flow;
 mod others;
 mod routers;
 
-use super::core::{Core, Outlook, Ports, Record, Rules, Scratch};
+use super::core::{Core, Memory, Outlook, Ports, Record, Rules, Scratch};
 use super::counters;
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
+use super::sram::{Row, Sram, joined};
 use super::wavelets::Wavelets;
 use super::{Class, Landed, Outcome, Paths, PeCounters, StageOutcome};
 use crate::change::Change;
@@ -104,27 +105,63 @@ struct Simulation<'p, 'm> {
 }
 
 impl StageRun<'_> {
-    /// Runs it from the SRAM that it finds to that which it leaves; adds to the outcome what it drained, probed and moved.
+    /// Runs it from the SRAM that it finds to that which it leaves; adds to the outcome what it drained, probed and moved. If it does not
+    /// end well, SRAM is what it was, if this is the only stage.
     ///
     /// Numbers are asked for from core to core, at worst through all of them: the stack that this takes is set aside (it costs address
     /// space, not memory).
-    pub fn fast(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
-        let stack = (8 << 20) + sram.len() * STACK_A_CORE;
+    pub fn fast(&self, sram: &mut Sram, outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
+        let stack = (8 << 20) + sram.pes() * STACK_A_CORE;
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
                 .name("fast engine".into())
                 .stack_size(stack);
-            match thread.spawn_scoped(scope, || self.simulate(sram, outcome)) {
-                Ok(running) => running
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            match thread.spawn_scoped(scope, || self.in_columns_or_apart(sram, outcome)) {
+                Ok(running) => joined(running.join()),
                 // no such thread to be had: the other engine needs none
                 Err(_) => Err(Stop::Ask),
             }
         })
     }
 
-    fn simulate(&self, sram: &mut [Vec<u8>], outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
+    /// Columns as one, or, if there are none or something goes wrong, each by itself.
+    fn in_columns_or_apart(&self, sram: &mut Sram, outcome: &mut Outcome) -> Result<StageOutcome, Stop> {
+        let StageRun {
+            stage,
+            machine,
+            options,
+            ..
+        } = *self;
+        let probed = options.probes.iter().any(|p| p.stage == self.number);
+        let columns = match probed {
+            true => None,
+            false => Columns::find(stage, machine),
+        };
+        if let Some(columns) = columns {
+            let rows = columns.rows(stage, machine);
+            sram.arrange(&rows, options.threads);
+            let before = sram.mark();
+            if let Ok(ended) = self.simulate(Some((columns, &rows)), sram, outcome) {
+                sram.keep();
+                return Ok(ended);
+            }
+            sram.back(before);
+        }
+        sram.apart(options.threads);
+        let before = self.only.then(|| sram.mark());
+        let ended = self.simulate(None, sram, outcome);
+        if let (Err(_), Some(before)) = (&ended, before) {
+            sram.back(before);
+        }
+        ended
+    }
+
+    fn simulate(
+        &self,
+        columns: Option<(Columns, &[Row])>,
+        sram: &mut Sram,
+        outcome: &mut Outcome,
+    ) -> Result<StageOutcome, Stop> {
         let StageRun {
             stage,
             machine,
@@ -132,14 +169,13 @@ impl StageRun<'_> {
             begin,
             ..
         } = *self;
-        let probed = options.probes.iter().any(|p| p.stage == self.number);
-        let columns = match self.apart || probed {
-            true => None,
-            false => Columns::find(stage, machine),
+        let (columns, rows) = match columns {
+            Some((columns, rows)) => (Some(columns), rows),
+            None => (None, &[][..]),
         };
         let folded = columns.map(|c| c.fold(stage));
         let stage = folded.as_ref().unwrap_or(stage);
-        let pes = sram.len();
+        let pes = sram.pes();
         let width = machine.mesh.width;
         let net = Network::new(stage, self.data.clone(), machine);
         let mut cores: Vec<Option<Box<Pe>>> = (0..pes).map(|_| None).collect();
@@ -147,7 +183,7 @@ impl StageRun<'_> {
             for (b, block) in region.blocks.iter().enumerate() {
                 for (x, y) in block.at.places() {
                     let pe = (region.y + y) * width + region.x + x;
-                    let found = std::mem::take(&mut sram[pe as usize]);
+                    let found = std::mem::take(&mut sram.own()[pe as usize]);
                     let core = Core::new(stage, r as u32, b as u32, x, y, pe, machine, found);
                     cores[pe as usize] = Some(Box::new(Pe {
                         core,
@@ -168,8 +204,10 @@ impl StageRun<'_> {
         }
         let probed = &mut outcome.probes;
         let mut simulation = Simulation::new(net, machine, cores, probes, probed, &stage.drains);
-        // above the buffers of each core of the other columns
-        let above = columns.map(|columns| simulation.follow(columns, options.threads, sram));
+        if let Some(columns) = columns {
+            let memories = rows.iter().map(|row| sram.take(row));
+            simulation.follow(columns, options.threads, memories);
+        }
         if options.record {
             let queues = simulation.queues.iter_mut();
             queues.for_each(|q| q.record = Some(Vec::new()));
@@ -182,12 +220,18 @@ impl StageRun<'_> {
         });
         let behind = columns.map_or(0, |c| c.behind());
         let too_late = |cycles: u64| behind > 0 && limit.is_some_and(|l| cycles + behind >= l);
-        let cycles = match ended {
-            Ok(cycles) if simulation.ended_well(stage) && !too_late(cycles) => cycles + behind,
-            _ if columns.is_some() => return Err(Stop::Apart),
-            ended => ended.and(Err(Stop::Ask))?,
+        let ended = match ended {
+            Ok(cycles) if simulation.ended_well(stage) && !too_late(cycles) => {
+                simulation.others_catch_up(true).map(|()| cycles + behind)
+            }
+            _ if columns.is_some() => Err(Stop::Apart),
+            ended => ended.and(Err(Stop::Ask)),
         };
-        simulation.others_catch_up(true)?;
+        if let Some(others) = simulation.others.take() {
+            let all = rows.iter().zip(others.into_memories());
+            all.for_each(|(row, memories)| sram.put(row, memories));
+        }
+        let cycles = ended?;
         let (in_columns, sent_in_columns) = columns.map_or_else(Default::default, |c| c.rest(&simulation));
         let Simulation {
             net,
@@ -196,11 +240,9 @@ impl StageRun<'_> {
             mut queues,
             mut logs,
             paths,
-            others,
             ..
         } = simulation;
         let timed = |pe: usize| columns.is_some_and(|c| pe as u32 % width == c.first);
-        let following: Vec<usize> = (0..pes).filter(|pe| cores[*pe].is_some() && timed(*pe)).collect();
         if options.record {
             let cycles = queues.iter_mut().filter_map(|q| q.recorded(&mut logs));
             let arrivals = net.arrivals(cycles.collect(), self.number, begin);
@@ -208,14 +250,6 @@ impl StageRun<'_> {
                 Some(columns) => columns.arrivals(arrivals),
                 None => arrivals,
             });
-        }
-        if let Some(mut others) = others {
-            for (i, (pe, above)) in following.iter().zip(above.into_iter().flatten()).enumerate() {
-                for (column, (mut memory, mut above)) in others.take(i).zip(above).enumerate() {
-                    memory.append(&mut above);
-                    sram[pe + 1 + column] = memory;
-                }
-            }
         }
         let mut idle = PeCounters::default();
         idle.classes[Class::Idle as usize] = cycles;
@@ -239,7 +273,7 @@ impl StageRun<'_> {
                     (0..n).for_each(|i| count(pe + i as usize, columns.counters(&own, waits, i)));
                 }
             }
-            sram[pe] = core.into_sram();
+            sram.own()[pe] = core.into_sram();
         }
         outcome.paths.add(&paths);
         outcome.paths.add(&in_columns);
@@ -542,8 +576,8 @@ impl<'p, 'm> Simulation<'p, 'm> {
         }
     }
 
-    /// Has other columns do what this one does. Returns what each core's SRAM holds above its buffers, by core and column.
-    fn follow(&mut self, columns: Columns, threads: usize, sram: &mut [Vec<u8>]) -> Vec<Vec<Vec<u8>>> {
+    /// Has other columns do what this one does, given their memory by core.
+    fn follow(&mut self, columns: Columns, threads: usize, memories: impl Iterator<Item = Vec<Memory>>) {
         let machine = self.rules.machine;
         let n = columns.count as usize - 1;
         let in_first = |pe: usize| pe as u32 % self.net.width == columns.first;
@@ -554,27 +588,18 @@ impl<'p, 'm> Simulation<'p, 'm> {
             }
         }
         let mut others = Others::new(n, threads, &self.logs, &log_of);
-        let mut all_above = Vec::new();
-        for (pe, core) in self.cores.iter_mut().enumerate().filter(|(pe, _)| in_first(*pe)) {
-            let Some(Pe { core, .. }) = core.as_deref_mut() else {
-                continue;
-            };
+        let cores = self.cores.iter_mut().enumerate();
+        let first = cores.filter_map(|(pe, core)| Some((pe, &mut core.as_deref_mut()?.core)));
+        for ((pe, core), memories) in first.filter(|(pe, _)| in_first(*pe)).zip(memories) {
             // what comes from the west comes to all of them
             let colors = self.net.router(pe as u32).iter();
             let from_west = colors.filter(|r| self.net.positions(r).iter().all(|p| p.input == Port::West));
             let queues = from_west.map(|r| self.net.core_in(pe as u32, r.color));
             let record = Record::new(machine.pe.threads as usize, queues.collect());
             core.record = Some(Box::new(record));
-            let mut above = Vec::new();
-            others.add((1..=n).map(|i| {
-                let (memory, rest) = core.split(std::mem::take(&mut sram[pe + i]), machine);
-                above.push(rest);
-                memory
-            }));
-            all_above.push(above);
+            others.add(memories);
         }
         self.others = Some(others);
-        all_above
     }
 
     /// Does in the other columns what was done in this one, if it is enough, or is to be done now.

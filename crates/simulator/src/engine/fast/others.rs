@@ -5,6 +5,7 @@
 use super::flow::Log;
 use crate::engine::core::{Arg, Input, LANES, Memory, Recorded, Run, Scratch};
 use crate::engine::network::NONE;
+use crate::engine::sram::{joined, threads_of};
 use crate::engine::wavelets::Wavelets;
 use crate::program::Wavelet;
 use std::ops::Range;
@@ -39,8 +40,8 @@ struct Sent {
 }
 
 /// Columns side by side: memory by core, streams by log, each with a wavelet of each column, then the next one of each, ...
+#[derive(Default)]
 struct Group {
-    columns: usize,
     memories: Vec<Memory>,
     sent: Vec<Sent>,
 }
@@ -105,11 +106,6 @@ impl Crew {
     }
 }
 
-/// What a thread returned.
-fn joined<R>(ended: std::thread::Result<R>) -> R {
-    ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
 impl Drop for Others {
     /// Nobody goes on with what is not asked for.
     fn drop(&mut self) {
@@ -138,24 +134,16 @@ impl Others {
             places[*log as usize] = n;
             n += 1;
         }
-        let group = |from: usize| {
-            let mut group = Group {
-                columns: LANES.min(columns - from),
-                memories: Vec::new(),
-                sent: Vec::new(),
-            };
+        let group = |_| {
+            let mut group = Group::default();
             group.sent.resize_with(n as usize, Sent::default);
             group
-        };
-        let threads = match threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-            n => n,
         };
         let mut crew = Crew {
             groups: (0..columns).step_by(LANES).map(group).collect(),
             rooms: Vec::new(),
         };
-        crew.rooms.resize_with(threads, Work::default);
+        crew.rooms.resize_with(threads_of(threads), Work::default);
         Others {
             taken: vec![Vec::new(); log_of.len()],
             outside: vec![Wavelets::default(); log_of.len()],
@@ -171,20 +159,25 @@ impl Others {
         }
     }
 
-    /// The next core, of which the columns have these SRAMs.
-    pub fn add(&mut self, mut srams: impl Iterator<Item = Vec<u8>>) {
+    /// The next core, of which the columns have this memory.
+    pub fn add(&mut self, all: Vec<Memory>) {
         self.cores += 1;
-        for group in &mut self.crew.groups {
-            let some: Vec<_> = srams.by_ref().take(group.columns).collect();
-            group.memories.push(Memory::new(&some));
+        for (group, memory) in self.crew.groups.iter_mut().zip(all) {
+            group.memories.push(memory);
         }
     }
 
-    /// What a core's SRAMs are now, by column; the cores are asked for in their order.
-    pub fn take(&mut self, core: usize) -> impl Iterator<Item = Vec<u8>> {
-        let each =
-            move |group: &mut Group| std::mem::take(&mut group.memories[core]).into_srams(group.columns);
-        self.crew.groups.iter_mut().flat_map(each)
+    /// What the columns' memory of each core is now.
+    pub fn into_memories(mut self) -> Vec<Vec<Memory>> {
+        // what went wrong is known, or it is what is asked for now
+        let _ = self.come_back();
+        let mut groups: Vec<_> = std::mem::take(&mut self.crew.groups)
+            .into_iter()
+            .map(|group| group.memories.into_iter())
+            .collect();
+        (0..self.cores)
+            .map(|_| groups.iter_mut().filter_map(Iterator::next).collect())
+            .collect()
     }
 
     /// The first column's core takes these. Returns whether their values are to be [kept](Others::keep).
@@ -418,6 +411,7 @@ impl Batch {
             return Ok(false);
         };
         let memory = &mut memories[core];
+        memory.save(step.op.writes());
         let copied = &cursor.copied;
         match &step.op {
             Recorded::Slots { run, slots } => match run.dst {

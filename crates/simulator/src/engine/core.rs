@@ -92,6 +92,7 @@ pub(super) struct Core<'p> {
     /// What it does, for those that do the same in other columns.
     pub record: Option<Box<Record>>,
     registers: [i64; 16],
+    /// Up to the last one that was set.
     descriptors: Vec<Option<Desc>>,
     active: Vec<bool>,
     blocked: Vec<bool>,
@@ -221,7 +222,7 @@ impl<'p> Core<'p> {
             above,
             record: None,
             registers: [0; 16],
-            descriptors: vec![None; 44],
+            descriptors: Vec::new(),
             active: block.tasks.iter().map(|t| t.trigger == Trigger::Start).collect(),
             blocked: block.tasks.iter().map(|t| t.blocked).collect(),
             pc: 0,
@@ -621,7 +622,11 @@ impl<'p> Core<'p> {
                 }
             }
             Instr::Desc(d, descriptor) => {
-                self.descriptors[*d as usize] = Some(self.state().descriptor(descriptor)?)
+                let (d, descriptor) = (*d as usize, self.state().descriptor(descriptor)?);
+                if self.descriptors.len() <= d {
+                    self.descriptors.resize(d + 1, None);
+                }
+                self.descriptors[d] = Some(descriptor);
             }
             Instr::Base(d, a) => *self.base(*d)? = self.val(*a),
             Instr::Advance(d, a) => {
@@ -667,11 +672,11 @@ impl<'p> Core<'p> {
     }
 
     fn base(&mut self, d: u8) -> Result<&mut i64, String> {
-        match &mut self.descriptors[d as usize] {
-            Some(Desc {
+        match self.descriptors.get_mut(d as usize) {
+            Some(Some(Desc {
                 place: DescPlace::Memory { base, .. },
                 ..
-            }) => Ok(base),
+            })) => Ok(base),
             _ => Err(format!("d{d} is not a memory descriptor")),
         }
     }
@@ -735,6 +740,7 @@ impl State<'_> {
     /// `None` if it was never set.
     fn get_quietly(&self, d: u8) -> Option<Desc> {
         let changed = self.changed.iter().rev().find(|(other, _)| *other == d);
-        changed.map(|(_, desc)| *desc).or(self.descriptors[d as usize])
+        let set = || self.descriptors.get(d as usize).copied().flatten();
+        changed.map(|(_, desc)| *desc).or_else(set)
     }
 }

@@ -4,6 +4,10 @@
 use super::core::{LANES, Memory};
 use crate::machine::Machine;
 use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Cores that reach less than one in so many bytes get copies of these.
+const FEW: usize = 4;
 
 /// The SRAM of each PE of a mesh: PEs are numbered row by row.
 #[derive(Clone)]
@@ -74,17 +78,9 @@ impl Sram {
     /// Writes a PE's bytes from an address on.
     pub fn write(&mut self, pe: usize, at: usize, bytes: &[u8]) {
         let end = at + bytes.len();
-        if let Some((first, all)) = self.beside.range_mut(..=pe).next_back()
-            && pe < first + all.n
-        {
-            all.memory.resize(all.memory.bytes().max(end));
-            // the last one's twins fill what would be free
-            let to = if pe + 1 == first + all.n {
-                LANES
-            } else {
-                pe + 1 - first
-            };
-            return all.memory.write(pe - first..to, at, bytes);
+        if let Some((lanes, memory)) = self.beside_of_mut(pe) {
+            memory.resize(memory.bytes().max(end));
+            return memory.write(lanes, at, bytes);
         }
         let own = &mut self.own[pe];
         if own.len() < end {
@@ -118,6 +114,14 @@ impl Sram {
     fn beside_of(&self, pe: usize) -> Option<(usize, &Beside)> {
         let (first, all) = self.beside.range(..=pe).next_back()?;
         (pe < first + all.n).then_some((*first, all))
+    }
+
+    /// The memory that a PE shares, and its lanes there: the last one's twins fill what would be free.
+    fn beside_of_mut(&mut self, pe: usize) -> Option<(Range<usize>, &mut Memory)> {
+        let (first, all) = self.beside.range_mut(..=pe).next_back()?;
+        let lane = pe.checked_sub(*first).filter(|lane| *lane < all.n)?;
+        let end = if lane + 1 == all.n { LANES } else { lane + 1 };
+        Some((lane..end, &mut all.memory))
     }
 
     /// Has PEs side by side lie by themselves.
@@ -174,9 +178,37 @@ impl Sram {
         self.beside.extend(all);
     }
 
-    /// Those that lie by themselves, and nothing of those that lie side by side.
-    pub(super) fn own(&mut self) -> &mut [Vec<u8>] {
-        &mut self.own
+    /// Has PEs of a stage with so many bytes at most lie so that their SRAM can be had: by themselves, or, if only few of their bytes are
+    /// needed, as they do.
+    pub(super) fn ready(&mut self, bytes: usize, threads: usize) {
+        if self.beside.values().any(|all| all.memory.bytes() < FEW * bytes) {
+            self.apart(threads);
+        }
+    }
+
+    /// A PE's SRAM for a core that reaches its first `bytes`: all of it, or these.
+    pub(super) fn found(&mut self, pe: usize, bytes: usize) -> Vec<u8> {
+        match self.beside_of(pe) {
+            Some((first, all)) => {
+                let mut found = vec![0; bytes];
+                all.memory.read(pe - first, 0, &mut found);
+                found
+            }
+            None => std::mem::take(&mut self.own[pe]),
+        }
+    }
+
+    /// What a core left of what it found; of the rest `keeps` bytes stay.
+    pub(super) fn left(&mut self, pe: usize, left: Vec<u8>, keeps: usize) {
+        match self.beside_of_mut(pe) {
+            Some((lanes, memory)) => {
+                memory.resize(memory.bytes().max(left.len()));
+                memory.write(lanes.clone(), 0, &left);
+                let lost = memory.bytes().saturating_sub(keeps);
+                memory.write(lanes, keeps, &vec![0; lost]);
+            }
+            None => self.own[pe] = left,
+        }
     }
 
     /// What was arranged as a row, to be [put back](Sram::put).
@@ -348,6 +380,31 @@ mod tests {
     }
 
     #[test]
+    fn cores_find_and_leave_their_own() {
+        let plain = sram();
+        for n in [0, 33, 35] {
+            let mut sram = sram();
+            sram.arrange(&[row(2, n)], 1);
+            sram.ready(10, 1);
+            for pe in 0..40 {
+                let mut found = sram.found(pe, 10);
+                found.resize(10, 0);
+                assert_eq!(found[4], byte(&plain, pe, 4));
+                found[4] = pe as u8;
+                sram.left(pe, found, 20);
+            }
+            for pe in [1, 2, 33, 34, 36, 39] {
+                assert_eq!(byte(&sram, pe, 4), pe as u8, "PE {pe} of {n}");
+                assert_eq!(byte(&sram, pe, 5), byte(&plain, pe, 5), "PE {pe} of {n}");
+            }
+            // what was where code lies is lost, of those that had it
+            assert_eq!(n == 35, byte(&sram, 36, 19) != 0 && byte(&sram, 36, 20) == 0);
+            sram.ready(100, 1);
+            assert!(sram.beside.is_empty());
+        }
+    }
+
+    #[test]
     fn what_was_written_is_taken_back() {
         let plain = sram();
         let mut sram = sram();
@@ -363,7 +420,7 @@ mod tests {
                 }
             }
             sram.put(&row, all);
-            sram.own()[0] = vec![5];
+            sram.left(0, vec![5], 400);
             assert!(sram != plain);
             match kept {
                 false => sram.back(before),

@@ -15,7 +15,7 @@ mod flow;
 mod others;
 mod routers;
 
-use super::core::{Core, Memory, Outlook, Ports, Record, Rules, Scratch};
+use super::core::{Core, Memory, Outlook, Ports, Record, Rules, Scratch, extent};
 use super::counters;
 use super::network::{NONE, Network, Position, Routed, Target};
 use super::run::StageRun;
@@ -147,11 +147,14 @@ impl StageRun<'_> {
             }
             sram.back(before);
         }
-        sram.apart(options.threads);
+        let blocks = stage.regions.iter().flat_map(|r| &r.blocks);
+        let reached = blocks.map(|block| extent(block, machine).0).max();
+        sram.ready(reached.unwrap_or(0), options.threads);
         let before = self.only.then(|| sram.mark());
         let ended = self.simulate(None, sram, outcome);
-        if let (Err(_), Some(before)) = (&ended, before) {
-            sram.back(before);
+        match (&ended, before) {
+            (Err(_), Some(before)) => sram.back(before),
+            _ => sram.keep(),
         }
         ended
     }
@@ -183,7 +186,7 @@ impl StageRun<'_> {
             for (b, block) in region.blocks.iter().enumerate() {
                 for (x, y) in block.at.places() {
                     let pe = (region.y + y) * width + region.x + x;
-                    let found = std::mem::take(&mut sram.own()[pe as usize]);
+                    let found = sram.found(pe as usize, extent(block, machine).0);
                     let core = Core::new(stage, r as u32, b as u32, x, y, pe, machine, found);
                     cores[pe as usize] = Some(Box::new(Pe {
                         core,
@@ -273,7 +276,8 @@ impl StageRun<'_> {
                     (0..n).for_each(|i| count(pe + i as usize, columns.counters(&own, waits, i)));
                 }
             }
-            sram.own()[pe] = core.into_sram();
+            let (_, keeps) = extent(core.block(), machine);
+            sram.left(pe, core.into_sram(), keeps);
         }
         outcome.paths.add(&paths);
         outcome.paths.add(&in_columns);

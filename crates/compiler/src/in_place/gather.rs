@@ -6,8 +6,9 @@
 //!
 //! *Values* ([`By::Token`]) change their split on the way: a row's PE in column 0 gets all features of the head for some tokens,
 //! \[token\]\[feature\], those of some consecutive columns, as many for each row as can be. In a column all values go up and down to the PE in
-//! the row that gets its tokens; its core sends them on west, in the order of the rows. (Not its router: on one colour all the way each row's way west would
-//! wait for the columns that it passes, and so all columns for each other.) So the product with them is one whose inputs, the probabilities, lie on
+//! the row that gets its tokens, those from farthest away first: then nothing waits on the way, and a router passes all that comes to it in one piece. What comes up
+//! has its features in falling order, in each PE, too. The row's core sends on west what is above it, its own, and what is below. (Not its router: on one colour
+//! all the way each row's way west would wait for the columns that it passes, and so all columns for each other.) So the product with them is one whose inputs, the probabilities, lie on
 //! different rows for different tokens, and its sums are few: a head's features. With the row's own features instead, each row would need
 //! all probabilities of the head: more wavelets, and more SRAM, than there are sums.
 
@@ -208,16 +209,38 @@ impl Band<'_> {
         declare(a, "x", x);
         let own = self.param(a, "own", |row| x.of(row));
         let per = x.pitch() as i64 / x.ty.bytes() as i64;
-        let (shape, strides) = rows_of(single, &[own, Val::Imm(x.tokens as i64)], &[per, 1]);
-        a.memory(0, x.ty, Val::Imm(x.address as i64), &shape, &strides, false);
+        self.send_from(a, color, single, flag, (own, Val::Imm(x.address as i64), per));
+    }
+
+    /// The same, element by element, from the last feature to the first, of PEs that have some.
+    fn send_falling(&self, a: &mut Assembler, color: Color) {
+        let x = self.x;
+        declare(a, "x", x);
+        let own = self.param(a, "own", |row| x.of(row));
+        let at = |row| x.address as usize + x.of(row).saturating_sub(1) * x.pitch() as usize;
+        let last = self.param(a, "last", at);
+        let per = x.pitch() as i64 / x.ty.bytes() as i64;
+        self.send_from(a, color, true, true, (own, last, -per));
+    }
+
+    /// So many features from an address on, so many elements apart.
+    fn send_from(
+        &self,
+        a: &mut Assembler,
+        color: Color,
+        single: bool,
+        flag: bool,
+        (features, at, per): (Val, Val, i64),
+    ) {
+        let x = self.x;
+        let (shape, strides) = rows_of(single, &[features, Val::Imm(x.tokens as i64)], &[per, 1]);
+        a.memory(0, x.ty, at, &shape, &strides, false);
         a.output(1, color, x.ty, &shape, flag);
         a.map(Op::Mov, 1, Operand::Desc(0), None, Count::None);
     }
 
-    /// Takes in, in column 0.
-    fn take(&self, a: &mut Assembler, (shape, strides): (Vec<Val>, Vec<i64>)) {
-        a.fixed("x", self.address, self.bytes);
-        let base = Val::Imm(self.address as i64);
+    /// Takes in, in column 0, from an address on.
+    fn take(&self, a: &mut Assembler, base: Val, (shape, strides): (Vec<Val>, Vec<i64>)) {
         a.memory(0, self.x.ty, base, &shape, &strides, false);
         a.input(1, ROW, self.x.ty, &shape);
         a.map(Op::Mov, 0, Operand::Desc(1), None, Count::None);
@@ -251,7 +274,9 @@ impl Band<'_> {
         let (length, per) = (self.x.tokens as i64, (self.pitch / self.x.ty.bytes()) as i64);
         let own = self.param(&mut a, "own", |row| self.x.of(row));
         let shape = [Val::Imm(self.columns() as i64), own, Val::Imm(length)];
-        self.take(&mut a, rows_of(single, &shape, &[length, per, 1]));
+        a.fixed("x", self.address, self.bytes);
+        let base = Val::Imm(self.address as i64);
+        self.take(&mut a, base, rows_of(single, &shape, &[length, per, 1]));
         a.emit(Instr::Halt);
         let column_0 = Lattice::rect(0, row as u32, 1, ny as u32);
         region.blocks.push(a.finish(column_0));
@@ -264,17 +289,23 @@ impl Band<'_> {
             let (from, to) = self.group(row);
             let [above, own, below] = self.with_features(row);
             let sides = [(0, from), (to, self.columns())].map(|columns| Self::rows(row, 1, columns));
-            for at in sides.into_iter().filter(|at| at.nx > 0 && own > 0) {
+            for (at, rises) in sides.into_iter().zip([true, false]) {
+                if at.nx == 0 || own == 0 {
+                    continue;
+                }
                 let mut a = Assembler::new();
                 a.task("main", Trigger::Start);
-                self.send(&mut a, COLUMN, true, true);
+                match rises {
+                    true => self.send_falling(&mut a, COLUMN),
+                    false => self.send(&mut a, COLUMN, true, true),
+                }
                 a.emit(Instr::Halt);
                 region.blocks.push(a.finish(at));
             }
             // inputs that nothing comes from are left out
             let up = [
-                some(own, Port::Ramp, Port::North),
                 some(below, Port::South, Port::North),
+                some(own, Port::Ramp, Port::North),
             ];
             let here = [
                 some(above, Port::North, Port::Ramp),
@@ -327,10 +358,35 @@ impl Band<'_> {
     fn taker(&self, row: usize, width: usize) -> Block {
         let mut a = Assembler::new();
         a.task("main", Trigger::Start);
-        let (length, per) = (self.x.tokens as i64, (self.pitch / self.x.ty.bytes()) as i64);
+        a.fixed("x", self.address, self.bytes);
+        let (ty, length) = (self.x.ty, Val::Imm(self.x.tokens as i64));
+        let per = (self.pitch / ty.bytes()) as i64;
         let columns = self.param(&mut a, "columns", |row| self.group(row).1 - self.group(row).0);
-        let shape = [columns, Val::Imm(width as i64), Val::Imm(length)];
-        self.take(&mut a, rows_of(true, &shape, &[length * per, 1, per]));
+        let rising = self.x.features[row + 1] - self.x.features[self.top];
+        let falling = width - rising;
+        // a column's features up to the row's own, then the others, the last one first
+        let (from, left) = (Val::Reg(0), Val::Reg(1));
+        a.emit(Instr::Set(0, Val::Imm(self.address as i64)));
+        a.emit(Instr::Set(1, columns));
+        let next = a.here("column");
+        if rising > 0 {
+            let n = self.param(&mut a, "rising", |row| {
+                self.x.features[row + 1] - self.x.features[self.top]
+            });
+            self.take(&mut a, from, rows_of(true, &[n, length], &[1, per]));
+        }
+        if falling > 0 {
+            let n = self.param(&mut a, "falling", |row| {
+                self.x.features[self.last] - self.x.features[row + 1]
+            });
+            let last = Val::Imm((width as i64 - 1) * ty.bytes() as i64);
+            a.emit(Instr::Add(2, from, last));
+            self.take(&mut a, Val::Reg(2), rows_of(true, &[n, length], &[-1, per]));
+        }
+        let column = Val::Imm(self.x.tokens as i64 * self.pitch as i64);
+        a.emit(Instr::Add(0, from, column));
+        a.emit(Instr::Sub(1, left, Val::Imm(1)));
+        a.branch(Cond::Ne, left, Val::Imm(0), next);
         a.emit(Instr::Halt);
         a.finish(Lattice::rect(0, row as u32, 1, 1))
     }

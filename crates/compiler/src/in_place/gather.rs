@@ -7,7 +7,7 @@
 //! *Values* ([`By::Token`]) change their split on the way: a row's PE in column 0 gets all features of the head for some tokens,
 //! \[token\]\[feature\], those of some consecutive columns, as many for each row as can be. In a column all values go up and down to the PE in
 //! the row that gets its tokens, those from farthest away first: then nothing waits on the way, and a router passes all that comes to it in one piece. What comes up
-//! has its features in falling order, in each PE, too. The row's core sends on west what is above it, its own, and what is below. (Not its router: on one colour
+//! has its features in falling order, in each PE, too. The row's core sends on west, when it has them all, what is above it, its own, and what is below. (Not its router: on one colour
 //! all the way each row's way west would wait for the columns that it passes, and so all columns for each other.) So the product with them is one whose inputs, the probabilities, lie on
 //! different rows for different tokens, and its sums are few: a head's features. With the row's own features instead, each row would need
 //! all probabilities of the head: more wavelets, and more SRAM, than there are sums.
@@ -46,6 +46,8 @@ pub struct Gather<'a> {
     pub by: By,
     /// Its SRAM address in column 0, a multiple of 32.
     pub address: u32,
+    /// SRAM of the other columns from this address on may be used; all tensors lie before it.
+    pub scratch: u32,
 }
 
 /// A gather as a program, and what it leaves in column 0.
@@ -100,7 +102,7 @@ impl Gather<'_> {
             machine,
             bands: self.bands,
         };
-        frame.check(x, &[], x.behind())?;
+        frame.check(x, &[], self.scratch)?;
         if !self.address.is_multiple_of(32) {
             return frame.refuse(format!(
                 "SRAM address {} in column 0: expected a multiple of 32",
@@ -140,12 +142,14 @@ impl Gather<'_> {
                 address: self.address,
                 pitch: pitch as u32,
                 bytes: end - self.address,
+                scratch: self.scratch,
             };
             match self.by {
                 By::Feature => band.features(&mut region),
                 By::Token => band.tokens(&mut region, width),
             }
         }
+        frame.fits(&region.blocks)?;
         let mut program = frame.finish(region, Vec::new())?;
         program.stages[0].priority = vec![ROW, COLUMN];
         Ok(Gathered {
@@ -171,6 +175,8 @@ struct Band<'a> {
     address: u32,
     pitch: u32,
     bytes: u32,
+    /// Free in the other columns.
+    scratch: u32,
 }
 
 impl Band<'_> {
@@ -319,37 +325,54 @@ impl Band<'_> {
             self.add(region, COLUMN, Self::rows(row, 1, (from, to)), here);
             self.add(region, COLUMN, sides[1], down);
             if from < to {
-                region.blocks.push(self.turn(row));
+                region.blocks.push(self.turn(row, width));
                 region.blocks.push(self.taker(row, width));
                 self.west(region, row, 1, (from, to));
             }
         }
     }
 
-    /// The code of PEs that send their column's features west.
-    fn turn(&self, row: usize) -> Block {
-        let x = self.x;
-        let [above, own, below] = self.with_features(row).map(|n| n > 0);
-        let mut a = Assembler::new();
+    /// The code of PEs that send their column's features west: all are taken in first, so that they go in one piece.
+    fn turn(&self, row: usize, width: usize) -> Block {
+        let (x, tokens, element) = (self.x, self.x.tokens, self.x.ty.bytes());
+        let counts = [
+            x.features[row] - x.features[self.top],
+            x.of(row),
+            x.features[self.last] - x.features[row + 1],
+        ];
+        let mut a = Assembler::from(self.scratch);
         a.task("main", Trigger::Start);
-        let pass = |a: &mut Assembler, what: &str, n: &dyn Fn(usize) -> usize, flag: bool| {
-            let n = self.param(a, what, |row| n(row) * x.tokens);
-            let (shape, _) = rows_of(true, &[n], &[1]);
-            a.input(2, COLUMN, x.ty, &shape);
-            a.output(3, ROW, x.ty, &shape, flag);
-            a.map(Op::Mov, 3, Operand::Desc(2), None, Count::None);
-        };
-        if above {
-            let n = |row: usize| x.features[row] - x.features[self.top];
-            pass(&mut a, "above", &n, !own && !below);
+        declare(&mut a, "x", x);
+        let all = a.buffer("all", (width * tokens) as u32 * element, 0);
+        let wavelets = |n: Val| rows_of(true, &[n, Val::Imm(tokens as i64)], &[tokens as i64, 1]);
+        let below = |row: usize| x.features[self.last] - x.features[row + 1];
+        let numbers: [(&str, &dyn Fn(usize) -> usize); 3] = [
+            ("above", &|row| x.features[row] - x.features[self.top]),
+            ("own", &|row| x.of(row)),
+            ("below", &below),
+        ];
+        let behind = |before: usize| all + (before * tokens) as i64 * element as i64;
+        let places = [0, counts[0], counts[0] + counts[1]].map(behind);
+        for (i, (what, number)) in numbers.into_iter().enumerate() {
+            if counts[i] == 0 {
+                continue;
+            }
+            let (shape, strides) = wavelets(self.param(&mut a, what, number));
+            a.memory(2, x.ty, Val::Imm(places[i]), &shape, &strides, false);
+            match i {
+                1 => {
+                    let per = x.pitch() as i64 / element as i64;
+                    let at = Val::Imm(x.address as i64);
+                    a.memory(3, x.ty, at, &shape, &[per, 1, 1], false);
+                }
+                _ => a.input(3, COLUMN, x.ty, &shape),
+            }
+            a.map(Op::Mov, 2, Operand::Desc(3), None, Count::None);
         }
-        if own {
-            self.send(&mut a, ROW, true, !below);
-        }
-        if below {
-            let n = |row: usize| x.features[self.last] - x.features[row + 1];
-            pass(&mut a, "below", &n, true);
-        }
+        let (shape, strides) = wavelets(Val::Imm(width as i64));
+        a.memory(0, x.ty, Val::Imm(all), &shape, &strides, false);
+        a.output(1, ROW, x.ty, &shape, true);
+        a.map(Op::Mov, 1, Operand::Desc(0), None, Count::None);
         a.emit(Instr::Halt);
         a.finish(Self::rows(row, 1, self.group(row)))
     }

@@ -160,7 +160,14 @@ impl<'a> Chain<'a> {
     }
 
     /// Brings a tensor to column 0, which has nothing else.
-    fn gather(&mut self, what: &str, bands: &Bands, x: &Tensor, by: By) -> Result<Gathered, CompileError> {
+    fn gather(
+        &mut self,
+        what: &str,
+        bands: &Bands,
+        x: &Tensor,
+        by: By,
+        room: &Room,
+    ) -> Result<Gathered, CompileError> {
         let name = self.named(what);
         let gather = Gather {
             name: &name,
@@ -168,6 +175,7 @@ impl<'a> Chain<'a> {
             x,
             by,
             address: 0,
+            scratch: room.end(),
         };
         let done = gather.map(self.machine)?;
         self.keeps[0] = done.end;
@@ -304,7 +312,7 @@ impl Attention<'_> {
         ] {
             chain.product(what, linear.source(), &normal, to, &before)?;
         }
-        let gathered = chain.gather("gather keys", &bands, &keys, By::Feature)?;
+        let gathered = chain.gather("gather keys", &bands, &keys, By::Feature, &before)?;
         chain.keeps[1] = room.end();
         chain.product("scores", gathered.source(&bands), &queries, &scores, &room)?;
         chain.add("softmax", |name, machine| {
@@ -318,7 +326,7 @@ impl Attention<'_> {
             }
             .map(machine)
         })?;
-        let gathered = chain.gather("gather values", &bands, &values, By::Token)?;
+        let gathered = chain.gather("gather values", &bands, &values, By::Token, &room)?;
         // where the queries were
         chain.product("heads", gathered.source(&bands), &scores, &queries, &room)?;
         chain.keeps[0] = 0;

@@ -297,6 +297,7 @@ fn gathers() {
             x: &x,
             by,
             address: 32 * (case.seed % 3) as u32,
+            scratch: room.end(),
         };
         let done = gather.map(&case.machine).map_err(|e| e.to_string())?;
         let before = placed(&case.machine, &[(&x, &input)]);

@@ -7,7 +7,7 @@
 //! *Values* ([`By::Token`]) change their split on the way: a row's PE in column 0 gets all features of the head for some tokens,
 //! \[token\]\[feature\], those of some consecutive columns, as many for each row as can be. In a column all values go up and down to the PE in
 //! the row that gets its tokens, those from farthest away first: then nothing waits on the way, and a router passes all that comes to it in one piece. What comes up
-//! has its features in falling order, in each PE, too. The row's core sends on west, when it has them all, what is above it, its own, and what is below. (Not its router: on one colour
+//! has its features in falling order, in each PE, too. The row's core sends all of them on west when it has them: in one piece. (Not its router: on one colour
 //! all the way each row's way west would wait for the columns that it passes, and so all columns for each other.) So the product with them is one whose inputs, the probabilities, lie on
 //! different rows for different tokens, and its sums are few: a head's features. With the row's own features instead, each row would need
 //! all probabilities of the head: more wavelets, and more SRAM, than there are sums.
@@ -344,21 +344,24 @@ impl Band<'_> {
         a.task("main", Trigger::Start);
         declare(&mut a, "x", x);
         let all = a.buffer("all", (width * tokens) as u32 * element, 0);
-        let wavelets = |n: Val| rows_of(true, &[n, Val::Imm(tokens as i64)], &[tokens as i64, 1]);
+        let tokens = tokens as i64;
+        let wavelets = |n: Val, pitch: i64| rows_of(true, &[n, Val::Imm(tokens)], &[pitch, 1]);
         let below = |row: usize| x.features[self.last] - x.features[row + 1];
         let numbers: [(&str, &dyn Fn(usize) -> usize); 3] = [
             ("above", &|row| x.features[row] - x.features[self.top]),
             ("own", &|row| x.of(row)),
             ("below", &below),
         ];
-        let behind = |before: usize| all + (before * tokens) as i64 * element as i64;
-        let places = [0, counts[0], counts[0] + counts[1]].map(behind);
+        // the first feature that comes, and how they go on
+        let order = [(0, tokens), (counts[0], tokens), (width - 1, -tokens)];
         for (i, (what, number)) in numbers.into_iter().enumerate() {
             if counts[i] == 0 {
                 continue;
             }
-            let (shape, strides) = wavelets(self.param(&mut a, what, number));
-            a.memory(2, x.ty, Val::Imm(places[i]), &shape, &strides, false);
+            let (first, pitch) = order[i];
+            let (shape, strides) = wavelets(self.param(&mut a, what, number), pitch);
+            let at = all + first as i64 * tokens * element as i64;
+            a.memory(2, x.ty, Val::Imm(at), &shape, &strides, false);
             match i {
                 1 => {
                     let per = x.pitch() as i64 / element as i64;
@@ -369,7 +372,7 @@ impl Band<'_> {
             }
             a.map(Op::Mov, 2, Operand::Desc(3), None, Count::None);
         }
-        let (shape, strides) = wavelets(Val::Imm(width as i64));
+        let (shape, strides) = wavelets(Val::Imm(width as i64), tokens);
         a.memory(0, x.ty, Val::Imm(all), &shape, &strides, false);
         a.output(1, ROW, x.ty, &shape, true);
         a.map(Op::Mov, 1, Operand::Desc(0), None, Count::None);
@@ -382,34 +385,11 @@ impl Band<'_> {
         let mut a = Assembler::new();
         a.task("main", Trigger::Start);
         a.fixed("x", self.address, self.bytes);
-        let (ty, length) = (self.x.ty, Val::Imm(self.x.tokens as i64));
-        let per = (self.pitch / ty.bytes()) as i64;
+        let (length, per) = (self.x.tokens as i64, (self.pitch / self.x.ty.bytes()) as i64);
         let columns = self.param(&mut a, "columns", |row| self.group(row).1 - self.group(row).0);
-        let rising = self.x.features[row + 1] - self.x.features[self.top];
-        let falling = width - rising;
-        // a column's features up to the row's own, then the others, the last one first
-        let (from, left) = (Val::Reg(0), Val::Reg(1));
-        a.emit(Instr::Set(0, Val::Imm(self.address as i64)));
-        a.emit(Instr::Set(1, columns));
-        let next = a.here("column");
-        if rising > 0 {
-            let n = self.param(&mut a, "rising", |row| {
-                self.x.features[row + 1] - self.x.features[self.top]
-            });
-            self.take(&mut a, from, rows_of(true, &[n, length], &[1, per]));
-        }
-        if falling > 0 {
-            let n = self.param(&mut a, "falling", |row| {
-                self.x.features[self.last] - self.x.features[row + 1]
-            });
-            let last = Val::Imm((width as i64 - 1) * ty.bytes() as i64);
-            a.emit(Instr::Add(2, from, last));
-            self.take(&mut a, Val::Reg(2), rows_of(true, &[n, length], &[-1, per]));
-        }
-        let column = Val::Imm(self.x.tokens as i64 * self.pitch as i64);
-        a.emit(Instr::Add(0, from, column));
-        a.emit(Instr::Sub(1, left, Val::Imm(1)));
-        a.branch(Cond::Ne, left, Val::Imm(0), next);
+        let shape = [columns, Val::Imm(width as i64), Val::Imm(length)];
+        let base = Val::Imm(self.address as i64);
+        self.take(&mut a, base, rows_of(true, &shape, &[length * per, 1, per]));
         a.emit(Instr::Halt);
         a.finish(Lattice::rect(0, row as u32, 1, 1))
     }

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Cores that reach less than one in so many bytes get copies of these.
+/// Cores that reach fewer than one in so many bytes get copies of these.
 const FEW: usize = 4;
 
 /// The SRAM of each PE of a mesh: PEs are numbered row by row.
@@ -178,10 +178,10 @@ impl Sram {
         self.beside.extend(all);
     }
 
-    /// Has PEs of a stage with so many bytes at most lie so that their SRAM can be had: by themselves, or, if only few of their bytes are
-    /// needed, as they do.
+    /// Has PEs lie so that the SRAM of cores can be had, which reach so many bytes in all: by themselves, or, if these are few, as they do.
     pub(super) fn ready(&mut self, bytes: usize, threads: usize) {
-        if self.beside.values().any(|all| all.memory.bytes() < FEW * bytes) {
+        let beside = self.beside.values().map(|all| all.n * all.memory.bytes());
+        if beside.sum::<usize>() < FEW * bytes {
             self.apart(threads);
         }
     }
@@ -385,7 +385,7 @@ mod tests {
         for n in [0, 33, 35] {
             let mut sram = sram();
             sram.arrange(&[row(2, n)], 1);
-            sram.ready(10, 1);
+            sram.ready(400, 1);
             for pe in 0..40 {
                 let mut found = sram.found(pe, 10);
                 found.resize(10, 0);
@@ -399,7 +399,7 @@ mod tests {
             }
             // what was where code lies is lost, of those that had it
             assert_eq!(n == 35, byte(&sram, 36, 19) != 0 && byte(&sram, 36, 20) == 0);
-            sram.ready(100, 1);
+            sram.ready(4000, 1);
             assert!(sram.beside.is_empty());
         }
     }

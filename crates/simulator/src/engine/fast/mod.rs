@@ -148,8 +148,8 @@ impl StageRun<'_> {
             sram.back(before);
         }
         let blocks = stage.regions.iter().flat_map(|r| &r.blocks);
-        let reached = blocks.map(|block| extent(block, machine).0).max();
-        sram.ready(reached.unwrap_or(0), options.threads);
+        let reached = blocks.map(|block| block.at.places().count() * extent(block, machine).0);
+        sram.ready(reached.sum(), options.threads);
         let before = self.only.then(|| sram.mark());
         let ended = self.simulate(None, sram, outcome);
         match (&ended, before) {

@@ -50,6 +50,15 @@ fn number(seed: u32) -> f32 {
     ((mixed ^ mixed >> 13) % 4001) as f32 / 1000.0 - 2.0
 }
 
+/// Some of them special.
+fn any_number(seed: u32) -> f32 {
+    let special = [-0.0, 0.0, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE];
+    match number(seed ^ 0x5555) {
+        x if x < -1.9 => special[(seed % 6) as usize],
+        _ => number(seed),
+    }
+}
+
 impl Case {
     fn new(c: &mut Choices) -> Case {
         // now and then more than are worked on at once
@@ -76,6 +85,7 @@ impl Case {
         ];
         let machine = small(&sets.each_ref().map(String::as_str));
         let half = c.one_in(4);
+        let number = if c.one_in(4) { any_number } else { number };
         let (ty, size) = if half { ("f16", 2) } else { ("f32", 4) };
         let tokens = match c.below(8) {
             0 => 1 + c.below(300),
@@ -309,10 +319,18 @@ impl Case {
                 }
                 match form {
                     Form::Dense => {
-                        let shape = format!("[{features} {m} {tokens}]");
-                        writeln!(text, "    desc d4 = mem {ty} @x {shape} by [{pitch} 0 1]{wide}").unwrap();
-                        writeln!(text, "    desc d5 = mem f32 @w {shape} by [{m} 1 0]").unwrap();
-                        writeln!(text, "    desc d6 = mem f32 @y {shape} by [0 {pitch} 1]{wide}").unwrap();
+                        let all = format!("[{features} {m} {tokens}]");
+                        writeln!(text, "    desc d4 = mem {ty} @x {all} by [{pitch} 0 1]{wide}").unwrap();
+                        writeln!(text, "    desc d5 = mem f32 @w {all} by [{m} 1 0]").unwrap();
+                        writeln!(text, "    desc d6 = mem f32 @y {all} by [0 {pitch} 1]{wide}").unwrap();
+                        if c.one_in(2) {
+                            // sums begin with the first feature
+                            writeln!(text, "    desc d17 = mem {ty} @x {shape} by [0 1]{wide}").unwrap();
+                            writeln!(text, "    desc d18 = mem f32 @w {shape} by [1 0]").unwrap();
+                            writeln!(text, "    desc d19 = mem f32 @y {shape} by [{pitch} 1]{wide}").unwrap();
+                            let factors = ["d18 * d17", "d17 * d18"][c.below(2) as usize];
+                            writeln!(text, "    mul d19 = {factors} #mac").unwrap();
+                        }
                         writeln!(text, "    mac d6 += d5 * d4 #mac").unwrap();
                     }
                     Form::List => {

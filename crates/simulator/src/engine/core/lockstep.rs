@@ -98,9 +98,9 @@ impl Memory {
         }
         axpys.clear();
         axpys.extend(all.iter().map(|one| Axpy {
-            a: one.a,
             y: one.y * LANES,
             x: one.x * LANES,
+            ..*one
         }));
         if ty == Ty::F32 {
             let memory = self.words.as_flattened_mut();
@@ -122,7 +122,7 @@ impl Memory {
                 }
             }
             let y = &mut self.words[one.y / 4 * LANES..][..n * LANES];
-            axpy::row_of_words(*host, one.a, wide, y);
+            axpy::row_of_words(*host, one, wide, y);
             if overlap(&(one.y..one.y + 4 * n), &row) {
                 row = 0..0;
             }

@@ -168,7 +168,7 @@ enum Kind {
     Apart,
     /// All its operands are the same in all columns: it need not be done again.
     Uniform,
-    /// One factor of its multiply-adds is, and lies there: the record has its values.
+    /// One factor of its products is, and lies there: the record has its values.
     Factor(Range),
 }
 
@@ -352,11 +352,13 @@ impl Record {
             Arg::In { queue, .. } => self.queues.contains(queue),
             _ => true,
         };
+        let factor = || {
+            let mut both = [&run.a, &run.b].into_iter();
+            let factor = both.find(|arg| run.stays(arg) && known(arg));
+            factor.map_or(Kind::Apart, |arg| Kind::Factor(run.reaches(arg)))
+        };
         if run.op == Operation::Mac {
-            let factor = [&run.a, &run.b]
-                .into_iter()
-                .find(|arg| run.stays(arg) && known(arg));
-            return factor.map_or(Kind::Apart, |arg| Kind::Factor(run.reaches(arg)));
+            return factor();
         }
         // what it makes has no gaps
         let mut step = ty.bytes() as i64;
@@ -368,6 +370,7 @@ impl Record {
         let from_edge = [&run.a, &run.b].iter().any(|arg| !matches!(arg, Arg::Imm(_)));
         match piece && from_edge && known(&run.a) && known(&run.b) {
             true => Kind::Uniform,
+            false if run.op == Operation::Mul => factor(),
             false => Kind::Apart,
         }
     }
@@ -455,7 +458,7 @@ impl Run {
         matches!(arg, Arg::Memory { strides, .. } if strides[3] == 0)
     }
 
-    /// The rows of an axpy's element, or of multiply-adds whose one factor the record has, if they are f32 sums in a line that have no
+    /// The rows of an axpy's element, or of products whose one factor the record has, if they are f32 in a line that have no
     /// byte in common with what is multiplied.
     fn axpys(&self, memory: &[u8], kind: Kind) -> Option<(Vec<Axpy>, usize, Ty)> {
         let Arg::Memory { at: y, .. } = &self.dst else {
@@ -493,6 +496,7 @@ impl Run {
             a: value(i),
             y: (y + row) as usize,
             x: (x + from) as usize,
+            fresh: self.op == Operation::Mul,
         };
         Some(((0..).zip(rows).map(one).collect(), n as usize, *ty))
     }

@@ -41,8 +41,8 @@ pub(crate) fn axpys(host: Host, memory: &mut [u8], n: usize, x_ty: Ty, all: &[Ax
     host.apply(Rows { memory, n, all });
 }
 
-/// One AXPY of a row of words, wherever it lies.
-pub(crate) fn row_of_words(host: Host, one: &Axpy, x: &[Word], y: &mut [Word]) {
+/// One AXPY.
+fn row_of_words(host: Host, one: &Axpy, x: &[Word], y: &mut [Word]) {
     begin(one, y);
     host.apply(Row { a: one.a, x, y });
 }
@@ -74,14 +74,14 @@ struct Rows<'a> {
     all: &'a [Axpy],
 }
 
-trait Work {
+pub(super) trait Work {
     fn on<S: Simd>(self, simd: S);
     fn plain(self);
 }
 
 impl Host {
     /// With the host's vector instructions, if it has such as multiply and add at once.
-    fn apply(self, work: impl Work) {
+    pub(super) fn apply(self, work: impl Work) {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         {
             if let Some(avx512) = self.level().as_avx512() {

@@ -23,12 +23,12 @@ impl Default for Host {
 }
 
 impl Host {
-    pub(super) fn level(self) -> Level {
+    pub(crate) fn level(self) -> Level {
         self.0
     }
 
     #[cfg(test)]
-    pub(super) fn of(level: Level) -> Host {
+    pub(crate) fn of(level: Level) -> Host {
         Host(level)
     }
 

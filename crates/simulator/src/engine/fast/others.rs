@@ -436,6 +436,7 @@ impl Batch {
                     run.lockstep(*slots, memory, inputs, &mut Wavelets::default(), scratch)?;
                 }
             },
+            Recorded::Sums(sums) => memory.sums(scratch, sums),
             Recorded::Axpys { all, n, ty } => memory.axpys(scratch, *n, *ty, all),
             Recorded::Store { at, bytes } => memory.store(*at, bytes),
             Recorded::Same { at, bytes } if !memory.holds(*at, bytes) => return Err(()),

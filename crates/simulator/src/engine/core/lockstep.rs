@@ -6,9 +6,10 @@ use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
 use crate::engine::wavelets::Wavelets;
 use crate::numerics::axpy::{self, Axpy};
-use crate::numerics::block::{Host, Word, canonical, widen};
+use crate::numerics::block::{Word, canonical, widen};
 use crate::numerics::sums::Sums;
-use crate::program::Ty;
+use crate::program::{Op, Ty};
+use std::ops::Range;
 
 /// PEs side by side.
 pub(in crate::engine) const LANES: usize = 32;
@@ -58,21 +59,23 @@ impl Memory {
 
     /// Stores the same in all PEs.
     pub fn store(&mut self, at: usize, bytes: &[u8]) {
-        self.each(at, bytes, |word, place, byte| word[place] = byte);
+        for (word, part, bytes) in parts(at, bytes) {
+            let lanes = &mut self.words[word * LANES..][..LANES];
+            match bytes.try_into() {
+                Ok(whole) => lanes.fill(whole),
+                Err(_) => lanes
+                    .iter_mut()
+                    .for_each(|w| w[part.clone()].copy_from_slice(bytes)),
+            }
+        }
     }
 
     /// Whether all PEs have this.
-    pub fn holds(&mut self, at: usize, bytes: &[u8]) -> bool {
-        let mut all = true;
-        self.each(at, bytes, |word, place, byte| all &= word[place] == byte);
-        all
-    }
-
-    fn each(&mut self, at: usize, bytes: &[u8], mut f: impl FnMut(&mut Word, usize, u8)) {
-        for (at, byte) in (at..).zip(bytes) {
-            let lanes = &mut self.words[at / 4 * LANES..][..LANES];
-            lanes.iter_mut().for_each(|word| f(word, at % 4, *byte));
-        }
+    pub fn holds(&self, at: usize, bytes: &[u8]) -> bool {
+        parts(at, bytes).all(|(word, part, bytes)| {
+            let lanes = &self.words[word * LANES..][..LANES];
+            lanes.iter().all(|w| w[part.clone()] == *bytes)
+        })
     }
 
     /// Copies bytes of a PE, whole words with them, to their place.
@@ -138,6 +141,15 @@ impl Memory {
     }
 }
 
+/// Of bytes that lie at an address, those of each word, and their place in it.
+fn parts(at: usize, bytes: &[u8]) -> impl Iterator<Item = (usize, Range<usize>, &[u8])> {
+    let end = at + bytes.len();
+    (at / 4..end.div_ceil(4)).map(move |word| {
+        let (from, to) = (at.max(4 * word), end.min(4 * word + 4));
+        (word, from - 4 * word..to - 4 * word, &bytes[from - at..to - at])
+    })
+}
+
 /// What an instruction takes from a queue: a wavelet of each PE, then the next one of each, ...
 pub(in crate::engine) enum Input<'a> {
     /// Wavelets of one f32 each.
@@ -182,23 +194,30 @@ impl Run {
             return self.lane_by_lane(slots, memory, inputs, out, scratch);
         };
         let came = [a, b];
-        scratch.sent.clear();
         let nest = Nest::of(self, span.first, came);
         let (mut at, end) = (span.first, span.first + span.n);
-        while at < end {
-            let (piece, n) = nest.piece(at, end);
-            piece.side_by_side(LANES as i64, |nest| {
-                let bytes = memory.words.as_flattened_mut();
-                match nest.rows_sent(self.op) {
-                    Some(rows) if scratch.sent.is_empty() => {
-                        rows.for_each(|row| send(scratch.host, bytes[row].as_chunks().0, out));
+        out.add_single(|to| {
+            // what it sends goes where it stays
+            std::mem::swap(to, &mut scratch.sent);
+            while at < end {
+                let (piece, n) = nest.piece(at, end);
+                piece.side_by_side(LANES as i64, |nest| {
+                    let bytes = memory.words.as_flattened_mut();
+                    let begin = scratch.sent.len();
+                    match nest.rows_sent(self.op) {
+                        Some(rows) => {
+                            rows.for_each(|row| scratch.sent.extend_from_slice(bytes[row].as_chunks().0));
+                        }
+                        None => nest.execute(self.op, bytes, scratch),
                     }
-                    _ => nest.execute(self.op, bytes, scratch),
-                }
-            });
-            at += n;
-        }
-        send(scratch.host, &scratch.sent, out);
+                    if self.op == Op::Mov {
+                        canonical(scratch.host, &mut scratch.sent[begin..]);
+                    }
+                });
+                at += n;
+            }
+            std::mem::swap(to, &mut scratch.sent);
+        });
         Ok(())
     }
 
@@ -236,16 +255,11 @@ impl Run {
     }
 }
 
-/// Sends numbers.
-fn send(host: Host, words: &[Word], out: &mut Wavelets) {
-    out.add_single(|to| canonical(host, words, to));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::numerics as num;
-    use crate::program::Op;
+    use crate::numerics::block::Host;
     use fearless_simd::Level;
 
     const BYTES: usize = 1200;

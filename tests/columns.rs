@@ -563,6 +563,8 @@ block 0..2 x 0
         ("mov d3 = d2", "add d4 = d4 + d5"),
         // a factor that the columns have not got, of multiply-adds that another one cuts
         ("mac d6 += d7 * d8", "add d3 = d3 + d2"),
+        // the same of sums that begin
+        ("mul d6 = d7 * d8", "add d3 = d3 + d2"),
     ];
     // at each of its cycles
     for (later, (first, second)) in (0..12).flat_map(|later| cases.map(|case| (later, case))) {

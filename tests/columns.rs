@@ -52,7 +52,8 @@ fn number(seed: u32) -> f32 {
 
 /// Some of them special.
 fn any_number(seed: u32) -> f32 {
-    let special = [-0.0, 0.0, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE];
+    let nan = f32::from_bits(0xffc0_1234);
+    let special = [-0.0, 0.0, f32::INFINITY, nan, f32::MAX, f32::MIN_POSITIVE];
     match number(seed ^ 0x5555) {
         x if x < -1.9 => special[(seed % 6) as usize],
         _ => number(seed),

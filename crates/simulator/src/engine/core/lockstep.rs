@@ -258,8 +258,10 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::core::vector::Phase;
     use crate::numerics as num;
     use crate::numerics::block::Host;
+    use crate::program::Count;
     use fearless_simd::Level;
 
     const BYTES: usize = 1200;
@@ -427,6 +429,66 @@ mod tests {
             } else {
                 assert_eq!(Sums::new(&all, n, ty).is_some(), apart, "{what}");
             }
+        }
+    }
+
+    /// Rows that are sent as they are, and what is computed of them, come behind what was sent before, every NaN as the one.
+    #[test]
+    fn what_is_sent_has_one_nan() {
+        let mut draw = Draw(7);
+        let before = srams(&mut draw, Ty::F32);
+        let other = 0xffc0_1234u32.to_le_bytes();
+        for (op, strides) in [
+            (Op::Mov, [0, 0, 40, 4]),
+            (Op::Mov, [0, 0, 4, 40]),
+            (Op::Add, [0, 0, 40, 4]),
+        ] {
+            let mut srams = before.clone();
+            srams
+                .iter_mut()
+                .for_each(|sram| sram[144..148].copy_from_slice(&other));
+            let mut memory = Memory::new(&srams);
+            let from = Arg::Memory {
+                ty: Ty::F32,
+                base: 100,
+                strides,
+                at: 100,
+            };
+            let run = Run {
+                pc: 0,
+                op,
+                dst: Arg::Out {
+                    ty: Ty::F32,
+                    color: 0,
+                    queue: 0,
+                    flag: false,
+                },
+                a: from,
+                b: Arg::Imm(0.5),
+                sparse: None,
+                shape: [1, 1, 3, 2],
+                index: [0; 3],
+                column: 0,
+                width: 1,
+                cost: 1,
+                paid: 0,
+                count: Count::None,
+                phase: Phase::Step,
+                then: None,
+            };
+            let mut out = Wavelets::default();
+            out.add_words([[1, 2, 3, 4]; LANES].into_iter());
+            let mut scratch = Scratch::default();
+            let none = || Input::Words(&[]);
+            run.lockstep(6, &mut memory, [none(), none()], &mut out, &mut scratch)
+                .expect("words");
+            let mut want = vec![[1, 2, 3, 4]; LANES];
+            for (row, i) in (0..3).flat_map(|row| (0..2).map(move |i| (row, i))) {
+                let at = (100 + row * strides[2] + i * strides[3]) as usize;
+                let sent = |sram: &Vec<u8>| num::apply(op, num::load(sram, Ty::F32, at), 0.5);
+                want.extend(srams.iter().map(|sram| num::canonical(sent(sram)).to_le_bytes()));
+            }
+            assert!(out.single_words() == Some(&want), "{op:?} by {strides:?}");
         }
     }
 }

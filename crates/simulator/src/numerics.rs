@@ -4,6 +4,7 @@
 pub(crate) mod axpy;
 pub(crate) mod block;
 pub(crate) mod product;
+pub(crate) mod sums;
 
 use crate::program::{Op, Ty};
 use half::f16;

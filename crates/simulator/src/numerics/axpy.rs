@@ -1,4 +1,5 @@
-//! Many AXPYs of short rows, one after another: y += a * x, each element by a fused multiply-add, as the rules say (M19).
+//! Many AXPYs of short rows, one after another: y += a * x, each element by a fused multiply-add, as the rules say (M19); or y = a * x,
+//! which is the same on a y of -0, the one number that changes no product.
 
 use super::block::{Host, Word, widen};
 use crate::numerics as num;
@@ -13,6 +14,8 @@ pub(crate) struct Axpy {
     pub a: f32,
     pub y: usize,
     pub x: usize,
+    /// y begins with this product.
+    pub fresh: bool,
 }
 
 /// Does them in their order; rows have `n` elements, y f32 and x of a type. An AXPY's two rows have no byte in common.
@@ -28,11 +31,7 @@ pub(crate) fn axpys(host: Host, memory: &mut [u8], n: usize, x_ty: Ty, all: &[Ax
                 row = one.x;
             }
             let y = one.y..one.y + 4 * n;
-            host.apply(Row {
-                a: one.a,
-                x: wide,
-                y: words(&mut memory[y.clone()]),
-            });
+            row_of_words(host, one, wide, words(&mut memory[y.clone()]));
             if overlap(&y, &(row..row + 2 * n)) {
                 row = usize::MAX;
             }
@@ -42,9 +41,16 @@ pub(crate) fn axpys(host: Host, memory: &mut [u8], n: usize, x_ty: Ty, all: &[Ax
     host.apply(Rows { memory, n, all });
 }
 
-/// One AXPY of a row of words.
-pub(crate) fn row_of_words(host: Host, a: f32, x: &[Word], y: &mut [Word]) {
-    host.apply(Row { a, x, y });
+/// One AXPY.
+fn row_of_words(host: Host, one: &Axpy, x: &[Word], y: &mut [Word]) {
+    begin(one, y);
+    host.apply(Row { a: one.a, x, y });
+}
+
+fn begin(one: &Axpy, y: &mut [Word]) {
+    if one.fresh {
+        y.fill((-0f32).to_le_bytes());
+    }
 }
 
 /// Whether two ranges have a byte in common.
@@ -68,14 +74,14 @@ struct Rows<'a> {
     all: &'a [Axpy],
 }
 
-trait Work {
+pub(super) trait Work {
     fn on<S: Simd>(self, simd: S);
     fn plain(self);
 }
 
 impl Host {
     /// With the host's vector instructions, if it has such as multiply and add at once.
-    fn apply(self, work: impl Work) {
+    pub(super) fn apply(self, work: impl Work) {
         #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
         {
             if let Some(avx512) = self.level().as_avx512() {
@@ -117,6 +123,7 @@ impl Rows<'_> {
                 .memory
                 .get_disjoint_mut(ranges)
                 .expect("rows within memory, without a common byte");
+            begin(one, words(y));
             f(one.a, words(x), words(y));
         }
     }
@@ -167,6 +174,7 @@ fn row<S: Simd>(simd: S, a: f32, x: &[Word], y: &mut [Word]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::program::Op;
     use fearless_simd::Level;
     use half::f16;
 
@@ -213,13 +221,17 @@ mod tests {
                         a: number(i),
                         y: y_at(i * 7 % ys),
                         x: x_at(i / 5 % xs),
+                        fresh: i % 3 == 0,
                     })
                     .collect();
                 let mut want = memory.clone();
                 for one in &all {
                     for k in 0..n {
                         let x = num::load(&want, ty, one.x + ty.bytes() as usize * k);
-                        let y = num::mac(Ty::F32, num::load(&want, Ty::F32, one.y + 4 * k), one.a, x);
+                        let y = match one.fresh {
+                            true => num::apply(Op::Mul, one.a, x),
+                            false => num::mac(Ty::F32, num::load(&want, Ty::F32, one.y + 4 * k), one.a, x),
+                        };
                         num::store(&mut want, Ty::F32, one.y + 4 * k, y);
                     }
                 }

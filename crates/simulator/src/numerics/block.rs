@@ -23,12 +23,12 @@ impl Default for Host {
 }
 
 impl Host {
-    pub(super) fn level(self) -> Level {
+    pub(crate) fn level(self) -> Level {
         self.0
     }
 
     #[cfg(test)]
-    pub(super) fn of(level: Level) -> Host {
+    pub(crate) fn of(level: Level) -> Host {
         Host(level)
     }
 
@@ -155,12 +155,12 @@ pub(crate) fn fold(
     )
 }
 
-/// Adds numbers, every NaN among them as the one NaN.
-pub(crate) fn canonical(host: Host, from: &[Word], to: &mut Vec<Word>) {
-    let one = |w: &Word| num::canonical(f32::from_le_bytes(*w)).to_le_bytes();
+/// Every NaN becomes the one NaN.
+pub(crate) fn canonical(host: Host, words: &mut [Word]) {
+    let one = |w: &mut Word| *w = num::canonical(f32::from_le_bytes(*w)).to_le_bytes();
     host.with(
         #[inline(always)]
-        || to.extend(from.iter().map(one)),
+        || words.iter_mut().for_each(one),
     );
 }
 

@@ -498,10 +498,7 @@ impl<'a> Nest<'a> {
                 };
                 match moved(0) {
                     Side::Memory { ty, at } => block.store(place(0, ty, at), memory, scratch),
-                    _ => {
-                        block.send(memory, scratch);
-                        scratch.sent.extend_from_slice(&scratch.results);
-                    }
+                    _ => block.send(memory, scratch),
                 }
             }
         }
@@ -654,12 +651,12 @@ impl<'a> Block<'a> {
         scatter(memory, dst, rows, n, results, convert);
     }
 
-    /// Results go to `scratch.results`.
+    /// Results are added to `scratch.sent`.
     fn send(&self, memory: &[u8], scratch: &mut Scratch) {
         let Scratch {
             host,
             gathered,
-            results,
+            sent,
             convert,
             ..
         } = scratch;
@@ -671,8 +668,8 @@ impl<'a> Block<'a> {
         for (i, room) in gathered.iter_mut().enumerate().filter(|(i, _)| !lies(*i)) {
             self.gather(i, memory, room, convert);
         }
-        results.clear();
-        results.resize(rows * n, [0; 4]);
+        let begin = sent.len();
+        sent.resize(begin + rows * n, [0; 4]);
         let operand = |i: usize| match self.sources[i] {
             Source::Memory(p) if lies(i) => {
                 let splat = p.step == 0 && n > 1;
@@ -686,7 +683,7 @@ impl<'a> Block<'a> {
             _ => self.operand(i, &gathered[i]),
         };
         let target = Target {
-            words: results,
+            words: &mut sent[begin..],
             row: n,
             rows,
             columns: n,

@@ -181,6 +181,7 @@ impl Walk {
                 a,
                 y: y as usize,
                 x: x as usize,
+                fresh: false,
             },
             cost: 1 + (self.both && self.banks.conflict(y, x)) as u32,
         })
@@ -252,6 +253,7 @@ impl Run {
                 a: self.sparse.as_ref().map_or(0.0, |s| s.value),
                 y: *y as usize,
                 x: *x as usize,
+                fresh: false,
             },
             cost: self.cost,
         };
@@ -273,6 +275,7 @@ impl Run {
                 a: here.axpy.a,
                 y: (here.axpy.y as i64 + y) as usize,
                 x: (here.axpy.x as i64 + x) as usize,
+                fresh: false,
             }));
             done += 1;
             slots += walk.steps * here.cost as u64;

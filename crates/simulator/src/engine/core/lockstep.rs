@@ -5,9 +5,10 @@ use super::bulk::{Nest, Scratch};
 use super::vector::{Arg, Run};
 use crate::engine::PeCounters;
 use crate::engine::wavelets::Wavelets;
-use crate::numerics::axpy::{self, Axpy, overlap};
-use crate::numerics::block::{Host, Word, canonical, widen};
-use crate::program::Ty;
+use crate::numerics::axpy::{self, Axpy};
+use crate::numerics::block::{Word, canonical, widen};
+use crate::numerics::sums::Sums;
+use crate::program::{Op, Ty};
 use std::ops::Range;
 
 /// PEs side by side.
@@ -15,6 +16,9 @@ pub(in crate::engine) const LANES: usize = 32;
 
 /// Words of each PE that are saved at once before they are overwritten.
 const SAVED: usize = 64;
+
+/// Elements of rows of sums that are worked on at once: those of all PEs stay in the host's registers, and what is multiplied near it.
+const PIECE: usize = 4;
 
 /// The SRAM of `LANES` PEs: word 0 of each, then word 1 of each, ...
 #[derive(Clone, Default)]
@@ -154,21 +158,23 @@ impl Memory {
 
     /// Stores the same in all PEs.
     pub fn store(&mut self, at: usize, bytes: &[u8]) {
-        self.each(at, bytes, |word, place, byte| word[place] = byte);
+        for (word, part, bytes) in parts(at, bytes) {
+            let lanes = &mut self.words[word * LANES..][..LANES];
+            match bytes.try_into() {
+                Ok(whole) => lanes.fill(whole),
+                Err(_) => lanes
+                    .iter_mut()
+                    .for_each(|w| w[part.clone()].copy_from_slice(bytes)),
+            }
+        }
     }
 
     /// Whether all PEs have this.
-    pub fn holds(&mut self, at: usize, bytes: &[u8]) -> bool {
-        let mut all = true;
-        self.each(at, bytes, |word, place, byte| all &= word[place] == byte);
-        all
-    }
-
-    fn each(&mut self, at: usize, bytes: &[u8], mut f: impl FnMut(&mut Word, usize, u8)) {
-        for (at, byte) in (at..).zip(bytes) {
-            let lanes = &mut self.words[at / 4 * LANES..][..LANES];
-            lanes.iter_mut().for_each(|word| f(word, at % 4, *byte));
-        }
+    pub fn holds(&self, at: usize, bytes: &[u8]) -> bool {
+        parts(at, bytes).all(|(word, part, bytes)| {
+            let lanes = &self.words[word * LANES..][..LANES];
+            lanes.iter().all(|w| w[part.clone()] == *bytes)
+        })
     }
 
     /// Copies bytes of a PE, whole words with them, to their place.
@@ -187,50 +193,39 @@ impl Memory {
         }
     }
 
-    /// AXPYs of rows of `n` elements, y f32 and x of a type, whose two rows have no byte in common.
-    pub fn axpys(&mut self, scratch: &mut Scratch, n: usize, ty: Ty, all: &[Axpy]) {
-        let Scratch {
-            host, axpys, wide, ..
-        } = scratch;
-        let aligned = |one: &Axpy| one.y.is_multiple_of(4) && one.x.is_multiple_of(ty.bytes() as usize);
-        if !all.iter().all(aligned) {
-            return self.apart(scratch, n, ty, all);
-        }
-        axpys.clear();
-        axpys.extend(all.iter().map(|one| Axpy {
-            a: one.a,
-            y: one.y * LANES,
-            x: one.x * LANES,
-        }));
-        if ty == Ty::F32 {
-            let memory = self.words.as_flattened_mut();
-            return axpy::axpys(*host, memory, n * LANES, ty, axpys, wide);
-        }
-        // a weight's neighbours in a list have the same x, which nobody writes but an AXPY on it
-        let mut row = 0..0;
-        for one in all {
-            if one.x != row.start || row.is_empty() {
-                row = one.x..one.x + 2 * n;
-                wide.clear();
-                for at in row.clone().step_by(2) {
-                    let lanes = &self.words[at / 4 * LANES..][..LANES];
-                    let half: [[u8; 2]; LANES] = match at % 4 {
-                        0 => std::array::from_fn(|l| [lanes[l][0], lanes[l][1]]),
-                        _ => std::array::from_fn(|l| [lanes[l][2], lanes[l][3]]),
-                    };
-                    widen(*host, &half, wide);
+    /// Adds to sums.
+    pub fn sums(&mut self, scratch: &mut Scratch, sums: &Sums) {
+        let Scratch { host, wide, .. } = scratch;
+        for first in (0..sums.n).step_by(PIECE) {
+            let elements = first..sums.n.min(first + PIECE);
+            // what is multiplied, one row after another, as f32
+            wide.clear();
+            for x in sums.x() {
+                match sums.ty {
+                    Ty::F32 => {
+                        let row = &self.words[x / 4 * LANES..];
+                        wide.extend_from_slice(&row[elements.start * LANES..elements.end * LANES]);
+                    }
+                    Ty::F16 => {
+                        for at in elements.clone().map(|i| x + 2 * i) {
+                            let lanes = &self.words[at / 4 * LANES..][..LANES];
+                            let half: [[u8; 2]; LANES] = match at % 4 {
+                                0 => std::array::from_fn(|l| [lanes[l][0], lanes[l][1]]),
+                                _ => std::array::from_fn(|l| [lanes[l][2], lanes[l][3]]),
+                            };
+                            widen(*host, &half, wide);
+                        }
+                    }
                 }
             }
-            let y = &mut self.words[one.y / 4 * LANES..][..n * LANES];
-            axpy::row_of_words(*host, one.a, wide, y);
-            if overlap(&(one.y..one.y + 4 * n), &row) {
-                row = 0..0;
-            }
+            let piece = elements.start * LANES..elements.end * LANES;
+            sums.add(*host, &mut self.words, LANES, piece, wide);
         }
     }
 
-    /// The same PE by PE, for rows at any address.
-    fn apart(&mut self, scratch: &mut Scratch, n: usize, ty: Ty, all: &[Axpy]) {
+    /// AXPYs one after another, of rows of `n` elements at any address, y f32 and x of a type, whose two rows have no byte in common: PE by
+    /// PE.
+    pub fn axpys(&mut self, scratch: &mut Scratch, n: usize, ty: Ty, all: &[Axpy]) {
         let mut own = vec![0; self.bytes];
         for lane in 0..LANES {
             for one in all {
@@ -243,6 +238,15 @@ impl Memory {
             }
         }
     }
+}
+
+/// Of bytes that lie at an address, those of each word, and their place in it.
+fn parts(at: usize, bytes: &[u8]) -> impl Iterator<Item = (usize, Range<usize>, &[u8])> {
+    let end = at + bytes.len();
+    (at / 4..end.div_ceil(4)).map(move |word| {
+        let (from, to) = (at.max(4 * word), end.min(4 * word + 4));
+        (word, from - 4 * word..to - 4 * word, &bytes[from - at..to - at])
+    })
 }
 
 /// What an instruction takes from a queue: a wavelet of each PE, then the next one of each, ...
@@ -289,23 +293,30 @@ impl Run {
             return self.lane_by_lane(slots, memory, inputs, out, scratch);
         };
         let came = [a, b];
-        scratch.sent.clear();
         let nest = Nest::of(self, span.first, came);
         let (mut at, end) = (span.first, span.first + span.n);
-        while at < end {
-            let (piece, n) = nest.piece(at, end);
-            piece.side_by_side(LANES as i64, |nest| {
-                let bytes = memory.words.as_flattened_mut();
-                match nest.rows_sent(self.op) {
-                    Some(rows) if scratch.sent.is_empty() => {
-                        rows.for_each(|row| send(scratch.host, bytes[row].as_chunks().0, out));
+        out.add_single(|to| {
+            // what it sends goes where it stays
+            std::mem::swap(to, &mut scratch.sent);
+            while at < end {
+                let (piece, n) = nest.piece(at, end);
+                piece.side_by_side(LANES as i64, |nest| {
+                    let bytes = memory.words.as_flattened_mut();
+                    let begin = scratch.sent.len();
+                    match nest.rows_sent(self.op) {
+                        Some(rows) => {
+                            rows.for_each(|row| scratch.sent.extend_from_slice(bytes[row].as_chunks().0));
+                        }
+                        None => nest.execute(self.op, bytes, scratch),
                     }
-                    _ => nest.execute(self.op, bytes, scratch),
-                }
-            });
-            at += n;
-        }
-        send(scratch.host, &scratch.sent, out);
+                    if self.op == Op::Mov {
+                        canonical(scratch.host, &mut scratch.sent[begin..]);
+                    }
+                });
+                at += n;
+            }
+            std::mem::swap(to, &mut scratch.sent);
+        });
         Ok(())
     }
 
@@ -343,7 +354,240 @@ impl Run {
     }
 }
 
-/// Sends numbers.
-fn send(host: Host, words: &[Word], out: &mut Wavelets) {
-    out.add_single(|to| canonical(host, words, to));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::core::vector::Phase;
+    use crate::numerics as num;
+    use crate::numerics::block::Host;
+    use crate::program::Count;
+    use fearless_simd::Level;
+
+    const BYTES: usize = 1200;
+
+    /// The same numbers in every run.
+    struct Draw(u64);
+
+    impl Draw {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (self.0 >> 33) as usize % n
+        }
+
+        fn number(&mut self) -> f32 {
+            let special = [f32::INFINITY, f32::NAN, -0.0, 0.0, f32::MAX, f32::MIN_POSITIVE];
+            match self.below(24) {
+                0 => special[self.below(special.len())],
+                // products of which one half is lost, or more
+                1 => f32::from_bits((self.below(1 << 24) + (32 << 23)) as u32),
+                _ => (self.below(8192) as f32 - 4096.0) / 1024.0,
+            }
+        }
+    }
+
+    fn hosts() -> Vec<Host> {
+        let mut hosts = vec![Host::default(), Host::of(Level::baseline())];
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        hosts.extend(Level::new().as_avx2().map(|avx2| Host::of(Level::Avx2(avx2))));
+        hosts
+    }
+
+    fn srams(draw: &mut Draw, ty: Ty) -> Vec<Vec<u8>> {
+        (0..LANES)
+            .map(|_| {
+                let mut sram = vec![0; BYTES];
+                let bytes = ty.bytes() as usize;
+                (0..BYTES / bytes).for_each(|i| num::store(&mut sram, ty, bytes * i, draw.number()));
+                sram
+            })
+            .collect()
+    }
+
+    /// Does a list in lockstep on each host, and by its elements. Returns whether it was taken as sums.
+    fn compare(draw: &mut Draw, n: usize, ty: Ty, all: &[Axpy]) -> bool {
+        let before = srams(draw, ty);
+        let mut want = before.clone();
+        for sram in &mut want {
+            for one in all {
+                for k in 0..n {
+                    let x = num::load(sram, ty, one.x + ty.bytes() as usize * k);
+                    let at = one.y + 4 * k;
+                    let y = match one.fresh {
+                        true => num::apply(Op::Mul, one.a, x),
+                        false => num::mac(Ty::F32, num::load(sram, Ty::F32, at), one.a, x),
+                    };
+                    num::store(sram, Ty::F32, at, y);
+                }
+            }
+        }
+        let sums = Sums::new(all, n, ty);
+        for host in hosts() {
+            let mut scratch = Scratch::default();
+            scratch.host = host;
+            let mut memory = Memory::new(&before);
+            match &sums {
+                Some(sums) => memory.sums(&mut scratch, sums),
+                None => memory.axpys(&mut scratch, n, ty, all),
+            }
+            let got = memory.into_srams(LANES);
+            assert!(got == want, "rows of {n}, {ty:?}, {:?}: {all:?}", host.level());
+        }
+        sums.is_some()
+    }
+
+    /// Rows of all lengths, at their places or anywhere: over each other, over what is multiplied, at odd addresses.
+    #[test]
+    fn sums_are_those_of_single_elements() {
+        let mut draw = Draw(5);
+        let mut as_sums = [0, 0];
+        for case in 0..600 {
+            let (n, ty) = (1 + draw.below(11), [Ty::F32, Ty::F16][draw.below(2)]);
+            let bytes = ty.bytes() as usize;
+            let (rows, features) = (1 + draw.below(6), 1 + draw.below(6));
+            let anywhere = case % 3 == 0;
+            let step = if anywhere { [1, 2, 4][draw.below(3)] } else { 4 };
+            // rows of sums begin behind those that are multiplied, or anywhere near
+            let (x_bytes, mut behind, mut pitch) = (bytes * n, 0, 4 * n + step * draw.below(3));
+            if anywhere {
+                behind = step * draw.below(1 + features * x_bytes / step);
+                pitch -= step * draw.below(2);
+            } else {
+                behind += (features * x_bytes).next_multiple_of(4);
+            }
+            let all: Vec<Axpy> = (0..draw.below(40))
+                .map(|_| Axpy {
+                    a: draw.number(),
+                    y: behind + pitch * draw.below(rows),
+                    x: x_bytes * draw.below(features),
+                    fresh: draw.below(5) == 0,
+                })
+                // an AXPY's own two rows never meet
+                .filter(|one| one.x + x_bytes <= one.y || one.y + 4 * n <= one.x)
+                .collect();
+            let sums = compare(&mut draw, n, ty, &all);
+            assert!(sums || anywhere);
+            as_sums[sums as usize] += 1;
+        }
+        assert!(as_sums[0] > 60 && as_sums[1] > 400, "{as_sums:?}");
+    }
+
+    /// What must not be taken as sums: each of the ways in which order between them matters, by one element or less.
+    #[test]
+    fn rows_that_meet_are_not_sums() {
+        let mut draw = Draw(6);
+        let n = 5;
+        let axpy = |a, y, x| Axpy {
+            a,
+            y,
+            x,
+            fresh: false,
+        };
+        for (what, apart, ty, all) in [
+            (
+                "apart",
+                true,
+                Ty::F32,
+                vec![axpy(2.0, 100, 40), axpy(3.0, 120, 60), axpy(0.5, 80, 40)],
+            ),
+            (
+                "sums over sums",
+                false,
+                Ty::F32,
+                vec![axpy(2.0, 100, 0), axpy(3.0, 116, 20)],
+            ),
+            (
+                "a sum is multiplied",
+                false,
+                Ty::F32,
+                vec![axpy(2.0, 100, 0), axpy(3.0, 200, 100)],
+            ),
+            (
+                "its end is",
+                false,
+                Ty::F32,
+                vec![axpy(2.0, 100, 116), axpy(3.0, 200, 0)],
+            ),
+            (
+                "its begin is",
+                false,
+                Ty::F16,
+                vec![axpy(2.0, 100, 92), axpy(3.0, 200, 0)],
+            ),
+            (
+                "right before it",
+                true,
+                Ty::F16,
+                vec![axpy(2.0, 100, 90), axpy(3.0, 200, 120)],
+            ),
+            ("at an odd address", false, Ty::F32, vec![axpy(2.0, 102, 0)]),
+            ("of odd ones", false, Ty::F16, vec![axpy(2.0, 100, 1)]),
+        ] {
+            let own = |one: &Axpy| one.x + ty.bytes() as usize * n <= one.y || one.y + 4 * n <= one.x;
+            if all.iter().all(own) {
+                assert_eq!(compare(&mut draw, n, ty, &all), apart, "{what}");
+            } else {
+                assert_eq!(Sums::new(&all, n, ty).is_some(), apart, "{what}");
+            }
+        }
+    }
+
+    /// Rows that are sent as they are, and what is computed of them, come behind what was sent before, every NaN as the one.
+    #[test]
+    fn what_is_sent_has_one_nan() {
+        let mut draw = Draw(7);
+        let before = srams(&mut draw, Ty::F32);
+        let other = 0xffc0_1234u32.to_le_bytes();
+        for (op, strides) in [
+            (Op::Mov, [0, 0, 40, 4]),
+            (Op::Mov, [0, 0, 4, 40]),
+            (Op::Add, [0, 0, 40, 4]),
+        ] {
+            let mut srams = before.clone();
+            srams
+                .iter_mut()
+                .for_each(|sram| sram[144..148].copy_from_slice(&other));
+            let mut memory = Memory::new(&srams);
+            let from = Arg::Memory {
+                ty: Ty::F32,
+                base: 100,
+                strides,
+                at: 100,
+            };
+            let run = Run {
+                pc: 0,
+                op,
+                dst: Arg::Out {
+                    ty: Ty::F32,
+                    color: 0,
+                    queue: 0,
+                    flag: false,
+                },
+                a: from,
+                b: Arg::Imm(0.5),
+                sparse: None,
+                shape: [1, 1, 3, 2],
+                index: [0; 3],
+                column: 0,
+                width: 1,
+                cost: 1,
+                paid: 0,
+                count: Count::None,
+                phase: Phase::Step,
+                then: None,
+            };
+            let mut out = Wavelets::default();
+            out.add_words([[1, 2, 3, 4]; LANES].into_iter());
+            let mut scratch = Scratch::default();
+            let none = || Input::Words(&[]);
+            run.lockstep(6, &mut memory, [none(), none()], &mut out, &mut scratch)
+                .expect("words");
+            let mut want = vec![[1, 2, 3, 4]; LANES];
+            for (row, i) in (0..3).flat_map(|row| (0..2).map(move |i| (row, i))) {
+                let at = (100 + row * strides[2] + i * strides[3]) as usize;
+                let sent = |sram: &Vec<u8>| num::apply(op, num::load(sram, Ty::F32, at), 0.5);
+                want.extend(srams.iter().map(|sram| num::canonical(sent(sram)).to_le_bytes()));
+            }
+            assert!(out.single_words() == Some(&want), "{op:?} by {strides:?}");
+        }
+    }
 }

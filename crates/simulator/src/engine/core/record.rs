@@ -10,6 +10,7 @@ use super::vector::{Arg, Run, Source};
 use super::{NOTHING, Range};
 use crate::numerics as num;
 use crate::numerics::axpy::Axpy;
+use crate::numerics::sums::Sums;
 use crate::program::{Op as Operation, Ty, Wavelet};
 use std::ops::Range as Bytes;
 
@@ -17,7 +18,9 @@ use std::ops::Range as Bytes;
 pub(in crate::engine) enum Op {
     /// Slots of a vector instruction from this state on.
     Slots { run: Box<Run>, slots: u64 },
-    /// AXPYs of rows of `n` elements, y f32 and x of a type, whose two rows have no byte in common.
+    /// AXPYs, as sums.
+    Sums(Sums),
+    /// AXPYs one after another, of rows of `n` elements, y f32 and x of a type, whose two rows have no byte in common.
     Axpys { all: Vec<Axpy>, n: usize, ty: Ty },
     /// These bytes are stored.
     Store { at: usize, bytes: Vec<u8> },
@@ -84,8 +87,13 @@ impl Touch {
             (low.unwrap_or(0) as i64, end as i64)
         };
         let (y, x) = (around(|a| a.y, 4), around(|a| a.x, ty.bytes()));
+        Touch::of_sums(y, x)
+    }
+
+    /// Of sums and of what is multiplied.
+    fn of_sums(y: Range, x: Range) -> Touch {
         Touch {
-            reads: [x, y, NOTHING],
+            reads: [x, NOTHING, y],
             ..Touch::memory(y, NOTHING)
         }
     }
@@ -101,6 +109,11 @@ impl Touch {
                 .iter()
                 .flatten()
                 .any(|q| other.queues.contains(&Some(*q)))
+    }
+
+    /// Of AXPYs: whether no sums are what others multiply.
+    fn sums_apart(&self, other: &Touch) -> bool {
+        !other.reads[..2].iter().any(|x| meet(self.writes, *x))
     }
 
     fn add(&mut self, other: &Touch) {
@@ -130,6 +143,10 @@ impl Op {
         let bytes = |at: usize, bytes: &[u8]| (at as i64, (at + bytes.len()) as i64);
         match self {
             Op::Slots { run, .. } => Touch::of(run),
+            Op::Sums(sums) => {
+                let [y, x] = sums.reach().map(|r| (r.start as i64, r.end as i64));
+                Touch::of_sums(y, x)
+            }
             Op::Axpys { all, n, ty } => Touch::of_axpys(all, *n, *ty),
             Op::Store { at, bytes: b } => Touch::memory(bytes(*at, b), NOTHING),
             Op::Same { at, bytes: b } => Touch::memory(NOTHING, bytes(*at, b)),
@@ -155,7 +172,10 @@ struct List {
 
 impl From<List> for Op {
     fn from(List { all, n, ty, .. }: List) -> Op {
-        Op::Axpys { all, n, ty }
+        match Sums::new(&all, n, ty) {
+            Some(sums) => Op::Sums(sums),
+            None => Op::Axpys { all, n, ty },
+        }
     }
 }
 
@@ -173,7 +193,7 @@ enum Kind {
     Apart,
     /// All its operands are the same in all columns: it need not be done again.
     Uniform,
-    /// One factor of its multiply-adds is, and lies there: the record has its values.
+    /// One factor of its products is, and lies there: the record has its values.
     Factor(Range),
 }
 
@@ -220,6 +240,7 @@ impl Record {
         self.bytes += size_of::<Op>()
             + match &op {
                 Op::Slots { .. } => size_of::<Run>(),
+                Op::Sums(sums) => sums.bytes(),
                 Op::Axpys { all, .. } => size_of_val(&all[..]),
                 Op::Store { bytes, .. } | Op::Same { bytes, .. } => bytes.len(),
                 Op::Takes { .. } | Op::Skips { .. } => 0,
@@ -357,11 +378,13 @@ impl Record {
             Arg::In { queue, .. } => self.queues.contains(queue),
             _ => true,
         };
+        let factor = || {
+            let mut both = [&run.a, &run.b].into_iter();
+            let factor = both.find(|arg| run.stays(arg) && known(arg));
+            factor.map_or(Kind::Apart, |arg| Kind::Factor(run.reaches(arg)))
+        };
         if run.op == Operation::Mac {
-            let factor = [&run.a, &run.b]
-                .into_iter()
-                .find(|arg| run.stays(arg) && known(arg));
-            return factor.map_or(Kind::Apart, |arg| Kind::Factor(run.reaches(arg)));
+            return factor();
         }
         // what it makes has no gaps
         let mut step = ty.bytes() as i64;
@@ -373,6 +396,7 @@ impl Record {
         let from_edge = [&run.a, &run.b].iter().any(|arg| !matches!(arg, Arg::Imm(_)));
         match piece && from_edge && known(&run.a) && known(&run.b) {
             true => Kind::Uniform,
+            false if run.op == Operation::Mul => factor(),
             false => Kind::Apart,
         }
     }
@@ -388,6 +412,8 @@ impl Record {
     fn list(&mut self, t: usize, all: &[Axpy], n: usize, ty: Ty, touch: Touch, memory: &[u8]) {
         if let Some(list) = &mut self.threads[t].list
             && (list.n, list.ty) == (n, ty)
+            && list.touch.sums_apart(&touch)
+            && touch.sums_apart(&list.touch)
         {
             list.all.extend_from_slice(all);
             list.touch.add(&touch);
@@ -460,7 +486,7 @@ impl Run {
         matches!(arg, Arg::Memory { strides, .. } if strides[3] == 0)
     }
 
-    /// The rows of an axpy's element, or of multiply-adds whose one factor the record has, if they are f32 sums in a line that have no
+    /// The rows of an axpy's element, or of products whose one factor the record has, if they are f32 in a line that have no
     /// byte in common with what is multiplied.
     fn axpys(&self, memory: &[u8], kind: Kind) -> Option<(Vec<Axpy>, usize, Ty)> {
         let Arg::Memory { at: y, .. } = &self.dst else {
@@ -498,6 +524,7 @@ impl Run {
             a: value(i),
             y: (y + row) as usize,
             x: (x + from) as usize,
+            fresh: self.op == Operation::Mul,
         };
         Some(((0..).zip(rows).map(one).collect(), n as usize, *ty))
     }

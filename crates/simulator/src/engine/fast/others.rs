@@ -278,7 +278,7 @@ impl Others {
             *same = from_feeds.then_some(all);
         }
         let in_words = match &op {
-            Recorded::Slots { run, .. } => run.in_words() && !matches!(run.dst, Arg::Out { .. }),
+            Recorded::Slots { run, .. } => run.in_words(),
             _ => false,
         };
         Step {
@@ -351,7 +351,7 @@ impl Batch {
         let mut cursor = Cursor {
             at: vec![(0, 0); self.taken.len()],
             left: self.takes.clone(),
-            empty: Vec::new(),
+            took: Vec::new(),
             copied: Default::default(),
         };
         loop {
@@ -364,6 +364,7 @@ impl Batch {
                     done[i] += 1;
                     moved = true;
                 }
+                self.forget(group, &mut cursor, work);
             }
             if done.iter().zip(steps).all(|(d, s)| *d == s.len()) {
                 break;
@@ -384,6 +385,7 @@ impl Batch {
                         moved = true;
                     }
                 }
+                self.forget(group, &mut cursor, work);
             }
             if !moved {
                 return Err(());
@@ -407,29 +409,40 @@ impl Batch {
     ) -> Result<bool, ()> {
         let Work { scratch, free } = work;
         let Group { memories, sent, .. } = group;
-        let Some(lie) = self.fetch(sent, step, cursor) else {
+        // the stream into which it sends
+        let own = match &step.op {
+            Recorded::Slots { run, .. } => match run.dst {
+                Arg::Out { queue, .. } => {
+                    Some(self.map.places[self.map.log_of[queue as usize] as usize] as usize)
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        let Some(lie) = self.fetch(sent, step, own, cursor) else {
             return Ok(false);
         };
         let memory = &mut memories[core];
         memory.save(step.op.writes());
         let copied = &cursor.copied;
         match &step.op {
-            Recorded::Slots { run, slots } => match run.dst {
-                Arg::Out { queue, .. } => {
-                    let inputs = [Input::Any(&copied[0]), Input::Any(&copied[1])];
-                    let place = self.map.places[self.map.log_of[queue as usize] as usize];
-                    let out = sent[place as usize].room(free);
-                    run.lockstep(*slots, memory, inputs, out, scratch)?;
+            Recorded::Slots { run, slots } => {
+                let mut out = own.map_or_else(Sent::default, |place| std::mem::take(&mut sent[place]));
+                let input = |i: usize| match &lie[i] {
+                    Some((place, range)) => Input::Words(sent[*place].values.words_of(range.clone())),
+                    None => Input::Any(&copied[i]),
+                };
+                let values = match own {
+                    Some(_) => out.room(free),
+                    None => &mut out.values,
+                };
+                let ended = run.lockstep(*slots, memory, [input(0), input(1)], values, scratch);
+                if let Some(place) = own {
+                    sent[place] = out;
                 }
-                _ => {
-                    let input = |i: usize| match &lie[i] {
-                        Some((place, range)) => Input::Words(sent[*place].values.words_of(range.clone())),
-                        None => Input::Any(&copied[i]),
-                    };
-                    let inputs = [input(0), input(1)];
-                    run.lockstep(*slots, memory, inputs, &mut Wavelets::default(), scratch)?;
-                }
-            },
+                ended?;
+            }
+            Recorded::Sums(sums) => memory.sums(scratch, sums),
             Recorded::Axpys { all, n, ty } => memory.axpys(scratch, *n, *ty, all),
             Recorded::Store { at, bytes } => memory.store(*at, bytes),
             Recorded::Same { at, bytes } if !memory.holds(*at, bytes) => return Err(()),
@@ -438,14 +451,34 @@ impl Batch {
             }
             Recorded::Same { .. } | Recorded::Takes { .. } | Recorded::Skips { .. } => {}
         }
-        for (place, first) in cursor.empty.drain(..) {
-            sent[place].settle(first, free);
-        }
         Ok(true)
     }
 
-    /// What a step takes, if all of it was sent: copied, or as numbers that lie in one piece of a stream, if the step sends none.
-    fn fetch(&self, sent: &[Sent], step: &Step, cursor: &mut Cursor) -> Option<[Option<Piece>; 2]> {
+    /// Values that a core took, and that nobody will ask for, are forgotten.
+    fn forget(&self, group: &mut Group, cursor: &mut Cursor, work: &mut Work) {
+        for (place, taken) in cursor.took.drain(..) {
+            let sent = &mut group.sent[place];
+            let first = self.first[place];
+            if cursor.left[place] == 0 {
+                sent.settle(first, &mut work.free);
+            } else if self.one_taker[place] {
+                // half of it gone is worth a copy of the rest
+                let gone = taken.min(first);
+                if 2 * gone.saturating_sub(sent.first) >= sent.end() - sent.first {
+                    sent.settle(gone, &mut work.free);
+                }
+            }
+        }
+    }
+
+    /// What a step takes, if all of it was sent: as numbers that lie in one piece of a stream, another one than its own, or copied.
+    fn fetch(
+        &self,
+        sent: &[Sent],
+        step: &Step,
+        own: Option<usize>,
+        cursor: &mut Cursor,
+    ) -> Option<[Option<Piece>; 2]> {
         let Map { feeds, places, .. } = &*self.map;
         let sources = &self.taken;
         let (queues, wavelets) = (taken(&step.op).0, step.wavelets);
@@ -482,20 +515,16 @@ impl Batch {
                         let from = (index - sent[place].first) as usize * LANES;
                         let range = from..from + n as usize * LANES;
                         let values = &sent[place].values;
-                        if step.in_words && n == wavelets && values.are_single(range.clone()) {
+                        let lies = step.in_words && n == wavelets && own != Some(place);
+                        if lies && values.are_single(range.clone()) {
                             *lie = Some((place, range));
                         } else {
                             to.add(values, range);
                         }
                         cursor.left[place] -= n;
-                        // half of it gone is worth a copy of the rest
-                        let gone = (index + n).min(self.first[place]);
-                        let half = 2 * gone.saturating_sub(sent[place].first)
-                            >= sent[place].end() - sent[place].first;
-                        if cursor.left[place] == 0 {
-                            cursor.empty.push((place, self.first[place]));
-                        } else if self.one_taker[place] && half {
-                            cursor.empty.push((place, gone));
+                        match cursor.took.iter_mut().find(|(p, _)| *p == place) {
+                            Some((_, taken)) => *taken = index + n,
+                            None => cursor.took.push((place, index + n)),
                         }
                     }
                 }
@@ -511,8 +540,8 @@ struct Cursor {
     at: Vec<(usize, u64)>,
     /// Of each log: wavelets that are still to be taken in this batch.
     left: Vec<u64>,
-    /// Logs of which the step at hand takes what nobody else will, and the first value that may still be asked for.
-    empty: Vec<(usize, u64)>,
+    /// Logs from which the core at hand took something, and up to which value.
+    took: Vec<(usize, u64)>,
     /// What the step at hand takes, where it had to be copied.
     copied: [Wavelets; 2],
 }
@@ -538,6 +567,9 @@ impl Sent {
     /// Keeps what may still be asked for if values before `first` are not, in no more memory than that needs.
     fn settle(&mut self, first: u64, free: &mut Vec<Wavelets>) {
         let n = first.saturating_sub(self.first).min(self.end() - self.first);
+        if n == 0 && !self.room {
+            return;
+        }
         let mut left = Wavelets::default();
         left.add(&self.values, n as usize * LANES..self.values.len());
         self.first += n;

@@ -10,7 +10,7 @@
 use super::{Bands, Frame, RESULTS, Tensor, WEIGHTS, declare};
 use crate::CompileError;
 use crate::assemble::Assembler;
-use crate::kernels::blocks::TAKE;
+use crate::kernels::blocks::{SUMS, TAKE};
 use crate::kernels::{colors, per_wavelet, wide};
 use meshloom_simulator::program::*;
 use meshloom_simulator::{Expr, Machine};
@@ -102,7 +102,8 @@ impl Replicate<'_> {
         a.start(TAKE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
         let shape = features(&mut a, 2, x, own);
         a.output(3, DOWN, x.ty, &shape, true);
-        a.map(Op::Mov, 3, Operand::Desc(2), None, Count::None);
+        // before what is taken: all rows to the south wait for it
+        a.start(SUMS, Op::Mov, 3, Operand::Desc(2), None, Count::None);
         a.emit(Instr::Halt);
         a.finish(at)
     }

@@ -191,6 +191,15 @@ impl Room {
     }
 }
 
+/// The first feature of each of so many rows, and the end. Rows with one more than others lie evenly among them, so that channels of the edge, each of which serves some
+/// rows, bring about as much; of fewer features than rows the first rows have one each.
+fn over_rows(features: usize, rows: usize) -> Vec<usize> {
+    match features < rows {
+        true => balanced(features, rows),
+        false => (0..=rows).map(|row| row * features / rows).collect(),
+    }
+}
+
 /// Bands of rows of PEs. The last row of a band holds no features: it finishes what the others add up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bands {
@@ -246,7 +255,7 @@ impl Bands {
     pub fn spread(&self, features: usize) -> Vec<usize> {
         let mut all = Vec::new();
         for (band, (top, last)) in self.each().enumerate() {
-            let starts = balanced(features, last - top);
+            let starts = over_rows(features, last - top);
             all.extend(starts.iter().map(|s| band * features + s));
         }
         // a band's end is the first feature of its last row
@@ -259,7 +268,7 @@ impl Bands {
     pub fn share(&self, features: usize) -> Vec<usize> {
         let mut all = Vec::new();
         for ((top, last), of_band) in self.each().zip(balanced(features, self.len()).windows(2)) {
-            let starts = balanced(of_band[1] - of_band[0], last - top);
+            let starts = over_rows(of_band[1] - of_band[0], last - top);
             all.extend(starts.iter().map(|s| of_band[0] + s));
         }
         all.push(features);

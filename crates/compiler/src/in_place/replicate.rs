@@ -63,7 +63,17 @@ impl Replicate<'_> {
                 .refuse("X and Y of two types or at one place: expected one type, two places".into());
         }
         let last = frame.bands.height() - 1;
-        let mut region = frame.region(vec![self.row(&frame, last), self.turn(&frame, last)]);
+        let mut blocks = Vec::new();
+        // rows one behind another that all have features, or all have none
+        let mut from = 0;
+        while from < last {
+            let has = x.of(from) > 0;
+            let to = (from..last).find(|row| (x.of(*row) > 0) != has).unwrap_or(last);
+            blocks.push(self.rows(&frame, (from, to), has));
+            from = to;
+        }
+        blocks.push(self.turn(&frame, last));
+        let mut region = frame.region(blocks);
         self.down(&frame, &mut region, last);
         let wavelets = x.tokens.div_ceil(per_wavelet(machine, x.ty) as usize);
         let own = |row: usize| {
@@ -80,15 +90,15 @@ impl Replicate<'_> {
         frame.finish(region, feeds)
     }
 
-    /// The code of all rows but the last.
-    fn row(&self, frame: &Frame, last: usize) -> Block {
+    /// The code of rows before the last, which send features if they have any.
+    fn rows(&self, frame: &Frame, (from, to): (usize, usize), sends: bool) -> Block {
         let (x, y) = (self.x, self.y);
-        let at = frame.lattice(0, last, 1);
+        let at = frame.lattice(from, to, 1);
         let mut a = Assembler::new();
-        declare(&mut a, "x", x);
         declare(&mut a, "y", y);
-        let own = a.param("own", frame.number("rows", "own", at, |row| x.of(row)));
-        let kept = a.param("kept", frame.number("rows", "kept", at, |row| y.of(row)));
+        // numbers of all rows, so that these rows' code is the same where it can be
+        let all = frame.lattice(0, frame.bands.height() - 1, 1);
+        let kept = a.param("kept", frame.number("rows", "kept", all, |row| y.of(row)));
         let wide = wide(frame.machine, x.ty);
         let features = |a: &mut Assembler, d: u8, t: &Tensor, n: Val| -> [Val; 2] {
             let shape = [n, Val::Imm(t.tokens as i64)];
@@ -100,10 +110,14 @@ impl Replicate<'_> {
         let shape = features(&mut a, 0, y, kept);
         a.input(1, RESULTS, y.ty, &shape);
         a.start(TAKE, Op::Mov, 0, Operand::Desc(1), None, Count::None);
-        let shape = features(&mut a, 2, x, own);
-        a.output(3, DOWN, x.ty, &shape, true);
-        // before what is taken: all rows to the south wait for it
-        a.start(SUMS, Op::Mov, 3, Operand::Desc(2), None, Count::None);
+        if sends {
+            declare(&mut a, "x", x);
+            let own = a.param("own", frame.number("rows", "own", all, |row| x.of(row)));
+            let shape = features(&mut a, 2, x, own);
+            a.output(3, DOWN, x.ty, &shape, true);
+            // before what is taken: all rows to the south wait for it
+            a.start(SUMS, Op::Mov, 3, Operand::Desc(2), None, Count::None);
+        }
         a.emit(Instr::Halt);
         a.finish(at)
     }
@@ -141,13 +155,15 @@ impl Replicate<'_> {
             }
         };
         let one = Expr::Const(1);
-        add(0, 1, vec![(Port::Ramp, Port::South, one.clone())]);
-        let at = frame.lattice(1, last, 1);
-        if last > 1 {
+        // nothing comes from rows before it
+        let first = (0..last).find(|row| has(*row) > 0).unwrap_or(0);
+        add(first, first + 1, vec![(Port::Ramp, Port::South, one.clone())]);
+        let at = frame.lattice(first + 1, last, 1);
+        if at.ny > 0 {
             let above = frame.number("rows", "above", at, |row| (0..row).map(has).sum());
             let own = frame.number("rows", "sends", at, has);
             let positions = vec![(Port::North, Port::South, above), (Port::Ramp, Port::South, own)];
-            add(1, last, positions);
+            add(first + 1, last, positions);
         }
         add(last, last + 1, vec![(Port::North, Port::Ramp, one)]);
     }

@@ -341,13 +341,14 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
     let lanes = machine.pe.lanes.f32 as u64;
     let peak = (side * side) as u64 * lanes * cycles;
     println!(
-        "| Mesh | Sparsity | Bands | Outputs a group | Replicate | Cycles, both | Multiply-adds | Utilisation | Compiled in s | Simulated in s | Peak MiB |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "| Mesh | Sparsity | Bands | Outputs a group | Replicate | Cycles, both | Expected | Multiply-adds | Utilisation | Compiled in s | Simulated in s | Peak MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     println!(
-        "| {side} x {side} | {sparsity} | {} | {} | {} | {cycles} | {multiply_adds} | {:.1} % | {compile:.1} | {simulate:.1} | {:.0} |",
+        "| {side} x {side} | {sparsity} | {} | {} | {} | {cycles} | {:.0} | {multiply_adds} | {:.1} % | {compile:.1} | {simulate:.1} | {:.0} |",
         bands.len(),
         mapped.group,
         cycles - outcome.cycles,
+        bands.expected(&machine, &operand, &result, &[linear]),
         multiply_adds as f64 / peak as f64 * 100.0,
         peak_memory()?
     );

@@ -188,13 +188,13 @@ fn cycles(machine: &Machine, linear: &Linear, x: &Tensor, m: usize, bands: &Band
     all + run(&product.map(machine).unwrap_or_else(|e| panic!("{e}")).program)
 }
 
-/// What is chosen takes at most a tenth longer than the best number of bands, where the work sets the time and where the edge does, and is not the same everywhere.
+/// What is expected is near what is simulated, and what is chosen takes at most 3 % longer than the best number of bands, where the work sets the time and where the edge does, and is not the same everywhere.
 #[test]
 fn chosen_bands_are_near_the_best() {
     let narrow = "edge.bits_per_second=217.6e9";
     let wide = "edge.bits_per_second=7e12";
     let mut chosen = std::collections::BTreeSet::new();
-    let mut texts = Vec::new();
+    let (mut texts, mut worst) = (Vec::new(), [0.0f64; 2]);
     for (edge, ty, each, k, m, zeros) in [
         (wide, Ty::F32, 4, 200, 800, 0),
         (wide, Ty::F32, 2, 800, 200, 0),
@@ -218,25 +218,30 @@ fn chosen_bands_are_near_the_best() {
             features: Bands::new(&machine, 1).unwrap().share(k),
             address: 0,
         };
-        let all: Vec<(usize, u64)> = [1, 2, 3, 4, 6, 8, 10, 12, 14, 16]
-            .into_iter()
-            .map(|n| {
-                (
-                    n,
-                    cycles(&machine, &linear, &x, m, &Bands::new(&machine, n).unwrap()),
-                )
-            })
-            .collect();
+        let mut all = Vec::new();
+        for n in [1, 2, 3, 4, 6, 8, 10, 12, 14, 16] {
+            let bands = Bands::new(&machine, n).unwrap();
+            let y = Tensor {
+                features: bands.share(m),
+                ..x.clone()
+            };
+            let expected = bands.expected(&machine, &x, &y, &[linear]);
+            let took = cycles(&machine, &linear, &x, m, &bands);
+            let off = (expected / took as f64 - 1.0) * 100.0;
+            all.push((n, took, off.round() as i64));
+            worst = [worst[0].min(off), worst[1].max(off)];
+        }
         let bands = Bands::for_product(&machine, &x, &linear).unwrap();
         let took = cycles(&machine, &linear, &x, m, &bands);
-        let least = all.iter().map(|(_, cycles)| *cycles).min().unwrap_or(0);
+        let least = all.iter().map(|(_, cycles, _)| *cycles).min().unwrap_or(0);
         texts.push(format!(
             "{ty:?} [{each}, {k}] x [{k}, {m}], {zeros}/16 zero, {edge}: {} bands {took}; {all:?}",
             bands.len()
         ));
-        assert!(took * 10 <= least * 11, "{texts:#?}");
+        assert!(took * 100 <= least * 103, "{texts:#?}");
         chosen.insert(bands.len());
     }
     assert!(chosen.contains(&1) && chosen.len() > 2, "{texts:#?}");
-    eprintln!("{}", texts.join("\n"));
+    assert!(worst[0] > -12.0 && worst[1] < 12.0, "{worst:?} %: {texts:#?}");
+    eprintln!("{worst:?} %\n{}", texts.join("\n"));
 }

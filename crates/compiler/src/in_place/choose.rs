@@ -156,8 +156,8 @@ fn expected(machine: &Machine, x: &Tensor, y: &Tensor, bands: &Bands, linear: &L
     let outputs = |(top, last): (usize, usize)| y.features[last] - y.features[top];
     let mut brought = vec![0.0; bands.height()];
     for (top, last) in bands.each() {
-        for row in top..last {
-            brought[row] = (x.of(row) * outputs((top, last))) as f64 * words;
+        for (row, brought) in (top..last).zip(&mut brought[top..]) {
+            *brought = (x.of(row) * outputs((top, last))) as f64 * words;
         }
     }
     let gap = machine.channels().first().map_or(1, |c| c.gap) as f64;

@@ -167,7 +167,15 @@ impl Product<'_> {
             .filter(alike)
             .chain(larger.filter(alike).take(1))
             .filter(near);
-        let mut refused = plan.frame.too_large((1, 0), plan.least());
+        let mut refused = match least < most {
+            false => plan.frame.too_large((1, 0), plan.least()),
+            true => CompileError::DoesNotFit {
+                what: format!("{}, in place, in {} bands", self.name, plan.m.len()),
+                needs: format!("as many groups of outputs in each, of {least} to {most} outputs"),
+                has: format!("groups of up to {enough} outputs"),
+                helps: "bands with more equal numbers of outputs".into(),
+            },
+        };
         for group in sizes {
             plan.group = group;
             let emitted = plan.blocks();

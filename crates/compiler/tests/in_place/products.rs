@@ -601,7 +601,7 @@ fn what_does_not_fit_is_refused() {
         ),
         error(&product, &mesh(1, 4, &[])),
         error(&product, &mesh(4, 5, &[])),
-        // weights from the edge in bands: X only once, an output on a band's last row, a band without
+        // weights from the edge in bands: X only once, an output on a band's last row, a band without, one with too few
         with(Source::Edge {
             bands: &bands,
             weights: &all,
@@ -610,6 +610,7 @@ fn what_does_not_fit_is_refused() {
         }),
         in_bands(vec![0, 32, 64, 64, 64]),
         in_bands(vec![0, 64, 64, 64, 64]),
+        in_bands(vec![0, 62, 62, 64, 64]),
         even_features(&small, Ty::F32, 4, 2, &all[..2])
             .unwrap_err()
             .to_string(),

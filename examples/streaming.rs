@@ -4,14 +4,14 @@
 //!     cargo run --release --example streaming -- sparsity        (a minute or two)
 //!     cargo run --release --example streaming -- scale           (some minutes)
 //!
-//!     cargo run --release --example streaming -- in-place TOKENS K M SIDE SPARSITY
+//!     cargo run --release --example streaming -- in-place TOKENS K M SIDE SPARSITY [BANDS] [SETTING...]
 //!     cargo run --release --example streaming -- in-place-mlp TOKENS WIDTH SIDE [SETTING...]
 //!     cargo run --release --example streaming -- in-place-attention TOKENS WIDTH HEADS SIDE [SETTING...]
 //!     cargo run --release --example streaming -- in-place-gpt MODEL SIDE f32|f16 SPARSITY [SETTING...]
 //!
 //! `scale TOKENS K M` takes another product, and `scale TOKENS K M SIDE SPARSITY` measures a single mesh of SIDE x SIDE PEs. `ENGINE=reference`
 //! in the environment asks for the other engine. `in-place` has its
-//! activations on the mesh at the start, and leaves its results there; sparsity 0 is the dense kernel. `in-place-mlp` and `in-place-attention` are the two halves
+//! activations on the mesh at the start, and leaves its results there; sparsity 0 is the dense kernel; bands of rows are chosen where their number is not given. `in-place-mlp` and `in-place-attention` are the two halves
 //! of a transformer's block, operator after operator; `in-place-gpt` is a whole model (`gpt:layers=2,width=128,...`) but for its embedding, whose result the
 //! evaluator gives; settings are those of `--set`, as `edge.bits_per_second=7e12`.
 
@@ -19,14 +19,14 @@
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use meshloom_compiler::in_place::{
-    Attention, Bands, Decoder, Linear, Mlp, Operator, Product, Room, Source, Tensor, causal_mask,
+    Attention, Bands, Decoder, Linear, Mlp, Operator, Product, Replicate, Room, Tensor, causal_mask,
     even_features,
 };
 use meshloom_compiler::plan::{Function, Norm};
 use meshloom_compiler::{Options, Stages, Weights, compile};
 use meshloom_models::{Graph, Mask, Op, seeded_inputs, sparsify};
 use meshloom_simulator::Machine;
-use meshloom_simulator::engine::{self, Engine, PeCounters, Sram};
+use meshloom_simulator::engine::{self, Engine, Outcome, PeCounters, Sram};
 use meshloom_simulator::program::Ty;
 use std::time::Instant;
 
@@ -40,6 +40,9 @@ struct Measured {
     compile: f64,
     simulate: f64,
 }
+
+/// Bands over which the residual of a transformer's block is spread.
+const BANDS: usize = 12;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -242,13 +245,16 @@ fn scale(arguments: &[String]) -> Result<(), Failure> {
 
 /// A product that begins and ends in SRAM.
 fn in_place(arguments: &[String]) -> Result<(), Failure> {
-    let [tokens, k, m, side, sparsity] = arguments else {
-        return Err("expected TOKENS K M SIDE SPARSITY".into());
+    let [tokens, k, m, side, sparsity, more @ ..] = arguments else {
+        return Err("expected TOKENS K M SIDE SPARSITY and, if wanted, BANDS and settings".into());
     };
     let (tokens, k, m): (usize, usize, usize) = (tokens.parse()?, k.parse()?, m.parse()?);
     let (side, sparsity): (usize, f64) = (side.parse()?, sparsity.parse()?);
-    let sets = [format!("mesh.width={side}"), format!("mesh.height={side}")];
-    let machine = meshloom::machines::load("small", &sets)?;
+    let (sets, fixed): (Vec<&String>, Vec<&String>) = more.iter().partition(|s| s.contains('='));
+    let fixed: Option<usize> = fixed.first().map(|n| n.parse()).transpose()?;
+    let mut all = vec![format!("mesh.width={side}"), format!("mesh.height={side}")];
+    all.extend(sets.into_iter().cloned());
+    let machine = meshloom::machines::load("small", &all)?;
     let mut graph = Graph::new("product");
     let x = graph.add_input("x", &[tokens, k])?;
     let w = graph.add_constant("w", &[m, k], weights(m * k))?;
@@ -269,34 +275,58 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
         return Err(format!("{tokens} tokens are not equally many for {columns} columns").into());
     }
     let each = tokens / columns;
-    let bands = Bands::new(&machine, 1)?;
-    let features = match lists {
-        true => even_features(&machine, Ty::F32, each, k, &w)?,
-        false => bands.spread(k),
-    };
+    let one = Bands::new(&machine, 1)?;
     let mut room = Room::default();
+    let features = match lists && fixed == Some(1) {
+        true => even_features(&machine, Ty::F32, each, k, &w)?,
+        false => one.share(k),
+    };
     let operand = room.tensor(Ty::F32, each, &features);
-    let result = room.tensor(Ty::F32, each, &bands.spread(m));
+    let linear = Linear {
+        weights: &w,
+        bias: None,
+        lists,
+    };
+    let bands = match fixed {
+        Some(n) => Bands::new(&machine, n)?,
+        None => Bands::for_product(&machine, &operand, &linear)?,
+    };
+    let result = room.tensor(Ty::F32, each, &bands.share(m));
+    let mut programs = Vec::new();
+    let began = Instant::now();
+    let copies = (bands.len() > 1).then(|| room.tensor(Ty::F32, each, &bands.spread(k)));
+    if let Some(copies) = &copies {
+        let replicate = Replicate {
+            name: "replicate",
+            bands: &bands,
+            x: &operand,
+            y: copies,
+        };
+        programs.push(replicate.map(&machine)?);
+    }
     let product = Product {
         name: "product",
-        x: &operand,
+        x: copies.as_ref().unwrap_or(&operand),
         y: &result,
-        source: Source::Edge {
-            weights: &w,
-            bias: None,
-            lists,
-        },
+        source: linear.source(&bands),
         relu: false,
         scratch: room.end(),
     };
-    let began = Instant::now();
     let mapped = product.map(&machine)?;
+    programs.push(mapped.program);
     let mut sram = Sram::new(&machine);
     operand.place(&x, &mut sram);
     let compile = began.elapsed().as_secs_f64();
     let began = Instant::now();
-    let outcome = engine::run_on(&mapped.program, &machine, &engine_options(), &mut sram)?;
+    let outcomes: Vec<Outcome> = programs
+        .iter()
+        .map(|program| engine::run_on(program, &machine, &engine_options(), &mut sram))
+        .collect::<Result<_, _>>()?;
     let simulate = began.elapsed().as_secs_f64();
+    let cycles: u64 = outcomes.iter().map(|o| o.cycles).sum();
+    let Some(outcome) = outcomes.last() else {
+        return Err("no product".into());
+    };
     // a few of the results
     let got = result.read(&sram);
     for i in (0..tokens * m).step_by(tokens * m / 64 + 1) {
@@ -309,14 +339,16 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
     }
     let multiply_adds: u64 = outcome.pes.iter().map(|pe| pe.operations[0]).sum();
     let lanes = machine.pe.lanes.f32 as u64;
-    let peak = (side * side) as u64 * lanes * outcome.cycles;
+    let peak = (side * side) as u64 * lanes * cycles;
     println!(
-        "| Mesh | Sparsity | Outputs a group | Cycles | Multiply-adds | Utilisation | Compiled in s | Simulated in s | Peak MiB |\n|---|---|---|---|---|---|---|---|---|"
+        "| Mesh | Sparsity | Bands | Outputs a group | Replicate | Cycles, both | Expected | Multiply-adds | Utilisation | Compiled in s | Simulated in s | Peak MiB |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     println!(
-        "| {side} x {side} | {sparsity} | {} | {} | {multiply_adds} | {:.1} % | {compile:.1} | {simulate:.1} | {:.0} |",
+        "| {side} x {side} | {sparsity} | {} | {} | {} | {cycles} | {:.0} | {multiply_adds} | {:.1} % | {compile:.1} | {simulate:.1} | {:.0} |",
+        bands.len(),
         mapped.group,
-        outcome.cycles,
+        cycles - outcome.cycles,
+        bands.expected(&machine, &operand, &result, &[linear]),
         multiply_adds as f64 / peak as f64 * 100.0,
         peak_memory()?
     );
@@ -345,8 +377,9 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
             cycles(4)
         );
     };
-    share("with features", &|row| row + 1 < side);
-    share("last row", &|row| row + 1 == side);
+    let last = |row: usize| bands.each().any(|(_, last)| last == row);
+    share("with features", &|row| !last(row));
+    share("last rows", &last);
     share("first row", &|row| row == 0);
     Ok(())
 }
@@ -451,11 +484,9 @@ impl Block {
             return Err(format!("{tokens} tokens are not equally many for {side} columns but one").into());
         }
         let mut room = Room::default();
-        let x = room.tensor(
-            Ty::F32,
-            tokens / (side - 1),
-            &Bands::new(&machine, 1)?.spread(width),
-        );
+        // rows without features, at which bands of products may end
+        let bands = Bands::new(&machine, BANDS.min(side / 2))?;
+        let x = room.tensor(Ty::F32, tokens / (side - 1), &bands.share(width));
         Ok(Block {
             machine,
             tokens,

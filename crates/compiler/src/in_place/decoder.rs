@@ -2,7 +2,7 @@
 //! GELU and residual additions, as GPT-2 has them.
 
 use super::{Attention, Linear, Mlp, Operator, Room, Tensor, causal_mask};
-use super::{Bands, transformer};
+use super::{Bands, choose, transformer};
 use crate::CompileError;
 use crate::plan::{Function, Norm};
 use meshloom_models::graph::{Graph, Node, Op, TensorId};
@@ -49,6 +49,23 @@ enum Part<'g> {
         norm: Norm,
         linear: Linear<'g>,
     },
+}
+
+impl Part<'_> {
+    /// Cycles that its products with weights are expected to take, but for the last part's: wherever its results lie, it only reads the residual.
+    fn cycles(&self, machine: &Machine, heads: usize, x: &Tensor) -> f64 {
+        let cycles = match self {
+            Part::Attention {
+                linears: [query, key, value, output],
+                ..
+            } => transformer::attention_cycles(machine, heads, x, [*query, *key, *value], *output),
+            Part::Mlp { up, down, .. } => {
+                transformer::hidden(machine, x, *up, *down).map(|(_, cycles)| cycles)
+            }
+            Part::Head { .. } => Ok(0.0),
+        };
+        cycles.unwrap_or(f64::INFINITY)
+    }
 }
 
 /// A graph's nodes in order.
@@ -235,17 +252,44 @@ impl<'g> Decoder<'g> {
                 }
             }
         };
-        let bands = Bands::new(machine, 1)?;
+        Bands::new(machine, 1)?;
         let each = tokens.div_ceil(machine.mesh.width as usize - 1);
+        let tensor = |features: &[usize]| Tensor {
+            ty,
+            tokens: each,
+            features: features.to_vec(),
+            address: 0,
+        };
+        let heads = all_heads.unwrap_or(1);
+        Bands::new(machine, heads)?;
+        let features = choose::layout(machine, width, |features| {
+            let x = tensor(features);
+            // layers are alike: the first of a kind stands for all
+            let kinds: Vec<_> = parts.iter().map(std::mem::discriminant).collect();
+            let cycles = |(i, part): (usize, &Part)| match kinds[..i].contains(&kinds[i]) {
+                true => 0.0,
+                false => part.cycles(machine, heads, &x),
+            };
+            parts.iter().enumerate().map(cycles).sum()
+        })?;
         let mut room = Room::default();
-        let x = room.tensor(ty, each, &bands.spread(width));
+        let x = room.tensor(ty, each, &features);
         let mask = match all_heads {
             Some(heads) => Some(Attention::mask(machine, heads, each, &mut room)?),
             None => None,
         };
         let mut last = room;
         last.tensor(ty, each, &x.features);
-        let logits = last.tensor(ty, each, &bands.spread(outputs));
+        let head = parts.last().and_then(|part| match part {
+            Part::Head { linear, .. } => Some(linear),
+            _ => None,
+        });
+        let features = choose::layout(machine, outputs, |features| {
+            head.map_or(0.0, |linear| {
+                choose::cycles(machine, &x, &tensor(features), &[*linear])
+            })
+        })?;
+        let logits = last.tensor(ty, each, &features);
         Ok(Decoder {
             machine: machine.clone(),
             start,
@@ -253,7 +297,7 @@ impl<'g> Decoder<'g> {
             x,
             mask,
             logits,
-            heads: all_heads.unwrap_or(1),
+            heads,
             room,
             parts,
         })

@@ -8,11 +8,13 @@
 //! *No PE does anything by itself*: each begins with the first wavelet of its row. So a column lives by what comes from the west
 //! alone, one cycle after its neighbour, and all columns are exact copies of each other. The exception is [`Gather`], and column 0 where it sends.
 
+mod choose;
 mod decoder;
 mod elementwise;
 mod gather;
 mod norm;
 mod product;
+mod replicate;
 mod softmax;
 mod transformer;
 
@@ -21,6 +23,7 @@ pub use elementwise::{Pair, Unary};
 pub use gather::{By, Gather, Gathered, key_features};
 pub use norm::LayerNorm;
 pub use product::{Mapped, Product, Source, even_features};
+pub use replicate::Replicate;
 pub use softmax::{Softmax, causal_mask};
 pub use transformer::{Attention, Linear, Mlp, Operator};
 
@@ -184,6 +187,15 @@ impl Room {
     }
 }
 
+/// The first feature of each of so many rows, and the end. Rows with one more than others lie evenly among them, so that channels of the edge, each of which serves some
+/// rows, bring about as much; of fewer features than rows the first rows have one each.
+fn over_rows(features: usize, rows: usize) -> Vec<usize> {
+    match features < rows {
+        true => balanced(features, rows),
+        false => (0..=rows).map(|row| row * features / rows).collect(),
+    }
+}
+
 /// Bands of rows of PEs. The last row of a band holds no features: it finishes what the others add up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bands {
@@ -215,6 +227,11 @@ impl Bands {
         self.starts.windows(2).map(|s| (s[0], s[1] - 1))
     }
 
+    /// The first row of a band.
+    fn top(&self, band: usize) -> usize {
+        self.starts[band]
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.starts.len() - 1
@@ -234,11 +251,23 @@ impl Bands {
     pub fn spread(&self, features: usize) -> Vec<usize> {
         let mut all = Vec::new();
         for (band, (top, last)) in self.each().enumerate() {
-            let starts = balanced(features, last - top);
+            let starts = over_rows(features, last - top);
             all.extend(starts.iter().map(|s| band * features + s));
         }
         // a band's end is the first feature of its last row
         all.push(self.len() * features);
+        all
+    }
+
+    /// The first feature of each row, and the end, of a tensor whose features, so many in all, are spread evenly over the bands, and in each over the
+    /// rows that hold features.
+    pub fn share(&self, features: usize) -> Vec<usize> {
+        let mut all = Vec::new();
+        for ((top, last), of_band) in self.each().zip(balanced(features, self.len()).windows(2)) {
+            let starts = over_rows(of_band[1] - of_band[0], last - top);
+            all.extend(starts.iter().map(|s| of_band[0] + s));
+        }
+        all.push(features);
         all
     }
 }
@@ -417,10 +446,9 @@ impl Frame<'_> {
         }
     }
 
-    /// The ways of sums down the bands, from row to row, and of results back up. `own` is the first wavelet of the results that a row
-    /// takes, and their number, of `period`; without it each row takes all.
-    fn up_and_down(&self, region: &mut Region, period: usize, own: Option<&dyn Fn(usize) -> (usize, usize)>) {
-        for (band, (top, last)) in self.bands.each().enumerate() {
+    /// The ways of sums down the bands, from row to row.
+    fn partial_sums(&self, region: &mut Region) {
+        for (top, last) in self.bands.each() {
             for parity in 0..2 {
                 let from = top + (top + parity) % 2;
                 let color = colors::REDUCE[parity];
@@ -443,6 +471,13 @@ impl Frame<'_> {
                     Vec::new(),
                 );
             }
+        }
+    }
+
+    /// The ways of results up the bands, from their last rows. `own` is the first wavelet of the results that a row takes, their number, and that of all
+    /// results of its band; without it each row takes all.
+    fn results(&self, region: &mut Region, own: Option<&dyn Fn(usize) -> [usize; 3]>) {
+        for (band, (top, last)) in self.bands.each().enumerate() {
             let at = self.lattice(last, last + 1, 1);
             self.route(
                 region,
@@ -463,9 +498,9 @@ impl Frame<'_> {
                 let name = self.of_band(name, band);
                 let filters = own.map(|own| Filter {
                     output: Port::Ramp,
-                    first: self.number(&name, "before", at, |row| own(row).0),
-                    count: self.number(&name, "own", at, |row| own(row).1),
-                    period: Expr::Const(period as i64),
+                    first: self.number(&name, "before", at, |row| own(row)[0]),
+                    count: self.number(&name, "own", at, |row| own(row)[1]),
+                    period: Expr::Const(own(top)[2] as i64),
                 });
                 self.route(
                     region,
@@ -571,6 +606,13 @@ impl Frame<'_> {
     /// `scratch`.
     fn check(&self, written: &Tensor, read: &[&Tensor], scratch: u32) -> Result<(), CompileError> {
         let height = self.bands.height();
+        let mesh = &self.machine.mesh;
+        if mesh.width < 2 || mesh.height as usize != height {
+            return self.refuse(format!(
+                "bands of {height} rows in all on a mesh of {} x {} PEs: expected as many rows, and 2 columns at least",
+                mesh.width, mesh.height
+            ));
+        }
         if scratch > self.machine.pe.sram_bytes {
             return Err(self.too_large((1, 0), scratch as u64));
         }

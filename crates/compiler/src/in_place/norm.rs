@@ -71,7 +71,8 @@ impl LayerNorm<'_> {
             all.extend(blocks::wavelets(machine, Ty::F32, &bits));
             all
         });
-        frame.up_and_down(&mut region, 0, None);
+        frame.partial_sums(&mut region);
+        frame.results(&mut region, None);
         frame.finish(region, feeds)
     }
 

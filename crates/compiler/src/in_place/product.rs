@@ -5,12 +5,14 @@
 //! column; the last row takes a group's sums whole, adds the bias, applies ReLU, and sends them north, past all rows of the column,
 //! of which each keeps the outputs that it owns. A row's first wavelet says how long its first block is.
 //!
-//! Weights enter at the edge, or lie in column 0, whose PEs send them ([`Source`]): then each band of rows has a product of its own.
+//! Weights enter at the edge, or lie in column 0, whose PEs send them ([`Source`]). In each band of rows runs a product of its own. With weights from the
+//! edge all bands have the same features, each all of them, and each has some of the outputs: sums then pass the rows of a band, not of the mesh
+//! ([`super::replicate`] brings the features to all bands, [`super::choose`] says how many bands pay).
 //!
 //! *No circle of waits.* Results are taken from the start on, by a microthread that waits for nothing else. A row takes block b in as soon as
 //! block b - 2 is multiplied; that waits for sums of groups before b - 2 alone, in its own row and those south of it, and for the last
 //! row, which asks for a group's biases when the sums of the group before the last are there. All of these are sums of groups up to b - 2,
-//! whose blocks come before any block b on each channel; and the trunk gives the rows of a channel their blocks group by group.
+//! whose blocks come before any block b on each channel; and the trunk gives the rows of a channel their blocks group by group, in all bands: they have as many groups.
 
 use super::{Bands, Frame, RESULTS, Role, Tensor, WEIGHTS, declare};
 use crate::CompileError;
@@ -30,8 +32,11 @@ const SMALL: u64 = 16;
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
-    /// From the edge: one product of all features. All rows of PEs are one band.
+    /// From the edge: one product, whose outputs are shared by bands of rows. X has all K features in each band, again and again ([`super::Replicate`]);
+    /// a band makes the outputs that Y has in it, at least one.
     Edge {
+        /// The bands.
+        bands: &'a Bands,
         /// \[m, k\], row by row.
         weights: &'a [f32],
         /// \[m\].
@@ -105,16 +110,25 @@ pub fn even_features(
             *cost += (*w != 0.0) as u64;
         }
     }
-    let lanes = match ty {
-        Ty::F32 => machine.pe.lanes.f32,
-        Ty::F16 => machine.pe.lanes.f16,
-    };
-    let each = (tokens as u64).div_ceil(lanes as u64) + machine.pe.cost.issue as u64;
+    let each = (tokens as u64).div_ceil(mac_lanes(machine, ty)) + machine.pe.cost.issue as u64;
     // equally many weights; features without any are spread, too
     let costs: Vec<u64> = costs.iter().map(|n| n * each + tokens as u64).collect();
     let mut starts = blocks::even(&costs, rows);
     starts.push(k);
     Ok(starts)
+}
+
+/// Multiply-adds of a PE a cycle, with accumulators of f32.
+pub(super) fn mac_lanes(machine: &Machine, ty: Ty) -> u64 {
+    let lanes = &machine.pe.lanes;
+    (if ty == Ty::F32 { lanes.f32 } else { lanes.f16 }) as u64
+}
+
+/// Outputs of a group beyond which a larger one gains little, given a PE's multiply-adds for an output.
+pub(super) fn enough(work: u64, ty: Ty, tokens: usize) -> u64 {
+    let (_, pitch) = blocks::pitches(ty, tokens);
+    let in_sums = RING_BYTES / (RING as u64 * pitch as u64);
+    WORK.div_ceil(work.max(1)).min(in_sums).max(SMALL)
 }
 
 impl Product<'_> {
@@ -123,14 +137,7 @@ impl Product<'_> {
     /// Errors: slices of another length than the sizes say, tensors that do not lie as they have to; what does not fit (SRAM, switch
     /// positions, filters, threads).
     pub fn map(&self, machine: &Machine) -> Result<Mapped, CompileError> {
-        let one;
-        let bands = match self.source {
-            Source::Edge { .. } => {
-                one = Bands::new(machine, 1)?;
-                &one
-            }
-            Source::West { bands, .. } => bands,
-        };
+        let (Source::Edge { bands, .. } | Source::West { bands, .. }) = self.source;
         let frame = Frame {
             name: self.name,
             machine,
@@ -139,8 +146,7 @@ impl Product<'_> {
         let mut plan = self.plan(frame)?;
         // the largest group that fits and still gains; sums that don't fit by themselves need no closer look
         let (_, pitch) = blocks::pitches(self.x.ty, self.x.tokens);
-        let in_sums = RING_BYTES / (RING as u64 * pitch as u64);
-        let enough = WORK.div_ceil(plan.work().max(1)).min(in_sums).max(SMALL);
+        let enough = enough(plan.work(), self.x.ty, self.x.tokens);
         let near = |group: &usize| {
             *group as u64 <= enough && (RING * group) as u64 * pitch as u64 <= machine.pe.sram_bytes as u64
         };
@@ -150,10 +156,26 @@ impl Product<'_> {
         } else {
             1
         };
-        let sizes = blocks::group_sizes(plan.m, self.x.most(), plan.lists)
+        let (most, least) = (plan.most(), plan.m.iter().copied().min().unwrap_or(0));
+        // all bands have as many groups
+        let alike = |group: &usize| most.div_ceil(*group) == least.div_ceil(*group);
+        let small = blocks::group_sizes(most, self.x.most(), plan.lists);
+        let larger = small.clone().next().map_or(0, |group| group + 1)..=most;
+        let larger = larger.filter(|group| least < most && group * self.x.most() <= blocks::INDICES);
+        let sizes = small
             .map(|group| group.next_multiple_of(unit))
+            .filter(alike)
+            .chain(larger.filter(alike).take(1))
             .filter(near);
-        let mut refused = plan.frame.too_large((1, 0), plan.least());
+        let mut refused = match least < most {
+            false => plan.frame.too_large((1, 0), plan.least()),
+            true => CompileError::DoesNotFit {
+                what: format!("{}, in place, in {} bands", self.name, plan.m.len()),
+                needs: format!("as many groups of outputs in each, of {least} to {most} outputs"),
+                has: format!("groups of up to {enough} outputs"),
+                helps: "bands with more equal numbers of outputs".into(),
+            },
+        };
         for group in sizes {
             plan.group = group;
             let emitted = plan.blocks();
@@ -172,16 +194,23 @@ impl Product<'_> {
             return frame.refuse("X and Y at the same place: expected two".into());
         }
         let bands = frame.bands.len();
-        let (Some(k), Some(m)) = (frame.features_of_band(x), frame.features_of_band(y)) else {
+        let of_band = |(top, last): (usize, usize)| y.features[last] - y.features[top];
+        let m: Vec<usize> = frame.bands.each().map(of_band).collect();
+        let (most, least) = (
+            m.iter().copied().max().unwrap_or(0),
+            m.iter().copied().min().unwrap_or(0),
+        );
+        let from_edge = matches!(self.source, Source::Edge { .. });
+        let Some(k) = frame.features_of_band(x).filter(|_| from_edge || least == most) else {
             return frame.refuse(format!(
                 "X and Y have {} and {} features: expected as many in each of {bands} bands",
                 x.all(),
                 y.all()
             ));
         };
-        if k == 0 || m == 0 {
+        if k == 0 || least == 0 {
             return frame.refuse(format!(
-                "{k} input features and {m} outputs: at least one of each is needed"
+                "{k} input features and {least} outputs of a band: at least one of each is needed"
             ));
         }
         let mut stored = Vec::new();
@@ -190,28 +219,32 @@ impl Product<'_> {
             weights,
             bias,
             lists: by_lists,
+            ..
         } = self.source
         {
             (lists, enters) = (by_lists, true);
-            if Some(weights.len()) != k.checked_mul(m) {
-                return frame.refuse(format!("{} weights, expected {m} x {k}", weights.len()));
+            let all = y.all();
+            if Some(weights.len()) != k.checked_mul(all) {
+                return frame.refuse(format!("{} weights, expected {all} x {k}", weights.len()));
             }
             if let Some(bias) = bias
-                && bias.len() != m
+                && bias.len() != all
             {
-                return frame.refuse(format!("{} biases, expected {m}", bias.len()));
+                return frame.refuse(format!("{} biases, expected {all}", bias.len()));
             }
             if lists {
-                let count = |f: &[usize]| {
-                    let mut sum = 0;
-                    let mut sums = vec![0];
-                    for row in weights.chunks(k) {
-                        sum += row[f[0]..f[1]].iter().filter(|w| **w != 0.0).count() as u64;
-                        sums.push(sum);
+                for (band, (top, last)) in frame.bands.each().enumerate() {
+                    for row in top..=last {
+                        let [from, to] = [row, row + 1].map(|row| x.features[row] - band * k);
+                        let mut sum = 0;
+                        let mut sums = vec![0];
+                        for of_output in weights[y.features[top] * k..y.features[last] * k].chunks(k) {
+                            sum += of_output[from..to].iter().filter(|w| **w != 0.0).count() as u64;
+                            sums.push(sum);
+                        }
+                        stored.push(sums);
                     }
-                    sums
-                };
-                stored = x.features.windows(2).map(count).collect();
+                }
             }
         }
         let mut weights = x.ty;
@@ -220,9 +253,9 @@ impl Product<'_> {
         } = self.source
         {
             weights = ty;
-            if ty == Ty::F16 && !m.is_multiple_of(2) {
+            if ty == Ty::F16 && !most.is_multiple_of(2) {
                 return frame.refuse(format!(
-                    "{m} outputs of weights of f16 in column 0: expected a multiple of 2"
+                    "{most} outputs of weights of f16 in column 0: expected a multiple of 2"
                 ));
             }
             if !address.is_multiple_of(32) || !pitch.is_multiple_of(32) {
@@ -230,11 +263,11 @@ impl Product<'_> {
                     "weights at SRAM address {address} in column 0, {pitch} bytes from feature to feature: expected multiples of 32"
                 ));
             }
-            let row = m as u64 * ty.bytes() as u64;
+            let row = most as u64 * ty.bytes() as u64;
             let end = address as u64 + x.most() as u64 * pitch as u64;
             if row > pitch as u64 {
                 return frame.refuse(format!(
-                    "{m} weights of a feature in column 0 in {pitch} bytes: expected {row} bytes at least"
+                    "{most} weights of a feature in column 0 in {pitch} bytes: expected {row} bytes at least"
                 ));
             }
             if end > frame.machine.pe.sram_bytes as u64 {
@@ -244,6 +277,7 @@ impl Product<'_> {
         let plan = Plan {
             product: self,
             frame,
+            k,
             m,
             weights,
             lists,
@@ -255,10 +289,10 @@ impl Product<'_> {
             return Err(plan.frame.too_large((1, 0), plan.least()));
         }
         // what registers, and a filter, count
-        let most = x.tokens.max(2 * x.most() + blocks::HEADER);
-        if m.checked_mul(most).is_none_or(|n| n > i32::MAX as usize) {
+        let elements = x.tokens.max(2 * x.most() + blocks::HEADER);
+        if most.checked_mul(elements).is_none_or(|n| n > i32::MAX as usize) {
             return plan.frame.refuse(format!(
-                "{m} outputs of {} tokens and up to {} features a PE: with more than {} elements of sums, or words of weights, a PE can't count them",
+                "{most} outputs of {} tokens and up to {} features a PE: with more than {} elements of sums, or words of weights, a PE can't count them",
                 x.tokens,
                 x.most(),
                 i32::MAX
@@ -279,23 +313,36 @@ impl Product<'_> {
 struct Plan<'a> {
     product: &'a Product<'a>,
     frame: Frame<'a>,
-    /// Outputs of a band.
-    m: usize,
+    /// Features of X in each band.
+    k: usize,
+    /// Outputs of each band.
+    m: Vec<usize>,
     /// Type of the weights.
     weights: Ty,
     lists: bool,
     /// Weights enter at the edge.
     enters: bool,
-    /// Of each row, where blocks are lists: its nonzero weights for outputs before each one, and all.
+    /// Of each row, where blocks are lists: its nonzero weights for the band's outputs before each one, and all.
     stored: Vec<Vec<u64>>,
     /// Outputs of a group.
     group: usize,
 }
 
 impl Plan<'_> {
-    /// The first output of each group, and the one after its last.
-    fn groups(&self) -> impl Iterator<Item = (usize, usize)> + Clone {
-        let m = self.m;
+    /// Most outputs of a band.
+    fn most(&self) -> usize {
+        self.m.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The band of a row.
+    fn band(&self, row: usize) -> usize {
+        let before = self.frame.bands.each().take_while(|(_, last)| *last < row);
+        before.count()
+    }
+
+    /// The first output of each group of a band, and the one after its last, counted from the band's first.
+    fn groups(&self, band: usize) -> impl Iterator<Item = (usize, usize)> + Clone {
+        let m = self.m[band];
         (0..m)
             .step_by(self.group)
             .map(move |from| (from, (from + self.group).min(m)))
@@ -310,7 +357,7 @@ impl Plan<'_> {
     fn work(&self) -> u64 {
         let stored = self.stored.iter().filter_map(|sums| sums.last());
         let weights = match stored.max() {
-            Some(most) => most.div_ceil(self.m as u64),
+            Some(most) => most.div_ceil(self.most() as u64),
             None => self.product.x.most() as u64,
         };
         weights * self.product.x.tokens as u64
@@ -327,7 +374,7 @@ impl Plan<'_> {
         self.frame.bands.each().any(|(_, last)| last == row)
     }
 
-    /// Elements of a row's block for these outputs, as they are counted when it is taken in.
+    /// Elements of a row's block for these outputs of its band, as they are counted when it is taken in.
     fn elements(&self, row: usize, (from, to): (usize, usize)) -> u64 {
         if self.finishes(row) {
             return if self.bias().is_some() {
@@ -344,8 +391,9 @@ impl Plan<'_> {
 
     /// Bytes of a buffer for a block, as many for all rows with features.
     fn block_bytes(&self) -> u32 {
-        let rows = self.frame.bands.each().flat_map(|(top, last)| top..last);
-        let all = rows.flat_map(|row| self.groups().map(move |group| self.elements(row, group)));
+        let bands = self.frame.bands.each().enumerate();
+        let rows = bands.flat_map(|(band, (top, last))| (top..last).map(move |row| (band, row)));
+        let all = rows.flat_map(|(band, row)| self.groups(band).map(move |group| self.elements(row, group)));
         let element = if self.lists {
             4
         } else {
@@ -401,7 +449,7 @@ impl Plan<'_> {
             weights: self.weights,
             lists: self.lists,
             color: WEIGHTS,
-            m: self.m,
+            m: self.m[self.band(role.row)],
             group: self.group,
             features,
             each,
@@ -479,7 +527,7 @@ impl Plan<'_> {
         }
         // it had the first wavelet's flag
         a.emit(Instr::Set(1, imm(0)));
-        a.emit(Instr::Set(4, imm(self.m)));
+        a.emit(Instr::Set(4, imm(self.m[self.band(role.row)])));
         a.emit(Instr::Set(5, imm(self.group)));
         a.emit(Instr::Set(6, Val::Imm(sums)));
         let group = a.here("group");
@@ -546,8 +594,8 @@ impl Plan<'_> {
         );
         a.task("main", Trigger::Start);
         // r4 outputs left; r5 those of this group; r6 their weights
-        a.emit(Instr::Set(4, imm(self.m)));
-        a.emit(Instr::Set(5, imm(self.group.min(self.m))));
+        a.emit(Instr::Set(4, imm(self.m[band])));
+        a.emit(Instr::Set(5, imm(self.group.min(self.m[band]))));
         a.emit(Instr::Set(6, imm(address as usize)));
         a.emit(Instr::Mul(0, features, reg(5)));
         a.output(0, WEIGHTS, Ty::F32, &[imm(1)], false);
@@ -588,21 +636,24 @@ impl Plan<'_> {
     fn finish(self, emitted: Vec<Block>) -> Result<Mapped, CompileError> {
         let y = self.product.y;
         let mut region = self.frame.region(emitted);
-        let groups: Vec<(usize, usize)> = self.groups().collect();
         let mut feeds = Vec::new();
         match self.product.source {
             Source::Edge { .. } => {
+                let groups: Vec<Vec<(usize, usize)>> = (0..self.m.len())
+                    .map(|band| self.groups(band).collect())
+                    .collect();
                 // a wavelet begins a row
-                feeds = self
-                    .frame
-                    .enter(&mut region, groups.len() + 1, |round, row| match round {
+                feeds = self.frame.enter(&mut region, groups[0].len() + 1, |round, row| {
+                    let groups = &groups[self.band(row)];
+                    match round {
                         0 => vec![Wavelet {
                             bits: self.elements(row, groups[0]),
                             elements: 1,
                             flag: true,
                         }],
                         i => self.block(row, groups[i - 1], groups.get(i)),
-                    });
+                    }
+                });
             }
             Source::West { .. } => {
                 let at = Lattice::rect(0, 0, 1, self.frame.machine.mesh.height);
@@ -613,34 +664,41 @@ impl Plan<'_> {
         }
         let wavelets = y.tokens.div_ceil(per_wavelet(self.frame.machine, y.ty) as usize);
         let own = |row: usize| {
-            let top = self.frame.bands.each().filter(|(top, _)| *top <= row).last();
-            let before = y.features[row] - top.map_or(0, |(top, _)| y.features[top]);
-            (before * wavelets, y.of(row) * wavelets)
+            let band = self.band(row);
+            let top = self.frame.bands.top(band);
+            let before = y.features[row] - y.features[top];
+            [before, y.of(row), self.m[band]].map(|n| n * wavelets)
         };
-        self.frame.up_and_down(&mut region, self.m * wavelets, Some(&own));
+        self.frame.partial_sums(&mut region);
+        self.frame.results(&mut region, Some(&own));
         Ok(Mapped {
             program: self.frame.finish(region, feeds)?,
             group: self.group,
         })
     }
 
-    /// A row's block for these outputs, and the length of the block after it.
+    /// A row's block for these outputs of its band, and the length of the block after it.
     fn block(&self, row: usize, (from, to): (usize, usize), next: Option<&(usize, usize)>) -> Vec<Wavelet> {
         let Product { x, source, .. } = *self.product;
         let machine = self.frame.machine;
         let Source::Edge { weights, bias, .. } = source else {
             return Vec::new();
         };
+        let band = self.band(row);
+        let first = self.product.y.features[self.frame.bands.top(band)];
         if self.finishes(row) {
             let biases: Vec<u32> = match bias {
-                Some(bias) => bias[from..to].iter().map(|b| b.to_bits()).collect(),
+                Some(bias) => bias[first + from..first + to]
+                    .iter()
+                    .map(|b| b.to_bits())
+                    .collect(),
                 None => vec![0],
             };
             return blocks::wavelets(machine, Ty::F32, &biases);
         }
-        let k = x.all();
-        let features = x.features[row]..x.features[row + 1];
-        let outputs: Vec<usize> = (from..to).collect();
+        let k = self.k;
+        let features = x.features[row] - band * k..x.features[row + 1] - band * k;
+        let outputs: Vec<usize> = (first + from..first + to).collect();
         if self.lists {
             let weight = |m: usize, f: usize| Some(weights[m * k + f]).filter(|w| *w != 0.0);
             let mut words = blocks::list(x.ty, features, &outputs, self.group, weight);

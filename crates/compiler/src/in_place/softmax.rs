@@ -64,7 +64,8 @@ impl Softmax<'_> {
             flag: true,
         };
         let feeds = frame.enter(&mut region, 1, |_, _| vec![begin]);
-        frame.up_and_down(&mut region, 0, None);
+        frame.partial_sums(&mut region);
+        frame.results(&mut region, None);
         frame.finish(region, feeds)
     }
 

@@ -1,7 +1,7 @@
 //! The two halves of a transformer's block, as operators in place that follow one another: each adds to the residual, whose place it keeps.
 
 use super::gather::{By, Gather, Gathered, key_features};
-use super::{Bands, LayerNorm, Pair, Product, Room, Softmax, Source, Tensor, Unary};
+use super::{Bands, LayerNorm, Pair, Product, Replicate, Room, Softmax, Source, Tensor, Unary, choose};
 use crate::CompileError;
 use crate::plan::{Function, Norm};
 use meshloom_simulator::Machine;
@@ -138,6 +138,73 @@ impl<'a> Chain<'a> {
         })
     }
 
+    /// Products with weights, which read the same tensor, and whose results lie alike: with bands of rows as [`super::choose`] says.
+    fn products(
+        &mut self,
+        all: &[(&str, Linear, &Tensor)],
+        x: &Tensor,
+        room: Room,
+    ) -> Result<(), CompileError> {
+        let linears: Vec<Linear> = all.iter().map(|(_, linear, _)| *linear).collect();
+        let Some((_, _, y)) = all.first() else {
+            return Ok(());
+        };
+        let (before, keeps) = (self.all.len(), self.keeps);
+        let mut choices = choose::choices(self.machine, x, y, &linears);
+        if choices.is_empty() {
+            // what is wrong is told there
+            choices.push(Bands::new(self.machine, 1)?);
+        }
+        let mut done = Ok(());
+        for bands in choices {
+            done = self.products_in(&bands, all, x, room);
+            self.keeps = keeps;
+            match &done {
+                Err(CompileError::DoesNotFit { .. }) => self.all.truncate(before),
+                _ => break,
+            }
+        }
+        done
+    }
+
+    fn products_in(
+        &mut self,
+        bands: &Bands,
+        all: &[(&str, Linear, &Tensor)],
+        x: &Tensor,
+        mut room: Room,
+    ) -> Result<(), CompileError> {
+        let mut replica = None;
+        let kept = self.keeps[1];
+        if bands.len() > 1 {
+            let copies = room.tensor(x.ty, x.tokens, &bands.spread(x.all()));
+            self.keeps[1] = room.end();
+            self.add(&format!("replicate for {}", all[0].0), |name, machine| {
+                Replicate {
+                    name,
+                    bands,
+                    x,
+                    y: &copies,
+                }
+                .map(machine)
+            })?;
+            replica = Some(copies);
+        }
+        for (i, (what, linear, y)) in all.iter().enumerate() {
+            if i + 1 == all.len() {
+                self.keeps[1] = kept;
+            }
+            self.product(
+                what,
+                linear.source(bands),
+                replica.as_ref().unwrap_or(x),
+                y,
+                &room,
+            )?;
+        }
+        Ok(())
+    }
+
     fn product(
         &mut self,
         what: &str,
@@ -198,16 +265,31 @@ impl<'a> Chain<'a> {
 }
 
 impl<'a> Linear<'a> {
-    fn source(&self) -> Source<'a> {
+    /// As a product's weights, with such bands.
+    pub fn source<'b>(&self, bands: &'b Bands) -> Source<'b>
+    where
+        'a: 'b,
+    {
         Source::Edge {
+            bands,
             weights: self.weights,
             bias: self.bias,
             lists: self.lists,
         }
     }
 
+    /// The share of its weights that is sent: where zeros are not, of a sample of at most 65536.
+    pub(super) fn stored(&self) -> f64 {
+        if !self.lists {
+            return 1.0;
+        }
+        let sample = self.weights.iter().step_by((self.weights.len() >> 16) + 1);
+        let (n, all) = sample.fold((0, 0), |(n, all), w| (n + (*w != 0.0) as usize, all + 1));
+        n as f64 / all.max(1) as f64
+    }
+
     /// Outputs, of so many inputs.
-    fn outputs(&self, k: usize) -> usize {
+    pub(super) fn outputs(&self, k: usize) -> usize {
         self.weights.len() / k.max(1)
     }
 }
@@ -228,8 +310,43 @@ pub(super) fn head(
     let behind = room.tensor(logits.ty, logits.tokens, &logits.features);
     chain.keeps[1] = room.end();
     chain.norm(norm, x, &normal, &room)?;
-    chain.product("product", linear.source(), &normal, &behind, &room)?;
+    chain.products(&[("product", linear, &behind)], &normal, room)?;
     Ok(chain.all)
+}
+
+/// How what lies between two products is spread, and the cycles that both are expected to take.
+pub(super) fn hidden(
+    machine: &Machine,
+    x: &Tensor,
+    up: Linear,
+    down: Linear,
+) -> Result<(Vec<usize>, f64), CompileError> {
+    let cycles = |features: &[usize]| {
+        let hidden = Tensor {
+            features: features.to_vec(),
+            ..x.clone()
+        };
+        choose::cycles(machine, x, &hidden, &[up]) + choose::cycles(machine, &hidden, x, &[down])
+    };
+    let best = choose::layout(machine, up.outputs(x.all()), cycles)?;
+    let cycles = cycles(&best);
+    Ok((best, cycles))
+}
+
+/// Cycles that an attention's products with weights are expected to take.
+pub(super) fn attention_cycles(
+    machine: &Machine,
+    heads: usize,
+    x: &Tensor,
+    three: [Linear; 3],
+    output: Linear,
+) -> Result<f64, CompileError> {
+    let of_head = three[0].outputs(x.all()) / heads.max(1);
+    let given = Tensor {
+        features: Bands::new(machine, heads)?.spread(of_head),
+        ..x.clone()
+    };
+    Ok(choose::cycles(machine, x, &given, &three) + choose::cycles(machine, &given, x, &[output]))
 }
 
 impl Mlp<'_> {
@@ -238,13 +355,13 @@ impl Mlp<'_> {
     /// Errors: slices of lengths that do not fit each other or `x`; what does not fit the machine.
     pub fn map(&self, machine: &Machine, x: &Tensor, room: Room) -> Result<Vec<Operator>, CompileError> {
         let (mut chain, kept) = (Chain::new(self.name, machine), room.end());
-        let bands = Bands::new(machine, 1)?;
+        let (hidden, _) = hidden(machine, x, self.up, self.down)?;
         let mut room = room;
         let normal = room.tensor(x.ty, x.tokens, &x.features);
-        let hidden = room.tensor(x.ty, x.tokens, &bands.spread(self.up.outputs(x.all())));
+        let hidden = room.tensor(x.ty, x.tokens, &hidden);
         chain.keeps[1] = room.end();
         chain.norm(self.norm, x, &normal, &room)?;
-        chain.product("up", self.up.source(), &normal, &hidden, &room)?;
+        chain.products(&[("up", self.up, &hidden)], &normal, room)?;
         chain.add("function", |name, machine| {
             Unary {
                 name,
@@ -255,7 +372,7 @@ impl Mlp<'_> {
             }
             .map(machine)
         })?;
-        chain.product("down", self.down.source(), &hidden, &normal, &room)?;
+        chain.products(&[("down", self.down, &normal)], &hidden, room)?;
         chain.keeps[1] = kept;
         chain.residual(x, &normal, &room)?;
         Ok(chain.all)
@@ -305,13 +422,12 @@ impl Attention<'_> {
         let scores = room.tensor(Ty::F32, x.tokens, &key_features(machine, &bands, x.tokens));
         chain.keeps[1] = before.end();
         chain.norm(self.norm, x, &normal, &before)?;
-        for (what, linear, to) in [
+        let three = [
             ("queries", self.query, &queries),
             ("keys", self.key, &keys),
             ("values", self.value, &values),
-        ] {
-            chain.product(what, linear.source(), &normal, to, &before)?;
-        }
+        ];
+        chain.products(&three, &normal, before)?;
         let gathered = chain.gather("gather keys", &bands, &keys, By::Feature, &before)?;
         chain.keeps[1] = room.end();
         chain.product("scores", gathered.source(&bands), &queries, &scores, &room)?;
@@ -330,7 +446,7 @@ impl Attention<'_> {
         // where the queries were
         chain.product("heads", gathered.source(&bands), &scores, &queries, &room)?;
         chain.keeps[0] = 0;
-        chain.product("output", self.output.source(), &queries, &normal, &room)?;
+        chain.products(&[("output", self.output, &normal)], &queries, room)?;
         chain.keeps[1] = kept;
         chain.residual(x, &normal, &room)?;
         Ok(chain.all)

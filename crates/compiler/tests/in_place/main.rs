@@ -1,6 +1,7 @@
 //! Operators in place: over random shapes and machines both engines agree in everything, results are what f64 gives, and each column but
 //! the first does what its neighbour does, a hop later.
 
+mod bands;
 mod operators;
 mod products;
 mod transformer;

@@ -3,7 +3,7 @@
 
 use super::*;
 use meshloom_compiler::CompileError;
-use meshloom_compiler::in_place::{Bands, Mapped, Product, Source, even_features};
+use meshloom_compiler::in_place::{Bands, Mapped, Product, Replicate, Source, even_features};
 use meshloom_simulator::text;
 use std::cell::RefCell;
 
@@ -32,20 +32,31 @@ fn same_sums(got: &[f32], want: &[f64], ty: Ty) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a product, and compares its results and its multiply-adds.
-fn check(product: &Product, machine: &Machine, x: &[f32], timed: &Timed) -> Result<Mapped, String> {
-    let Source::Edge { weights, bias, lists } = product.source else {
+/// Runs a product of values that lie on the mesh, in each band, and compares its results and its multiply-adds.
+fn check(
+    product: &Product,
+    machine: &Machine,
+    x: &[f32],
+    before: Vec<Vec<u8>>,
+    timed: &Timed,
+) -> Result<Mapped, String> {
+    let Source::Edge {
+        bands,
+        weights,
+        bias,
+        lists,
+    } = product.source
+    else {
         return Err("weights do not enter".into());
     };
     let mapped = product.map(machine).map_err(|e| e.to_string())?;
-    let before = placed(machine, &[(product.x, x)]);
     let (sram, outcome) = run_columns(timed, &mapped.program, machine, &before)?;
     if product.x.read(&sram) != product.x.read(&before) {
         return Err("X is not what it was".into());
     }
     let got = product.y.read(&sram);
     let tokens = product.x.tokens * (machine.mesh.width as usize - 1);
-    let (k, m) = (product.x.all(), product.y.all());
+    let (k, m) = (product.x.all() / bands.len(), product.y.all());
     let (w, x) = (rounded(product.x.ty, weights), rounded(product.x.ty, x));
     let sum = |(token, output): (usize, usize)| {
         let sum: f64 = (0..k).map(|f| x[token * k + f] * w[output * k + f]).sum();
@@ -76,6 +87,7 @@ struct Case {
     bias: bool,
     relu: bool,
     split: bool,
+    bands: usize,
     sets: Vec<String>,
     seed: u64,
 }
@@ -103,8 +115,9 @@ fn cases() -> impl Strategy<Value = Case> {
         1usize..70,
         prop_oneof![0u64..17, Just(16u64), Just(0u64)],
     );
-    ((2u32..8, 2u32..9), sizes, how, settings(), 0u64..1000).prop_map(
-        |(mesh, (each, k, m, zeros), (lists, types, bias, relu, split), sets, seed)| Case {
+    let mesh = (2u32..8, prop_oneof![2u32..9, 9u32..20]);
+    (mesh, sizes, how, 1usize..7, settings(), 0u64..1000).prop_map(
+        |(mesh, (each, k, m, zeros), (lists, types, bias, relu, split), bands, sets, seed)| Case {
             mesh,
             each,
             // sometimes fewer features than rows
@@ -116,6 +129,7 @@ fn cases() -> impl Strategy<Value = Case> {
             bias,
             relu,
             split,
+            bands: if seed % 3 == 0 { 1 } else { bands },
             sets,
             seed,
         },
@@ -126,9 +140,10 @@ fn cases() -> impl Strategy<Value = Case> {
 fn products() {
     let timed = Timed::default();
     // what was met: dense blocks, lists, lists without elements, several groups, rows without outputs, rows without features, a channel in the
-    // middle of its rows, f16, two types, features spread by weights
-    let met: RefCell<[usize; 10]> = Default::default();
-    over(300, cases(), |case| {
+    // middle of its rows, f16, two types, features spread by weights; several bands, of them some with more outputs than others, of several groups, of lists, with
+    // biases, of f16
+    let met: RefCell<[usize; 16]> = Default::default();
+    over(450, cases(), |case| {
         let mut sets = vec![
             format!("mesh.width={}", case.mesh.0),
             format!("mesh.height={}", case.mesh.1),
@@ -139,8 +154,9 @@ fn products() {
         let tokens = columns * case.each;
         let weights = values(case.k * case.m, case.seed + 1, case.zeros);
         let bias = values(case.m, case.seed + 2, 0);
-        let bands = Bands::new(&machine, 1).map_err(|e| e.to_string())?;
-        let even = case.lists && case.k >= rows;
+        let n = case.bands.min(case.mesh.1 as usize / 2).min(case.m);
+        let bands = Bands::new(&machine, n).map_err(|e| e.to_string())?;
+        let even = n == 1 && case.lists && case.k >= rows;
         let features = match even {
             true => even_features(&machine, case.types[0], case.each, case.k, &weights)
                 .map_err(|e| e.to_string())?,
@@ -148,9 +164,9 @@ fn products() {
         };
         // most in the first rows
         let at = |row: usize| case.m - case.m * (rows - row) * (rows - row) / (rows * rows);
-        let outputs = match case.split {
+        let outputs = match case.split && n == 1 {
             true => (0..=rows).map(at).chain([case.m]).collect(),
-            false => bands.spread(case.m),
+            false => bands.share(case.m),
         };
         let mut x = Tensor {
             ty: case.types[0],
@@ -173,11 +189,33 @@ fn products() {
             x.address += 1024;
             y.address = behind(&[&x, &y]);
         }
+        // all features are brought to each band
+        let one = Bands::new(&machine, 1).map_err(|e| e.to_string())?;
+        let given = Tensor {
+            features: one.spread(case.k),
+            address: behind(&[&x, &y]),
+            ..x.clone()
+        };
+        let input = values(tokens * case.k, case.seed + 3, 1);
+        let before = match n {
+            1 => placed(&machine, &[(&x, &input)]),
+            _ => {
+                let replicate = Replicate {
+                    name: "replicate",
+                    bands: &bands,
+                    x: &given,
+                    y: &x,
+                };
+                let program = replicate.map(&machine).map_err(|e| e.to_string())?;
+                run_columns(&timed, &program, &machine, &placed(&machine, &[(&given, &input)]))?.0
+            }
+        };
         let product = Product {
             name: "product",
             x: &x,
             y: &y,
             source: Source::Edge {
+                bands: &bands,
                 weights: &weights,
                 bias: case.bias.then_some(&bias[..]),
                 lists: case.lists,
@@ -185,8 +223,7 @@ fn products() {
             relu: case.relu,
             scratch: behind(&[&x, &y]),
         };
-        let input = values(tokens * case.k, case.seed + 3, 1);
-        let mapped = check(&product, &machine, &input, &timed)?;
+        let mapped = check(&product, &machine, &input, before, &timed)?;
         let mut met = met.borrow_mut();
         met[0] += !case.lists as usize;
         met[1] += case.lists as usize;
@@ -199,6 +236,12 @@ fn products() {
         met[7] += (x.ty == Ty::F16) as usize;
         met[8] += (x.ty != y.ty) as usize;
         met[9] += even as usize;
+        met[10] += (n > 1) as usize;
+        met[11] += (n > 1 && !case.m.is_multiple_of(n)) as usize;
+        met[12] += (n > 1 && mapped.group < case.m / n) as usize;
+        met[13] += (n > 1 && case.lists) as usize;
+        met[14] += (n > 1 && case.bias) as usize;
+        met[15] += (n > 1 && x.ty == Ty::F16) as usize;
         Ok(())
     });
     let met = met.into_inner();
@@ -323,11 +366,13 @@ fn a_chain() {
                 room.tensor(ty, 3, &features)
             })
             .collect();
+        let bands = Bands::new(&machine, 1).unwrap();
         let one = |i: usize| Product {
             name: ["first", "second", "third"][i],
             x: &tensors[i],
             y: &tensors[i + 1],
             source: Source::Edge {
+                bands: &bands,
                 weights: &all[i],
                 bias: Some(&biases[i]),
                 lists,
@@ -399,6 +444,7 @@ fn program() {
         x: &x,
         y: &y,
         source: Source::Edge {
+            bands: &Bands::new(&machine, 1).unwrap(),
             weights: &weights,
             bias: Some(&bias),
             lists: true,
@@ -406,7 +452,9 @@ fn program() {
         relu: true,
         scratch,
     };
-    check(&product, &machine, &values(64, 3, 0), &Timed::default()).unwrap_or_else(|e| panic!("{e}"));
+    let input = values(64, 3, 0);
+    let before = placed(&machine, &[(&x, &input)]);
+    check(&product, &machine, &input, before, &Timed::default()).unwrap_or_else(|e| panic!("{e}"));
     let mapped = product.map(&machine).unwrap();
     insta::assert_snapshot!(text::print(&mapped.program));
 }
@@ -416,7 +464,9 @@ fn what_does_not_fit_is_refused() {
     let all = vec![1.0; 64 * 64];
     let small = mesh(4, 4, &[]);
     let (x, y, scratch) = tensors(&small, 4, 64, 64);
+    let one = Bands::new(&small, 1).unwrap();
     let edge = |weights, bias| Source::Edge {
+        bands: &one,
         weights,
         bias,
         lists: true,
@@ -461,6 +511,27 @@ fn what_does_not_fit_is_refused() {
             ty: Ty::F32,
             address,
             pitch,
+        };
+        error(
+            &Product {
+                x: &x,
+                y: &y,
+                source,
+                scratch: room.end(),
+                ..product.clone()
+            },
+            &small,
+        )
+    };
+    let in_bands = |outputs: Vec<usize>| {
+        let mut room = meshloom_compiler::in_place::Room::default();
+        let x = room.tensor(Ty::F32, 4, &bands.spread(64));
+        let y = room.tensor(Ty::F32, 4, &outputs);
+        let source = Source::Edge {
+            bands: &bands,
+            weights: &all,
+            bias: None,
+            lists: false,
         };
         error(
             &Product {
@@ -529,6 +600,16 @@ fn what_does_not_fit_is_refused() {
         ),
         error(&product, &mesh(1, 4, &[])),
         error(&product, &mesh(4, 5, &[])),
+        // weights from the edge in bands: X only once, an output on a band's last row, a band without, one with too few
+        with(Source::Edge {
+            bands: &bands,
+            weights: &all,
+            bias: None,
+            lists: false,
+        }),
+        in_bands(vec![0, 32, 64, 64, 64]),
+        in_bands(vec![0, 64, 64, 64, 64]),
+        in_bands(vec![0, 62, 62, 64, 64]),
         even_features(&small, Ty::F32, 4, 2, &all[..2])
             .unwrap_err()
             .to_string(),

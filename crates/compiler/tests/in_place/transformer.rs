@@ -197,10 +197,12 @@ fn attentions() {
 }
 
 /// A whole model, but for its embedding, against its graph's evaluation; dense and with zero weights skipped, tokens that the columns do not
-/// divide.
+/// divide; products in one band of rows and in several.
 #[test]
 fn decoders() {
     let timed = Timed::default();
+    // the products that have several bands
+    let (mut several, mut all) = (Vec::new(), 0);
     for (sets, ty, sparse) in [
         (&["mesh.width=6", "mesh.height=9"][..], Ty::F32, false),
         (
@@ -209,6 +211,16 @@ fn decoders() {
             true,
         ),
         (&["mesh.width=6", "mesh.height=9"], Ty::F16, true),
+        (
+            &["mesh.width=6", "mesh.height=54", "edge.bits_per_second=5e12"],
+            Ty::F32,
+            false,
+        ),
+        (
+            &["mesh.width=4", "mesh.height=36", "edge.bits_per_second=5e12"],
+            Ty::F16,
+            true,
+        ),
     ] {
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
         let machine = machine(&sets);
@@ -230,10 +242,21 @@ fn decoders() {
         for i in 0..decoder.parts() {
             let operators = decoder.part(i).unwrap_or_else(|e| panic!("{e}"));
             sram = run_all(&operators, &machine, sram, &timed).unwrap_or_else(|e| panic!("{e}"));
+            let what = |o: &Operator| o.name.split_once(' ').map_or(String::new(), |n| n.1.into());
+            let names: Vec<String> = operators.iter().map(what).collect();
+            let replicated = names.iter().filter_map(|n| n.strip_prefix("replicate for "));
+            several.extend(replicated.map(String::from));
+            // queries, keys and values are one
+            let products = ["queries", "output", "up", "down", "product"];
+            all += names.iter().filter(|n| products.contains(&n.as_str())).count();
         }
         compare(&decoder.read(&sram), of(graph.outputs()[0]), ty).unwrap_or_else(|e| panic!("{e}"));
     }
     timed.each();
+    for what in ["queries", "output", "up", "down", "product"] {
+        assert!(several.iter().any(|n| n == what), "{what}: {several:?}");
+    }
+    assert!(several.len() < all, "{several:?} of {all}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn check(
     product: &Product,
     machine: &Machine,
     x: &[f32],
-    before: Vec<Vec<u8>>,
+    before: Sram,
     timed: &Timed,
 ) -> Result<Mapped, String> {
     let Source::Edge {

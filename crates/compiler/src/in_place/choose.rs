@@ -1,10 +1,11 @@
 //! How many bands of rows share the outputs of a product with weights from the edge.
 //!
-//! *The rule.* Bands end at rows where Y has no features, each the nearest to where bands of equal heights would end, and each has an output. For each number of
-//! bands that can be, cycles are expected to be those of the largest of three parts, and those of the first group's weights or the last group's work and sums: what a channel of the edge brings to its rows; the work of the
-//! fullest row of a band (multiply, take weights in, hand sums on, and each group's own instructions); sums and results of a band's last row. With several bands, X's features are
-//! brought to all of them first, a wavelet a cycle in each column, once for all products that read it. The fewest cycles win, or of those within a hundredth
-//! of them, which is less than what expectations are off, the most bands: they add and send the fewest sums. What does not fit SRAM gives way to what is expected to be next.
+//! *The rule.* Bands end at rows where Y has no features, each the nearest to where bands of equal heights would end, and each has an output.
+//! For each number of bands that can be, expected cycles are those of the largest of three parts: what a channel of the edge brings to its rows, and a
+//! group's work behind it; the work of the fullest row of a band (multiply, take weights in, hand sums on, and each group's own instructions), behind the
+//! first group's weights; sums and results of a band's last row. The last sums' way comes on top. With several bands, X's features are brought to all of them
+//! first, a wavelet a cycle in each column, once for all products that read it. The fewest cycles win, or of those within a hundredth of them, which is
+//! less than what expectations are off, the most bands: they add and send the fewest sums. What does not fit SRAM gives way to the next best.
 //!
 //! Bands make the sums' part smaller, B times, and rows of many features more even; they add what it takes to replicate X. They do nothing for weights, each
 //! of which enters once: where the edge sets the time, they gain little.

@@ -39,24 +39,24 @@ pub(super) fn cycles(machine: &Machine, x: &Tensor, y: &Tensor, linears: &[Linea
 }
 
 impl Bands {
-    /// The bands for a product of X with weights from the edge, whose results may lie as these bands do ([`Bands::share`]).
+    /// The bands, up to 16, for a product of X with weights from the edge whose results are spread over them ([`Bands::share`]). X has features for each row of the mesh.
     ///
     /// Errors: a mesh that is too small.
     pub fn for_product(machine: &Machine, x: &Tensor, linear: &Linear) -> Result<Bands, CompileError> {
         let outputs = linear.outputs(x.all());
-        let cost = |features: &[usize]| {
+        let most = 16.min(machine.mesh.height as usize / 2).min(outputs).max(1);
+        let mut all = Vec::new();
+        for n in 1..=most {
+            let bands = Bands::new(machine, n)?;
             let y = Tensor {
-                features: features.to_vec(),
+                features: bands.share(outputs),
                 ..x.clone()
             };
-            cycles(machine, x, &y, &[*linear])
-        };
-        let y = Tensor {
-            features: layout(machine, outputs, cost)?,
-            ..x.clone()
-        };
-        let best = choices(machine, x, &y, &[*linear]).into_iter().next();
-        best.map_or_else(|| Bands::new(machine, 1), Ok)
+            let cycles = bands.expected(machine, x, &y, &[*linear]);
+            all.push((bands, cycles));
+        }
+        let best = most_of_least(all.iter().map(|(_, cycles)| *cycles)).unwrap_or(0);
+        Ok(all.swap_remove(best).0)
     }
 
     /// The cycles that products of X with weights from the edge are expected to take in these bands, and the replication of X before them if there are several. Both

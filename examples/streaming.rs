@@ -277,7 +277,7 @@ fn in_place(arguments: &[String]) -> Result<(), Failure> {
     let each = tokens / columns;
     let one = Bands::new(&machine, 1)?;
     let mut room = Room::default();
-    let features = match lists && fixed == Some(1) {
+    let features = match lists {
         true => even_features(&machine, Ty::F32, each, k, &w)?,
         false => one.share(k),
     };

@@ -1,10 +1,11 @@
 //! How many bands of rows share the outputs of a product with weights from the edge.
 //!
-//! *The rule.* Bands end at rows where Y has no features, each the nearest to where bands of equal heights would end, and each has an output. For each number of
-//! bands that can be, cycles are expected to be those of the largest of three parts, and those of the first group's weights or the last group's work and sums: what a channel of the edge brings to its rows; the work of the
-//! fullest row of a band (multiply, take weights in, hand sums on, and each group's own instructions); sums and results of a band's last row. With several bands, X's features are
-//! brought to all of them first, a wavelet a cycle in each column, once for all products that read it. The fewest cycles win, or of those within a hundredth
-//! of them, which is less than what expectations are off, the most bands: they add and send the fewest sums. What does not fit SRAM gives way to what is expected to be next.
+//! *The rule.* Bands end at rows where Y has no features, each the nearest to where bands of equal heights would end, and each has an output.
+//! For each number of bands that can be, expected cycles are those of the largest of three parts: what a channel of the edge brings to its rows, and a
+//! group's work behind it; the work of the fullest row of a band (multiply, take weights in, hand sums on, and each group's own instructions), behind the
+//! first group's weights; sums and results of a band's last row. The last sums' way comes on top. With several bands, X's features are brought to all of them
+//! first, a wavelet a cycle in each column, once for all products that read it. The fewest cycles win, or of those within a hundredth of them, which is
+//! less than what expectations are off, the most bands: they add and send the fewest sums. What does not fit SRAM gives way to the next best.
 //!
 //! Bands make the sums' part smaller, B times, and rows of many features more even; they add what it takes to replicate X. They do nothing for weights, each
 //! of which enters once: where the edge sets the time, they gain little.
@@ -38,24 +39,24 @@ pub(super) fn cycles(machine: &Machine, x: &Tensor, y: &Tensor, linears: &[Linea
 }
 
 impl Bands {
-    /// The bands for a product of X with weights from the edge, whose results may lie as these bands do ([`Bands::share`]).
+    /// The bands, up to 16, for a product of X with weights from the edge whose results are spread over them ([`Bands::share`]). X has features for each row of the mesh.
     ///
     /// Errors: a mesh that is too small.
     pub fn for_product(machine: &Machine, x: &Tensor, linear: &Linear) -> Result<Bands, CompileError> {
         let outputs = linear.outputs(x.all());
-        let cost = |features: &[usize]| {
+        let most = 16.min(machine.mesh.height as usize / 2).min(outputs).max(1);
+        let mut all = Vec::new();
+        for n in 1..=most {
+            let bands = Bands::new(machine, n)?;
             let y = Tensor {
-                features: features.to_vec(),
+                features: bands.share(outputs),
                 ..x.clone()
             };
-            cycles(machine, x, &y, &[*linear])
-        };
-        let y = Tensor {
-            features: layout(machine, outputs, cost)?,
-            ..x.clone()
-        };
-        let best = choices(machine, x, &y, &[*linear]).into_iter().next();
-        best.map_or_else(|| Bands::new(machine, 1), Ok)
+            let cycles = bands.expected(machine, x, &y, &[*linear]);
+            all.push((bands, cycles));
+        }
+        let best = most_of_least(all.iter().map(|(_, cycles)| *cycles)).unwrap_or(0);
+        Ok(all.swap_remove(best).0)
     }
 
     /// The cycles that products of X with weights from the edge are expected to take in these bands, and the replication of X before them if there are several. Both

@@ -188,7 +188,8 @@ fn cycles(machine: &Machine, linear: &Linear, x: &Tensor, m: usize, bands: &Band
     all + run(&product.map(machine).unwrap_or_else(|e| panic!("{e}")).program)
 }
 
-/// What is expected is near what is simulated, and what is chosen takes at most 3 % longer than the best number of bands, where the work sets the time and where the edge does, and is not the same everywhere.
+/// What is expected is near what is simulated, and what is chosen takes at most 3 % longer than the best number of bands, where the work sets
+/// the time and where the edge does; and it is not the same everywhere.
 #[test]
 fn chosen_bands_are_near_the_best() {
     let narrow = "edge.bits_per_second=217.6e9";

@@ -89,6 +89,7 @@ impl Memory {
             // fresh memory is 0 without being touched
             self.words = vec![[0; 4]; words];
         }
+        self.words.reserve_exact(words.saturating_sub(self.words.len()));
         self.words.resize(words, [0; 4]);
         if !bytes.is_multiple_of(4) && bytes < self.bytes {
             let last = &mut self.words[words - LANES..];

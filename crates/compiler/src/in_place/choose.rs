@@ -4,7 +4,7 @@
 //! For each number of bands that can be, expected cycles are those of the largest of three parts: what a channel of the edge brings to its rows, and a
 //! group's work behind it; the work of the fullest row of a band (multiply, take weights in, hand sums on, and each group's own instructions), behind the
 //! first group's weights; sums and results of a band's last row. The last sums' way comes on top. With several bands, X's features are brought to all of them
-//! first, a wavelet a cycle in each column, once for all products that read it. The fewest cycles win, or of those within a hundredth of them, which is
+//! first, a wavelet a cycle in each column, once for all products that read it. The fewest cycles win, or of those within three hundredths of them, which is
 //! less than what expectations are off, the most bands: they add and send the fewest sums. What does not fit SRAM gives way to the next best.
 //!
 //! Bands make the sums' part smaller, B times, and rows of many features more even; they add what it takes to replicate X. They do nothing for weights, each
@@ -111,11 +111,11 @@ pub(super) fn layout(
     Ok(all.swap_remove(best))
 }
 
-/// The last one that is within a hundredth of the least.
+/// The last one that is within three hundredths of the least.
 fn most_of_least(costs: impl Iterator<Item = f64>) -> Option<usize> {
     let costs: Vec<f64> = costs.collect();
     let least = costs.iter().copied().fold(f64::INFINITY, f64::min);
-    costs.iter().rposition(|cost| *cost <= least * 1.01)
+    costs.iter().rposition(|cost| *cost <= least * 1.03)
 }
 
 /// So many bands that end at some of these rows, as equal as can be.

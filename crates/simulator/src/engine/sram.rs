@@ -6,9 +6,6 @@ use crate::machine::Machine;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Cores that reach fewer than one in so many bytes get copies of these.
-const FEW: usize = 4;
-
 /// The SRAM of each PE of a mesh: PEs are numbered row by row.
 #[derive(Clone)]
 pub struct Sram {
@@ -178,10 +175,11 @@ impl Sram {
         self.beside.extend(all);
     }
 
-    /// Has PEs lie so that the SRAM of cores can be had, which reach so many bytes in all: by themselves, or, if these are few, as they do.
+    /// Has PEs lie so that the SRAM of cores can be had, which reach so many bytes in all: by themselves, or, if there are more than these,
+    /// as they do, since cores get copies of what they reach.
     pub(super) fn ready(&mut self, bytes: usize, threads: usize) {
         let beside = self.beside.values().map(|all| all.n * all.memory.bytes());
-        if beside.sum::<usize>() < FEW * bytes {
+        if beside.sum::<usize>() < bytes {
             self.apart(threads);
         }
     }
@@ -399,7 +397,7 @@ mod tests {
             }
             // what was where code lies is lost, of those that had it
             assert_eq!(n == 35, byte(&sram, 36, 19) != 0 && byte(&sram, 36, 20) == 0);
-            sram.ready(4000, 1);
+            sram.ready(40_000, 1);
             assert!(sram.beside.is_empty());
         }
     }

@@ -111,10 +111,17 @@ impl Memory {
 
     /// Writes bytes of some PEs from an address on.
     pub fn write(&mut self, lanes: Range<usize>, at: usize, bytes: &[u8]) {
-        for (at, byte) in (at..).zip(bytes) {
+        let (first, rest) = bytes.split_at((at.next_multiple_of(4) - at).min(bytes.len()));
+        let mut part = |at: usize, from: &[u8]| {
             let words = &mut self.words[at / 4 * LANES..][lanes.clone()];
-            words.iter_mut().for_each(|word| word[at % 4] = *byte);
+            let put = |word: &mut Word| word[at % 4..][..from.len()].copy_from_slice(from);
+            words.iter_mut().for_each(put);
+        };
+        if !first.is_empty() {
+            part(at, first);
         }
+        let words = (at.next_multiple_of(4)..).step_by(4);
+        words.zip(rest.chunks(4)).for_each(|(at, from)| part(at, from));
         self.filled = self.words.len();
     }
 

@@ -101,12 +101,20 @@ impl Memory {
 
     /// Reads a PE's bytes from an address on, 0 where there are none.
     pub fn read(&self, lane: usize, at: usize, to: &mut [u8]) {
-        for (at, to) in (at..).zip(to) {
-            *to = self
-                .words
-                .get(at / 4 * LANES + lane)
-                .map_or(0, |word| word[at % 4]);
-        }
+        let (first, rest) = to.split_at_mut((at.next_multiple_of(4) - at).min(to.len()));
+        let part = |at: usize, to: &mut [u8]| match self.words.get(at / 4 * LANES + lane) {
+            Some(word) => to.copy_from_slice(&word[at % 4..][..to.len()]),
+            None => to.fill(0),
+        };
+        part(at, first);
+        let (whole, last) = rest.as_chunks_mut::<4>();
+        let at = at.next_multiple_of(4);
+        part(at + 4 * whole.len(), last);
+        let words = self.words.get(at / 4 * LANES..).unwrap_or(&[]);
+        let mut words = words.chunks_exact(LANES).map(|lanes| lanes[lane]);
+        whole
+            .iter_mut()
+            .for_each(|to| *to = words.next().unwrap_or([0; 4]));
     }
 
     /// Writes bytes of some PEs from an address on.
@@ -120,8 +128,15 @@ impl Memory {
         if !first.is_empty() {
             part(at, first);
         }
-        let words = (at.next_multiple_of(4)..).step_by(4);
-        words.zip(rest.chunks(4)).for_each(|(at, from)| part(at, from));
+        let (whole, last) = rest.as_chunks::<4>();
+        let at = at.next_multiple_of(4);
+        if !last.is_empty() {
+            part(at + 4 * whole.len(), last);
+        }
+        let words = self.words.get_mut(at / 4 * LANES..).unwrap_or_default();
+        for (words, from) in words.chunks_exact_mut(LANES).zip(whole) {
+            words[lanes.clone()].fill(*from);
+        }
         self.filled = self.words.len();
     }
 

@@ -674,6 +674,25 @@ fn declare(a: &mut Assembler, name: &str, tensor: &Tensor) {
     a.fixed(name, tensor.address, tensor.bytes() as u32);
 }
 
+/// Routers that take positions in turn: from where, to where, and for how many blocks.
+fn switch(region: &mut Region, color: Color, stream: &str, at: Lattice, positions: Vec<(Port, Port, Expr)>) {
+    if at.nx == 0 || at.ny == 0 {
+        return;
+    }
+    let position = |(input, output, hold)| Position {
+        input,
+        outputs: vec![output],
+        hold,
+    };
+    region.routes.push(Route {
+        color,
+        stream: stream.into(),
+        at,
+        positions: positions.into_iter().map(position).collect(),
+        filters: Vec::new(),
+    });
+}
+
 /// The routers of column 0, which lead what enters in the west to the rows.
 struct Trunk {
     /// The first row that each channel serves, its own row, and the row after the last.
@@ -710,20 +729,8 @@ impl Trunk {
     /// behind it pass.
     fn routes(&self, region: &mut Region, stream: &str, (top, own, end): (usize, usize, usize)) {
         let mut add = |from: usize, to: usize, positions: Vec<(Port, Port, Expr)>| {
-            if from < to {
-                let position = |(input, output, hold)| Position {
-                    input,
-                    outputs: vec![output],
-                    hold,
-                };
-                region.routes.push(Route {
-                    color: WEIGHTS,
-                    stream: stream.into(),
-                    at: Lattice::rect(0, from as u32, 1, (to - from) as u32),
-                    positions: positions.into_iter().map(position).collect(),
-                    filters: Vec::new(),
-                });
-            }
+            let at = Lattice::rect(0, from as u32, 1, to.saturating_sub(from) as u32);
+            switch(region, WEIGHTS, stream, at, positions);
         };
         let one = || Expr::Const(1);
         let number = |n: usize| Expr::Const(n as i64);

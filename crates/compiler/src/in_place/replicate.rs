@@ -7,7 +7,7 @@
 //! *No circle of waits.* What goes north is taken by a microthread that waits for nothing else, from a row's start on; so what goes south, from rows that each wait for
 //! those north of them alone, goes on.
 
-use super::{Bands, Frame, RESULTS, Tensor, WEIGHTS, declare};
+use super::{Bands, Frame, RESULTS, Tensor, WEIGHTS, declare, switch};
 use crate::CompileError;
 use crate::assemble::Assembler;
 use crate::kernels::blocks::{SUMS, TAKE};
@@ -138,21 +138,9 @@ impl Replicate<'_> {
     /// The ways south: each row's features behind those of the rows before it.
     fn down(&self, frame: &Frame, region: &mut Region, last: usize) {
         let has = |row: usize| (self.x.of(row) > 0) as usize;
+        let stream = format!("{}: x", frame.name);
         let mut add = |from: usize, to: usize, positions: Vec<(Port, Port, Expr)>| {
-            if from < to {
-                let position = |(input, output, hold)| Position {
-                    input,
-                    outputs: vec![output],
-                    hold,
-                };
-                region.routes.push(Route {
-                    color: DOWN,
-                    stream: format!("{}: x", frame.name),
-                    at: frame.lattice(from, to, 1),
-                    positions: positions.into_iter().map(position).collect(),
-                    filters: Vec::new(),
-                });
-            }
+            switch(region, DOWN, &stream, frame.lattice(from, to, 1), positions);
         };
         let one = Expr::Const(1);
         // nothing comes from rows before it

@@ -414,7 +414,7 @@ mod tests {
             for memory in &mut all {
                 for (at, bytes) in [(4, vec![9; 2]), (290, vec![9; 10])] {
                     memory.save((at as i64, (at + bytes.len()) as i64));
-                    memory.store(at, &bytes);
+                    memory.write(0..LANES, at, &bytes);
                 }
             }
             sram.put(&row, all);

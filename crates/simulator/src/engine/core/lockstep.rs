@@ -101,43 +101,32 @@ impl Memory {
 
     /// Reads a PE's bytes from an address on, 0 where there are none.
     pub fn read(&self, lane: usize, at: usize, to: &mut [u8]) {
-        let (first, rest) = to.split_at_mut((at.next_multiple_of(4) - at).min(to.len()));
-        let part = |at: usize, to: &mut [u8]| match self.words.get(at / 4 * LANES + lane) {
-            Some(word) => to.copy_from_slice(&word[at % 4..][..to.len()]),
-            None => to.fill(0),
-        };
-        part(at, first);
+        let n = to.len();
+        let (first, rest) = to.split_at_mut((at.next_multiple_of(4) - at).min(n));
+        let word = |at: usize| self.words.get(at / 4 * LANES + lane).copied().unwrap_or_default();
+        first.copy_from_slice(&word(at)[at % 4..][..first.len()]);
+        let mut words = (at.next_multiple_of(4)..).step_by(4).map(word);
         let (whole, last) = rest.as_chunks_mut::<4>();
-        let at = at.next_multiple_of(4);
-        part(at + 4 * whole.len(), last);
-        let words = self.words.get(at / 4 * LANES..).unwrap_or(&[]);
-        let mut words = words.chunks_exact(LANES).map(|lanes| lanes[lane]);
-        whole
-            .iter_mut()
-            .for_each(|to| *to = words.next().unwrap_or([0; 4]));
+        whole.iter_mut().zip(&mut words).for_each(|(to, word)| *to = word);
+        last.iter_mut()
+            .zip(words.next().unwrap_or_default())
+            .for_each(|(to, byte)| *to = byte);
     }
 
-    /// Writes bytes of some PEs from an address on.
+    /// Writes the same bytes in some PEs, from an address on.
     pub fn write(&mut self, lanes: Range<usize>, at: usize, bytes: &[u8]) {
-        let (first, rest) = bytes.split_at((at.next_multiple_of(4) - at).min(bytes.len()));
-        let mut part = |at: usize, from: &[u8]| {
-            let words = &mut self.words[at / 4 * LANES..][lanes.clone()];
-            let put = |word: &mut Word| word[at % 4..][..from.len()].copy_from_slice(from);
-            words.iter_mut().for_each(put);
-        };
-        if !first.is_empty() {
-            part(at, first);
+        for (word, part, bytes) in parts(at, bytes) {
+            let words = &mut self.words[word * LANES..][lanes.clone()];
+            match bytes.try_into() {
+                Ok(whole) => words.fill(whole),
+                Err(_) => words
+                    .iter_mut()
+                    .for_each(|w| w[part.clone()].copy_from_slice(bytes)),
+            }
         }
-        let (whole, last) = rest.as_chunks::<4>();
-        let at = at.next_multiple_of(4);
-        if !last.is_empty() {
-            part(at + 4 * whole.len(), last);
+        if self.before.is_none() {
+            self.filled = self.words.len();
         }
-        let words = self.words.get_mut(at / 4 * LANES..).unwrap_or_default();
-        for (words, from) in words.chunks_exact_mut(LANES).zip(whole) {
-            words[lanes.clone()].fill(*from);
-        }
-        self.filled = self.words.len();
     }
 
     /// From here on what is overwritten is saved, if it is [said](Memory::save) before; what is 0 for sure need not be.
@@ -179,19 +168,6 @@ impl Memory {
         self.filled = self.words.len();
     }
 
-    /// Stores the same in all PEs.
-    pub fn store(&mut self, at: usize, bytes: &[u8]) {
-        for (word, part, bytes) in parts(at, bytes) {
-            let lanes = &mut self.words[word * LANES..][..LANES];
-            match bytes.try_into() {
-                Ok(whole) => lanes.fill(whole),
-                Err(_) => lanes
-                    .iter_mut()
-                    .for_each(|w| w[part.clone()].copy_from_slice(bytes)),
-            }
-        }
-    }
-
     /// Whether all PEs have this.
     pub fn holds(&self, at: usize, bytes: &[u8]) -> bool {
         parts(at, bytes).all(|(word, part, bytes)| {
@@ -200,20 +176,14 @@ impl Memory {
         })
     }
 
-    /// Copies bytes of a PE, whole words with them, to their place.
-    fn copy(&self, lane: usize, (low, high): (i64, i64), to: &mut [u8]) {
-        let words = low as usize / 4..(high as usize).div_ceil(4);
-        for (word, to) in words.clone().zip(to[4 * words.start..].chunks_mut(4)) {
-            to.copy_from_slice(&self.words[word * LANES + lane][..to.len()]);
-        }
+    /// Copies bytes of a PE to their place among all of its own.
+    fn copy(&self, lane: usize, (low, high): (i64, i64), own: &mut [u8]) {
+        self.read(lane, low as usize, &mut own[low as usize..high as usize]);
     }
 
-    /// Puts bytes of a PE, whole words with them, from their place back.
-    fn put(&mut self, lane: usize, (low, high): (i64, i64), from: &[u8]) {
-        let words = low as usize / 4..(high as usize).div_ceil(4);
-        for (word, from) in words.clone().zip(from[4 * words.start..].chunks(4)) {
-            self.words[word * LANES + lane][..from.len()].copy_from_slice(from);
-        }
+    /// Puts them back.
+    fn put(&mut self, lane: usize, (low, high): (i64, i64), own: &[u8]) {
+        self.write(lane..lane + 1, low as usize, &own[low as usize..high as usize]);
     }
 
     /// Adds to sums.

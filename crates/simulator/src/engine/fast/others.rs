@@ -169,7 +169,7 @@ impl Others {
 
     /// What the columns' memory of each core is now.
     pub fn into_memories(mut self) -> Vec<Vec<Memory>> {
-        // what went wrong is known, or it is what is asked for now
+        // nobody is away after a batch that was waited for; after an error, what the crew did is taken back anyway
         let _ = self.come_back();
         let mut groups: Vec<_> = std::mem::take(&mut self.crew.groups)
             .into_iter()
@@ -444,7 +444,7 @@ impl Batch {
             }
             Recorded::Sums(sums) => memory.sums(scratch, sums),
             Recorded::Axpys { all, n, ty } => memory.axpys(scratch, *n, *ty, all),
-            Recorded::Store { at, bytes } => memory.store(*at, bytes),
+            Recorded::Store { at, bytes } => memory.write(0..LANES, *at, bytes),
             Recorded::Same { at, bytes } if !memory.holds(*at, bytes) => return Err(()),
             Recorded::Takes { wavelet, .. } if copied[0].iter().any(|w| w.bits != wavelet.bits) => {
                 return Err(());
